@@ -1,0 +1,210 @@
+"""The facts of a run, one frozen record each; the unit stands in the name where it is not obvious.
+
+Accuracies and drops are fractions of one (0.015 is 1.5 points). MACs count one multiply-accumulate of a
+convolution or linear layer for one sample. Sizes are bytes. Times are milliseconds or seconds, as named.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+__all__ = [
+    "Budget",
+    "ChannelGroup",
+    "Consumer",
+    "EngineReport",
+    "Latency",
+    "LayerChannels",
+    "ModelFigures",
+    "OnnxArtifact",
+    "PruningStep",
+    "Report",
+    "StepRecord",
+    "Verdict",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Consumer:
+    """A layer that reads the channels of a coupled group at its input.
+
+    Attributes:
+        module: qualified module name.
+        inputs: input channel (or feature) indices of the module that the group feeds.
+        channels: for each of ``inputs``, the channel of the group that feeds it.
+    """
+
+    module: str
+    inputs: tuple[int, ...]
+    channels: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ChannelGroup:
+    """Channels that can only be removed together (a coupled, or dependency, group).
+
+    Attributes:
+        name: qualified name of the layer from which the group is pruned (its root).
+        channels: number of channels at the root.
+        consumers: the layers that read the group; the gates of the Fisher estimate sit at their inputs.
+        weights: ``(module, parameter, dim, per_channel)`` of every weight slice that goes with a channel:
+            ``per_channel[k]`` lists the indices along ``dim`` that belong to channel ``k``.
+        macs_per_channel: MACs that vanish with one channel, for one sample.
+        multiple: kept channels must be a multiple of this for the graph to stay consistent (grouped convolution).
+    """
+
+    name: str
+    channels: int
+    consumers: tuple[Consumer, ...]
+    weights: tuple[tuple[str, str, int, tuple[tuple[int, ...], ...]], ...]
+    macs_per_channel: float
+    multiple: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class PruningStep:
+    """Which channels to remove; a proposal, nothing has changed yet.
+
+    Attributes:
+        removed: group name to sorted channel indices, in the numbering of the model as it stands.
+        predicted_loss_increase: half the sum of the removed channels' Fisher values (second order, nats).
+        macs_saved: predicted MACs saved, for one sample.
+    """
+
+    removed: Mapping[str, tuple[int, ...]]
+    predicted_loss_increase: float
+    macs_saved: float
+
+    @property
+    def channels(self) -> int:
+        """Number of channels removed, over all groups."""
+        return sum(len(v) for v in self.removed.values())
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What a score means under a budget, with the reason in words."""
+
+    kept: bool
+    baseline: float
+    measured: float
+    drop: float
+    max_drop: float
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class StepRecord:
+    """One pruning step and what became of it.
+
+    ``outcome`` is ``"kept"``, ``"rolled_back"`` (over budget or never judged) or ``"refused"`` (would have
+    broken the model, so was not made). ``macs`` and ``params`` are those of the pruned candidate.
+    """
+
+    index: int
+    epoch: int
+    outcome: str
+    reason: str
+    step: float
+    channels_removed: int
+    predicted_loss_increase: float
+    macs: float
+    params: int
+    accuracy: float | None = None
+    accuracy_drop: float | None = None
+    surgery_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """The promise: the monitored metric may be worse than the baseline by at most ``max_drop``."""
+
+    max_drop: float
+    monitor: str
+    mode: str = "max"
+
+
+@dataclass(frozen=True, slots=True)
+class OnnxArtifact:
+    """An ONNX file with what one needs to run it. ``input_shape`` is of one sample, without the batch axis."""
+
+    path: str
+    file_bytes: int
+    sha256: str
+    input_name: str
+    input_shape: tuple[int, ...]
+    output_name: str
+    opset: int
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFigures:
+    """One stage of the model: dense baseline, pruned float, or the INT8 artifact.
+
+    ``accuracy`` is on the decision split, ``holdout_accuracy`` on data that no decision saw (None: no such split).
+    """
+
+    accuracy: float
+    macs: float
+    params: int
+    file_bytes: int
+    holdout_accuracy: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Latency:
+    """Wall time of one inference call, milliseconds, over ``runs`` calls after a warm-up."""
+
+    median: float
+    p95: float
+    runs: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class EngineReport:
+    """A timed engine. ``model`` is ``"dense"`` or ``"pruned"``; ``precision`` ``"fp32"``, ``"fp16"`` or ``"int8"``."""
+
+    backend: str
+    model: str
+    precision: str
+    latency_ms: Latency
+    batch_size: int
+    threads: int
+    device: str
+    path: str
+    accuracy: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class LayerChannels:
+    """Output channels of one layer in the dense and in the final model."""
+
+    layer: str
+    before: int
+    after: int
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """All figures of a run; ``report.json`` is this record, field by field."""
+
+    budget: Budget
+    baseline: ModelFigures
+    pruned: ModelFigures
+    int8: ModelFigures
+    within_budget: bool
+    accuracy_drop: float
+    size_reduction: float
+    macs_reduction: float
+    speedup: float | None
+    holdout_accuracy_drop: float | None = None
+    control: ModelFigures | None = None
+    control_accuracy_drop: float | None = None
+    control_holdout_accuracy_drop: float | None = None
+    steps: tuple[StepRecord, ...] = ()
+    engines: tuple[EngineReport, ...] = ()
+    channels: tuple[LayerChannels, ...] = ()
+    notes: tuple[str, ...] = ()
+    versions: Mapping[str, str] = field(default_factory=dict)
+    schema_version: int = 1
