@@ -14,6 +14,7 @@ __all__ = [
     "ChannelGroup",
     "Consumer",
     "EngineReport",
+    "Filters",
     "Latency",
     "LayerChannels",
     "ModelFigures",
@@ -41,6 +42,23 @@ class Consumer:
 
 
 @dataclass(frozen=True, slots=True)
+class Filters:
+    """The slices of a weight that write the channels of a coupled group: filter ``indices[i]`` writes ``channels[i]``.
+
+    Attributes:
+        parameter: qualified parameter name of a convolution's or linear layer's weight or bias.
+        dim: the dimension that is sliced.
+        indices: indices along ``dim``.
+        channels: for each of ``indices``, the channel of the group.
+    """
+
+    parameter: str
+    dim: int
+    indices: tuple[int, ...]
+    channels: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class ChannelGroup:
     """Channels that can only be removed together (a coupled, or dependency, group).
 
@@ -48,18 +66,23 @@ class ChannelGroup:
         name: qualified name of the layer from which the group is pruned (its root).
         channels: number of channels at the root.
         consumers: the layers that read the group; the gates of the Fisher estimate sit at their inputs.
-        weights: ``(module, parameter, dim, per_channel)`` of every weight slice that goes with a channel:
-            ``per_channel[k]`` lists the indices along ``dim`` that belong to channel ``k``.
+        filters: the weight slices that write the group.
         macs_per_channel: MACs that vanish with one channel, for one sample.
-        multiple: kept channels must be a multiple of this for the graph to stay consistent (grouped convolution).
+        blocks: a grouped convolution ties channels: ``k, k + channels/blocks, k + 2 channels/blocks, ...`` share
+            one gate and go together.
     """
 
     name: str
     channels: int
     consumers: tuple[Consumer, ...]
-    weights: tuple[tuple[str, str, int, tuple[tuple[int, ...], ...]], ...]
+    filters: tuple[Filters, ...]
     macs_per_channel: float
-    multiple: int = 1
+    blocks: int = 1
+
+    @property
+    def gates(self) -> int:
+        """Number of independent decisions: one gate per channel, or per tied set of channels."""
+        return self.channels // self.blocks
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,7 @@
+"""Lightning callbacks; thin: they gather from the Trainer, call, keep state and log."""
+
+from hqp_lightning.callbacks.checkpoint import load_pruned
+from hqp_lightning.callbacks.fisher import FisherAccumulator
+from hqp_lightning.callbacks.pruning import HQPPruning
+
+__all__ = ["FisherAccumulator", "HQPPruning", "load_pruned"]

@@ -1,0 +1,20 @@
+"""From a module to a calibrated INT8 file and timed engines. Does not import Lightning."""
+
+from hqp_lightning.export.manifest import data_sha256, read_manifest, write_manifest
+from hqp_lightning.export.onnx import describe, export_onnx
+from hqp_lightning.export.placement import Placement, placements, quantized_tensors
+from hqp_lightning.export.quantize import DEFAULT_METHOD, collect_ranges, quantize
+
+__all__ = [
+    "DEFAULT_METHOD",
+    "Placement",
+    "collect_ranges",
+    "data_sha256",
+    "describe",
+    "export_onnx",
+    "placements",
+    "quantize",
+    "quantized_tensors",
+    "read_manifest",
+    "write_manifest",
+]

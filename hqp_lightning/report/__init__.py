@@ -1,0 +1,21 @@
+"""Reports of a run: JSON, console table, Markdown table, HTML page."""
+
+from hqp_lightning.report.assemble import assemble, versions
+from hqp_lightning.report.console import print_report
+from hqp_lightning.report.html import write_html
+from hqp_lightning.report.markdown import markdown_table
+from hqp_lightning.report.schema import from_dict, read_json, to_dict, write_json
+from hqp_lightning.report.sentences import step_line
+
+__all__ = [
+    "assemble",
+    "from_dict",
+    "markdown_table",
+    "print_report",
+    "read_json",
+    "step_line",
+    "to_dict",
+    "versions",
+    "write_html",
+    "write_json",
+]

@@ -1,0 +1,23 @@
+"""Change a live model: trace its coupled groups, cut channels, carry the optimizer, undo. In-place names end in _."""
+
+from hqp_lightning.surgery.batchnorm import recalibrate_batchnorm_
+from hqp_lightning.surgery.cost import layer_macs
+from hqp_lightning.surgery.cut import apply_cut_, slice_optimizers_
+from hqp_lightning.surgery.graph import Cut, Shadow
+from hqp_lightning.surgery.snapshot import Snapshot, restore_, take
+from hqp_lightning.surgery.structure import Structure, apply_structure_, record
+
+__all__ = [
+    "Cut",
+    "Shadow",
+    "Snapshot",
+    "Structure",
+    "apply_cut_",
+    "apply_structure_",
+    "layer_macs",
+    "recalibrate_batchnorm_",
+    "record",
+    "restore_",
+    "slice_optimizers_",
+    "take",
+]

@@ -1,0 +1,167 @@
+"""The ``hqp`` console command: compose a recipe, train, prune, quantize, report."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import os
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+import hydra
+import lightning as L
+from hydra.core.config_store import ConfigStore
+from hydra.errors import InstantiationException
+from hydra.utils import instantiate
+from lightning.pytorch.callbacks import ModelCheckpoint
+from omegaconf import DictConfig, OmegaConf
+
+from hqp_lightning.errors import ConfigurationError, HQPError
+from hqp_lightning.records import ModelFigures, Report
+
+__all__ = ["CONFIG_DIR", "RECIPE_DIR", "main", "run", "with_control"]
+
+_log = logging.getLogger(__name__)
+_PACKAGE = Path(__file__).resolve().parent
+# A wheel carries both folders inside the package; in the source tree they stand beside it.
+_ROOT = _PACKAGE if (_PACKAGE / "conf").is_dir() else _PACKAGE.parent
+CONFIG_DIR, RECIPE_DIR = _ROOT / "conf", _ROOT / "recipes"
+for _file in RECIPE_DIR.glob("*.yaml"):
+    # Every recipe says how to read it with "@package _global_"; Hydra's store wants that as an argument.
+    ConfigStore.instance().store(
+        group="recipe", name=_file.stem, node=OmegaConf.load(_file), package="_global_", provider="hqp_lightning"
+    )
+_CALLBACKS = ("hqp", "export")
+
+
+def run(cfg: DictConfig) -> Report | None:
+    """Carry out one composed configuration.
+
+    Args:
+        cfg: see ``conf/config.yaml``.
+
+    Returns:
+        The report, amended by the control where ``control=true``; None when the export is switched off.
+
+    Raises:
+        ConfigurationError: a value is missing or of the wrong type, before anything is loaded.
+    """
+    _check(cfg)
+    callbacks = _callbacks(cfg)
+    model, data, trainer = _build(cfg, callbacks)
+    trainer.fit(model, datamodule=data, ckpt_path=cfg.ckpt_path)
+    if not cfg.export:
+        return None
+    report: Report = callbacks[-1].report
+    if cfg.control:
+        report = with_control(report, _dense_figures(cfg, report))
+        _write(report, Path(cfg.export.dirpath))
+    print(f"Report: {Path(cfg.export.dirpath) / 'report.html'}")
+    return report
+
+
+def with_control(report: Report, control: ModelFigures) -> Report:
+    """Add the dense model that trained for as long to a report, and the drops against it.
+
+    Args:
+        report: of the pruned and quantized model.
+        control: the dense model after the same epochs.
+
+    Returns:
+        The report with ``control_accuracy_drop = control - INT8`` (the other way round for a metric that falls).
+    """
+    sign = 1.0 if report.budget.mode == "max" else -1.0
+    holdout = None
+    if control.holdout_accuracy is not None and report.int8.holdout_accuracy is not None:
+        holdout = sign * (control.holdout_accuracy - report.int8.holdout_accuracy)
+    return dataclasses.replace(
+        report,
+        control=control,
+        control_accuracy_drop=sign * (control.accuracy - report.int8.accuracy),
+        control_holdout_accuracy_drop=holdout,
+    )
+
+
+def _check(cfg: DictConfig) -> None:
+    missing = sorted(OmegaConf.missing_keys(cfg))
+    if missing:
+        raise ConfigurationError(f"no value for {', '.join(missing)}; add {' '.join(f'{k}=...' for k in missing)}")
+    for key, kind in (("control", bool), ("seed", int)):
+        if not isinstance(cfg[key], kind):
+            raise ConfigurationError(f"{key} must be of type {kind.__name__}, got {cfg[key]!r}")
+    if cfg.control and not (cfg.export and cfg.hqp):
+        raise ConfigurationError("control=true compares with a pruned and exported model; it needs hqp and export")
+
+
+def _callbacks(cfg: DictConfig) -> list[Any]:
+    return [instantiate(cfg[name]) for name in _CALLBACKS if cfg[name]]
+
+
+def _build(
+    cfg: DictConfig, callbacks: list[Any], suffix: str = ""
+) -> tuple[L.LightningModule, L.LightningDataModule, L.Trainer]:
+    L.seed_everything(cfg.seed, workers=True)
+    data, model = instantiate(cfg.data), instantiate(cfg.model)
+    logger = instantiate(cfg.logger) if cfg.logger and not suffix else False
+    root = str(cfg.trainer.default_root_dir) + suffix
+    return model, data, instantiate(cfg.trainer, callbacks=callbacks, logger=logger, default_root_dir=root)
+
+
+def _dense_figures(cfg: DictConfig, report: Report) -> ModelFigures:
+    """Train the dense model from the same start for the same epochs; score its best epoch on both splits."""
+    budget, baseline = report.budget, report.baseline
+    _log.info("control: training the dense model for the same epochs")
+    best = ModelCheckpoint(
+        dirpath=Path(cfg.output_dir) / "control", monitor=budget.monitor, mode=budget.mode, save_weights_only=True
+    )
+    plain = OmegaConf.merge(cfg, {"trainer": {"enable_checkpointing": True}})
+    model, data, trainer = _build(plain, [best], suffix="/control")  # type: ignore[arg-type]
+    trainer.fit(model, datamodule=data)
+    if best.best_model_score is None:
+        raise ConfigurationError(f"the control never logged {budget.monitor!r}")
+    accuracy = float(best.best_model_score)
+    sign = 1.0 if budget.mode == "max" else -1.0
+    if sign * (baseline.accuracy - accuracy) >= 0:
+        # Training on did not help: then the model at the start is the best dense one that can be had.
+        return baseline
+    holdout = None
+    if baseline.holdout_accuracy is not None:
+        (scores,) = trainer.validate(model, data.test_dataloader(), ckpt_path=best.best_model_path, verbose=False)
+        holdout = float(scores[budget.monitor])
+    return dataclasses.replace(baseline, accuracy=accuracy, holdout_accuracy=holdout)
+
+
+def _write(report: Report, folder: Path) -> None:
+    from hqp_lightning.report import print_report, write_html, write_json
+
+    write_json(report, folder / "report.json")
+    write_html(report, folder / "report.html")
+    print_report(report)
+
+
+def _cause(error: BaseException) -> BaseException:
+    while isinstance(error, InstantiationException) and error.__cause__ is not None:
+        error = error.__cause__
+    return error
+
+
+@hydra.main(version_base="1.3", config_path=str(CONFIG_DIR), config_name="config")
+def main(cfg: DictConfig) -> float | None:
+    """Run ``hqp recipe=NAME [key=value ...]``; returns the INT8 accuracy, as an objective for sweepers."""
+    # The recipes' loaders serve thousands of images a second from memory: workers would only copy.
+    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    try:
+        report = run(cfg)
+    except (HQPError, InstantiationException) as error:
+        cause = _cause(error)
+        if os.environ.get("HYDRA_FULL_ERROR") == "1" or not isinstance(cause, HQPError | TypeError):
+            raise
+        print(f"hqp: error: {cause}", file=sys.stderr)
+        raise SystemExit(1) from None
+    return None if report is None else report.int8.accuracy
+
+
+if __name__ == "__main__":
+    main()

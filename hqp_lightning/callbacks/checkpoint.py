@@ -1,0 +1,71 @@
+"""Pruned models in checkpoints: every file carries its structure, and loading applies it first."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import MethodType
+from typing import Any, TypeVar
+
+import torch
+from lightning.pytorch import LightningModule
+
+from hqp_lightning.errors import ConfigurationError
+from hqp_lightning.surgery import Structure, apply_structure_, record
+
+__all__ = ["STRUCTURE_KEY", "carry_structure", "load_pruned"]
+
+STRUCTURE_KEY = "hqp_structure"
+
+T = TypeVar("T", bound=LightningModule)
+
+
+def carry_structure(pl_module: LightningModule) -> None:
+    """Make every checkpoint of ``pl_module`` carry its structure from now on, and apply it on load.
+
+    Lightning loads the weights before any callback hears of the checkpoint, so the module's own hooks are wrapped:
+    they are the only ones called early enough, and for ``save_weights_only`` files and after ``fit`` too.
+    """
+    pl_module.__dict__["on_save_checkpoint"] = MethodType(on_save_checkpoint, pl_module)
+    pl_module.__dict__["on_load_checkpoint"] = MethodType(on_load_checkpoint, pl_module)
+
+
+# Named as what they stand in for: a pickled module then finds its class's own methods again.
+def on_save_checkpoint(self: LightningModule, checkpoint: dict[str, Any]) -> None:
+    """Record the structure, then call the user's hook."""
+    checkpoint[STRUCTURE_KEY] = record(self).to_plain()
+    type(self).on_save_checkpoint(self, checkpoint)
+
+
+def on_load_checkpoint(self: LightningModule, checkpoint: dict[str, Any]) -> None:
+    """Apply the structure, then call the user's hook."""
+    if STRUCTURE_KEY in checkpoint:
+        apply_structure_(self, Structure.from_plain(checkpoint[STRUCTURE_KEY]))
+    type(self).on_load_checkpoint(self, checkpoint)
+
+
+def load_pruned(model: type[T] | T, ckpt_path: str | Path, **kwargs: Any) -> T:
+    """Rebuild a pruned LightningModule from its original class, or a fresh instance, and a checkpoint.
+
+    Args:
+        model: the LightningModule class (built with the checkpoint's hyperparameters and ``kwargs``), or an
+            instance of the original, unpruned architecture; the instance is changed in place.
+        ckpt_path: a Lightning checkpoint saved while :class:`HQPPruning` or :class:`Int8Export` was attached.
+        **kwargs: constructor arguments that override the saved hyperparameters.
+
+    Returns:
+        The module with the pruned structure and the checkpoint's weights, on the CPU.
+
+    Raises:
+        ConfigurationError: the file carries no structure.
+        SurgeryError: the structure is of another architecture.
+    """
+    checkpoint = torch.load(ckpt_path, map_location="cpu", weights_only=True)
+    if STRUCTURE_KEY not in checkpoint:
+        raise ConfigurationError(
+            f"{ckpt_path} carries no {STRUCTURE_KEY!r}: it was saved without HQPPruning or Int8Export. "
+            f"Load it with {getattr(model, '__name__', type(model).__name__)}.load_from_checkpoint."
+        )
+    module = model(**{**checkpoint.get("hyper_parameters", {}), **kwargs}) if isinstance(model, type) else model
+    apply_structure_(module, Structure.from_plain(checkpoint[STRUCTURE_KEY]))
+    module.load_state_dict(checkpoint["state_dict"])
+    return module

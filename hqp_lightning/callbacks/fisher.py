@@ -1,0 +1,115 @@
+"""FisherAccumulator: Fisher diagonals during validation passes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning_utilities.core.apply_func import apply_to_collection
+from torch import Tensor
+
+from hqp_lightning.callbacks.network import LossFn, find_network, fisher_context, network_inputs, per_sample_loss
+from hqp_lightning.core import fisher
+from hqp_lightning.core.saliency import ESTIMATORS, saliency
+from hqp_lightning.errors import ConfigurationError
+from hqp_lightning.records import ChannelGroup
+from hqp_lightning.surgery import Shadow
+
+__all__ = ["FisherAccumulator"]
+
+
+class FisherAccumulator(Callback):
+    """Accumulate the Fisher diagonal of every coupled channel group while Lightning validates.
+
+    Works in ``trainer.fit`` and ``trainer.validate``, adds one forward and backward pass per batch, and leaves
+    gradients, BatchNorm statistics and logged metrics alone. Useful alone, to see what a network is sensitive to::
+
+        fisher = FisherAccumulator()
+        Trainer(callbacks=[fisher]).validate(model, datamodule)
+        fisher.saliency()  # {"layer1.0.conv1": tensor of shape (64,), ...}
+
+    Args:
+        estimator: ``"gate"`` (group-joint channel gates) or ``"weight"`` (the paper's sum over filter weights).
+        module: the network's attribute name in the LightningModule; found if it is the only one with parameters.
+        ignore: names of modules in the network whose channels must stay.
+        loss_fn: ``loss_fn(pl_module, batch)`` returning per-sample losses ``(N,)`` or their mean; by default
+            cross-entropy for ``(x, y)`` batches.
+        batches: number of batches used of each validation run; all by default.
+
+    Raises:
+        ConfigurationError: unknown estimator, or ``batches`` below 1.
+    """
+
+    def __init__(
+        self,
+        estimator: str = "gate",
+        module: str | None = None,
+        ignore: Sequence[str] = (),
+        loss_fn: LossFn | None = None,
+        batches: int | None = None,
+    ) -> None:
+        if estimator not in ESTIMATORS:
+            raise ConfigurationError(f"estimator={estimator!r} is not known; choose one of {ESTIMATORS}.")
+        if batches is not None and batches < 1:
+            raise ConfigurationError(f"batches={batches} must be at least 1, or None for all.")
+        self.estimator, self.module, self.ignore = estimator, module, tuple(ignore)
+        self.loss_fn, self.batches = loss_fn, batches
+        self.active = True
+        self.groups: tuple[ChannelGroup, ...] = ()
+        self.state = fisher.FisherState()
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start from nothing: the network may have changed since the last validation."""
+        if not trainer.sanity_checking:
+            self.groups, self.state = (), fisher.FisherState()
+
+    def on_validation_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Add one batch of the first validation loader."""
+        limit = self.batches if self.batches is not None else float("inf")
+        if self.active and not trainer.sanity_checking and dataloader_idx == 0 and batch_idx < limit:
+            self.update(trainer, pl_module, batch)
+
+    def update(self, trainer: Trainer, pl_module: LightningModule, batch: Any) -> None:
+        """Add the Fisher sums of one batch to the state."""
+        _, network = find_network(pl_module, self.module)
+        with fisher_context(trainer):
+            batch = apply_to_collection(batch, Tensor, torch.clone)  # tensors made in inference mode can't take part in autograd
+            if not self.groups:
+                inputs = network_inputs(pl_module, network, batch, self.loss_fn)
+                self.groups = Shadow(network, inputs, self.ignore).groups()
+
+            def loss() -> Tensor:
+                return per_sample_loss(pl_module, network, batch, self.loss_fn)
+
+            if self.estimator == "gate":
+                new = fisher.gate_fisher(network, self.groups, loss)
+            else:
+                layers = dict.fromkeys(f.parameter.rpartition(".")[0] for g in self.groups for f in g.filters)
+                new = fisher.weight_fisher(network, list(layers), loss)
+        self.state = fisher.merge(self.state, new)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Add up the ranks."""
+        if trainer.world_size > 1 and self.state.samples:
+            reduce = trainer.strategy.reduce
+            sums = {n: reduce(s.to(pl_module.device), reduce_op="sum") for n, s in self.state.sums.items()}
+            samples = reduce(torch.tensor(self.state.samples, device=pl_module.device), reduce_op="sum")
+            self.state = fisher.FisherState(sums, int(samples))
+
+    def compute(self) -> dict[str, Tensor]:
+        """Mean Fisher values: by group name (gate) or parameter name (weight)."""
+        return fisher.compute(self.state)
+
+    def saliency(self) -> dict[str, Tensor]:
+        """One value per gate of every group, on the CPU; empty before the first validation."""
+        return saliency(self.compute(), self.groups, self.estimator) if self.state.samples else {}

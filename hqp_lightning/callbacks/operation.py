@@ -1,0 +1,104 @@
+"""The surgery of one step on a model that a Trainer holds: prune, or undo, as one transaction."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+
+from hqp_lightning.callbacks.network import LossFn, find_network
+from hqp_lightning.callbacks.state import PruningState
+from hqp_lightning.callbacks.trainer import batches, fixed_seed, schedulers
+from hqp_lightning.core.selection import propose
+from hqp_lightning.errors import ConfigurationError, SurgeryError
+from hqp_lightning.records import StepRecord
+from hqp_lightning.surgery import Shadow, apply_cut_, recalibrate_batchnorm_, restore_, slice_optimizers_, take
+from hqp_lightning.surgery.strategy import rewrapped
+
+if TYPE_CHECKING:
+    from hqp_lightning.callbacks.pruning import HQPPruning
+
+__all__ = ["dense_shadow", "prune_", "undo_"]
+
+
+def dense_shadow(
+    trainer: Trainer, pl_module: LightningModule, path: str | None, ignore: Sequence[str], loss_fn: LossFn | None
+) -> tuple[tuple[Any, ...], Shadow]:
+    """Trace the network with the first validation batch; returns the example inputs (on the CPU) and the shadow.
+
+    Raises:
+        ConfigurationError: the batch does not fit, the network can't be traced, or has nothing to prune.
+    """
+    _, network = find_network(pl_module, path)
+    trainer.validating = True
+    trainer.fit_loop.epoch_loop.val_loop.setup_data()
+    trainer.training = True
+    with fixed_seed(), torch.no_grad():
+        inputs = next(batches(trainer, pl_module, network, loss_fn, "val", 1), None)
+    if inputs is None:
+        raise ConfigurationError("the validation loader is empty, so there is nothing to judge a step by.")
+    example = tuple(x[:2].detach().cpu().clone() if isinstance(x, torch.Tensor) else x for x in inputs)
+    shadow = Shadow(network, example, ignore)
+    if not shadow.groups():
+        raise ConfigurationError(
+            f"{type(network).__name__} has no prunable channel groups: every convolution and linear layer is a head, "
+            f"ignored ({list(ignore) or 'none'}), or of an unsupported kind."
+        )
+    return example, shadow
+
+
+def prune_(trainer: Trainer, pl_module: LightningModule, owner: HQPPruning, example: tuple[Any, ...]) -> StepRecord | None:
+    """Propose and make one step; the record is left pending in the state. None if nothing may be removed.
+
+    Raises:
+        SurgeryError: the step would break the model; the model is as it was, the step is left pending to be closed.
+    """
+    state, started = owner.state, time.perf_counter()
+    _, network = find_network(pl_module, owner.module)
+    shadow = Shadow(network, example, owner.ignore)
+    wanted = state.search.step * state.dense_macs
+    if owner.target_macs is not None:
+        wanted = min(wanted, shadow.macs - owner.target_macs * state.dense_macs)
+    step = propose(shadow.groups(), state.saliency or {}, wanted, owner.caps(), owner.cost)
+    step = trainer.strategy.broadcast(step)
+    if not step.channels:
+        return None
+    planned = StepRecord(
+        index=state.search.index,
+        epoch=trainer.current_epoch,
+        outcome="pending",
+        reason="",
+        step=state.search.step,
+        channels_removed=step.channels,
+        predicted_loss_increase=step.predicted_loss_increase,
+        macs=shadow.macs - step.macs_saved,
+        params=shadow.params,
+    )
+    state.pending = planned
+    cut = shadow.cut(step.removed)
+    undo = take(pl_module, trainer.optimizers, schedulers(trainer))
+    try:
+        with rewrapped(trainer, pl_module):
+            apply_cut_(network, cut)
+            slice_optimizers_(trainer.optimizers, network, cut)
+        with fixed_seed(), trainer.precision_plugin.val_step_context():
+            inputs = batches(trainer, pl_module, network, owner.loss_fn, "train", owner.recalibrate_batches)
+            recalibrate_batchnorm_(network, inputs)
+    except Exception as error:
+        restore_(undo, pl_module, trainer.optimizers, schedulers(trainer))
+        raise SurgeryError(f"step {planned.index} failed and was taken back: {error}") from error
+    state.undo = undo
+    state.pending = replace(planned, macs=cut.macs, params=cut.params, surgery_s=time.perf_counter() - started)
+    return state.pending
+
+
+def undo_(trainer: Trainer, pl_module: LightningModule, state: PruningState) -> None:
+    """Take the rejected step back: structure, weights, buffers, optimizer and scheduler."""
+    if state.undo is not None:
+        with rewrapped(trainer, pl_module):
+            restore_(state.undo, pl_module, trainer.optimizers, schedulers(trainer))
+    state.undo, state.rollback_due = None, False

@@ -1,0 +1,106 @@
+"""What HQPPruning knows during a run, and its form in a checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
+from typing import Any
+
+from torch import Tensor
+
+from hqp_lightning.core.search import Search
+from hqp_lightning.records import StepRecord
+from hqp_lightning.surgery import Snapshot
+
+__all__ = ["Accepted", "PruningState"]
+
+
+@dataclass(frozen=True)
+class Accepted:
+    """A validated model: its score, its costs and a copy of its weights. ``index`` is the step, 0 for the dense one."""
+
+    index: int
+    score: float
+    macs: float
+    params: int
+    snapshot: Snapshot
+
+    def to_plain(self) -> dict[str, Any]:
+        """For a checkpoint."""
+        return {**{f.name: getattr(self, f.name) for f in fields(self)}, "snapshot": self.snapshot.to_plain()}
+
+    @classmethod
+    def from_plain(cls, plain: Mapping[str, Any]) -> Accepted:
+        """Inverse of :meth:`to_plain`."""
+        return cls(**{**plain, "snapshot": Snapshot.from_plain(plain["snapshot"])})
+
+
+@dataclass
+class PruningState:
+    """Mutable state of one search.
+
+    Attributes:
+        search: step size and whether it goes on.
+        baseline: the score that drops are measured from.
+        dense_macs: MACs of the dense network for one sample.
+        channels: group name to its channels in the dense network.
+        dense: the best dense model seen.
+        accepted: the last few accepted models, oldest first.
+        records: every step with its outcome.
+        pending: a step that was made and is not judged yet (its accuracy is None).
+        undo: what takes the pending step back.
+        saliency: the scores that the next proposal uses; None until a validation has measured them.
+        rollback_due: the pending step was judged too expensive and goes at the next epoch start.
+    """
+
+    search: Search
+    baseline: float | None = None
+    dense_macs: float = 0.0
+    channels: dict[str, int] = field(default_factory=dict)
+    dense: Accepted | None = None
+    accepted: list[Accepted] = field(default_factory=list)
+    records: list[StepRecord] = field(default_factory=list)
+    pending: StepRecord | None = None
+    undo: Snapshot | None = None
+    saliency: dict[str, Tensor] | None = None
+    rollback_due: bool = False
+
+    def close(self, outcome: str, reason: str, **measured: Any) -> StepRecord:
+        """Move the pending step to the records with its outcome."""
+        if self.pending is None:
+            raise RuntimeError("there is no step to close")
+        record = replace(self.pending, outcome=outcome, reason=reason, **measured)
+        self.records.append(record)
+        self.pending = None
+        return record
+
+    def to_plain(self) -> dict[str, Any]:
+        """Tensors, dicts, lists, strings and numbers: loads with ``weights_only=True``."""
+        return {
+            "search": asdict(self.search),
+            "baseline": self.baseline,
+            "dense_macs": self.dense_macs,
+            "channels": dict(self.channels),
+            "dense": self.dense and self.dense.to_plain(),
+            "accepted": [a.to_plain() for a in self.accepted],
+            "records": [asdict(r) for r in self.records],
+            "pending": self.pending and asdict(self.pending),
+            "undo": self.undo and self.undo.to_plain(),
+            "saliency": self.saliency,
+            "rollback_due": self.rollback_due,
+        }
+
+    @classmethod
+    def from_plain(cls, plain: Mapping[str, Any]) -> PruningState:
+        """Inverse of :meth:`to_plain`."""
+        return cls(
+            **{
+                **plain,
+                "search": Search(**plain["search"]),
+                "dense": plain["dense"] and Accepted.from_plain(plain["dense"]),
+                "accepted": [Accepted.from_plain(a) for a in plain["accepted"]],
+                "records": [StepRecord(**r) for r in plain["records"]],
+                "pending": plain["pending"] and StepRecord(**plain["pending"]),
+                "undo": plain["undo"] and Snapshot.from_plain(plain["undo"]),
+            }
+        )

@@ -1,0 +1,123 @@
+"""What the callbacks ask of a Trainer: preconditions, a batch, a metric, an extra validation."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
+from torch import nn
+
+from hqp_lightning.callbacks.network import LossFn, network_inputs
+from hqp_lightning.errors import ConfigurationError
+
+__all__ = ["batches", "check_trainer", "fixed_seed", "monitored", "schedulers", "validate_now"]
+
+_NEIGHBOURS_REFUSED = ("StochasticWeightAveraging", "WeightAveraging", "EMAWeightAveraging", "ModelPruning")
+
+
+def check_trainer(trainer: Trainer, owner: Callback) -> None:
+    """Refuse, before anything is set up, what can't work.
+
+    Raises:
+        ConfigurationError: no validation loop, an unsupported strategy, or a callback that keeps a copy of the weights.
+    """
+    name = type(owner).__name__
+    if not trainer.enable_validation:
+        raise ConfigurationError(
+            f"{name} judges the model by its validation metric, but validation is off: give fit a validation loader, "
+            "define validation_step, and leave limit_val_batches above 0."
+        )
+    if not isinstance(trainer.strategy, (SingleDeviceStrategy, DDPStrategy)):
+        raise ConfigurationError(
+            f"{name} can't change the network under {type(trainer.strategy).__name__}, which shards or wraps its "
+            "parameters; use a single device or strategy='ddp'."
+        )
+    refused = [c for c in trainer.callbacks if {b.__name__ for b in type(c).__mro__} & set(_NEIGHBOURS_REFUSED)]
+    if refused:
+        raise ConfigurationError(
+            f"{name} does not work beside {type(refused[0]).__name__}: it keeps a copy of the weights, or masks, "
+            "that a structural prune would leave behind. Remove it, or use it in a later fit."
+        )
+
+
+def monitored(trainer: Trainer, monitor: str) -> float:
+    """The latest value of the monitored metric.
+
+    Raises:
+        ConfigurationError: validation did not log it; the message lists what it logged.
+    """
+    metrics = trainer.callback_metrics
+    if monitor not in metrics:
+        raise ConfigurationError(
+            f"monitor={monitor!r} was not logged by validation; it logged {sorted(metrics) or 'nothing'}. "
+            "Log it in validation_step with self.log(...), on_epoch=True."
+        )
+    return float(metrics[monitor])
+
+
+def validate_now(trainer: Trainer) -> None:
+    """Run the whole validation loop from within ``fit``, as Lightning itself does between training batches."""
+    trainer.validating = True  # the logger connector asks for the active loop
+    try:
+        trainer.fit_loop.epoch_loop.val_loop.run()
+    finally:
+        trainer.training = True
+
+
+def batches(
+    trainer: Trainer,
+    pl_module: LightningModule,
+    network: nn.Module,
+    loss_fn: LossFn | None,
+    stage: str,
+    limit: int,
+) -> Iterator[tuple[Any, ...]]:
+    """The network's inputs for the first ``limit`` batches of the first train or validation loader."""
+    loaders = trainer.train_dataloader if stage == "train" else trainer.val_dataloaders
+    loader = _first(loaders)
+    if loader is None:
+        return
+    for i, batch in enumerate(loader):
+        if i == limit:
+            return
+        batch = trainer.precision_plugin.convert_input(batch)
+        batch = pl_module._on_before_batch_transfer(batch, dataloader_idx=0)
+        batch = pl_module._apply_batch_transfer_handler(batch, device=pl_module.device, dataloader_idx=0)
+        yield network_inputs(pl_module, network, batch, loss_fn)
+
+
+@contextmanager
+def fixed_seed(seed: int | None = None) -> Iterator[None]:
+    """Leave the global random states as they were; inside, start from ``seed`` if there is one."""
+    python, numpy = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng():
+        if seed is not None:
+            random.seed(seed)
+            np.random.seed(seed)
+            torch.manual_seed(seed)
+        try:
+            yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(numpy)
+
+
+def schedulers(trainer: Trainer) -> list[Any]:
+    """The learning-rate schedulers of the run."""
+    return [config.scheduler for config in trainer.lr_scheduler_configs]
+
+
+def _first(loaders: Any) -> Any:
+    while isinstance(loaders, (list, tuple, dict)):
+        values = list(loaders.values()) if isinstance(loaders, dict) else list(loaders)
+        if not values:
+            return None
+        loaders = values[0]
+    return loaders

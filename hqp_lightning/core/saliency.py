@@ -1,0 +1,52 @@
+"""Fisher diagonals -> one saliency per gate of a coupled group, comparable across layers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from hqp_lightning.errors import ConfigurationError
+from hqp_lightning.records import ChannelGroup
+
+__all__ = ["ESTIMATORS", "saliency"]
+
+ESTIMATORS = ("gate", "weight")
+
+
+def saliency(
+    fisher: Mapping[str, Tensor], groups: Sequence[ChannelGroup], estimator: str = "gate"
+) -> dict[str, Tensor]:
+    """Predicted loss increase when each gate is switched off, up to the factor one half.
+
+    For the gate estimator this is the group's Fisher diagonal itself. For the weight estimator it is the paper's
+    ``S(f) = sum of F_w over the filter`` (arXiv 2602.06069), summed over all filters that write the channel.
+
+    Args:
+        fisher: mean Fisher values, keyed by group name (gate) or parameter name (weight).
+        groups: the coupled groups.
+        estimator: ``"gate"`` or ``"weight"``.
+
+    Returns:
+        Group name to a float32 tensor of shape ``(gates,)`` on the CPU.
+
+    Raises:
+        ConfigurationError: unknown estimator.
+    """
+    if estimator not in ESTIMATORS:
+        raise ConfigurationError(f"estimator={estimator!r} is not known; choose one of {ESTIMATORS}.")
+    if estimator == "gate":
+        return {g.name: fisher[g.name].float().cpu() for g in groups if g.name in fisher}
+    return {g.name: _filter_sums(fisher, g) for g in groups}
+
+
+def _filter_sums(fisher: Mapping[str, Tensor], group: ChannelGroup) -> Tensor:
+    total = torch.zeros(group.gates)
+    for f in group.filters:
+        if f.parameter not in fisher:
+            continue
+        values = fisher[f.parameter].float().cpu().transpose(0, f.dim).flatten(1) if fisher[f.parameter].dim() > 1 else fisher[f.parameter].float().cpu().unsqueeze(1)
+        per_filter = values.sum(1)[torch.tensor(f.indices)]
+        total = total.index_add(0, torch.tensor(f.channels) % group.gates, per_filter)
+    return total

@@ -1,0 +1,105 @@
+"""Saliencies + costs + caps -> the next pruning step."""
+
+from __future__ import annotations
+
+import heapq
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from hqp_lightning.errors import ConfigurationError
+from hqp_lightning.records import ChannelGroup, PruningStep
+
+__all__ = ["COSTS", "Caps", "propose"]
+
+COSTS = ("macs", "none")
+
+
+@dataclass(frozen=True, slots=True)
+class Caps:
+    """Limits of a selection.
+
+    Attributes:
+        round_to: kept channels of a group are a multiple of this (hardware tiles).
+        max_channel_ratio: at most this fraction of a group's *original* channels may ever be removed.
+        original: group name to its channel count in the dense model; the present count where missing.
+    """
+
+    round_to: int = 8
+    max_channel_ratio: float = 0.9
+    original: Mapping[str, int] | None = None
+
+
+def propose(
+    groups: Sequence[ChannelGroup],
+    saliency: Mapping[str, Tensor],
+    target_macs: float,
+    caps: Caps | None = None,
+    cost: str = "macs",
+) -> PruningStep:
+    """Cheapest channels first, in whole hardware tiles, until the step saves ``target_macs``.
+
+    Each group offers its least salient gates in bundles that leave a multiple of ``round_to`` channels; bundles of
+    all groups compete by predicted loss increase, divided by the MACs that they save (``cost="macs"``).
+
+    Args:
+        groups: coupled groups of the model as it stands.
+        saliency: per group, the Fisher value of each gate, shape ``(gates,)``.
+        target_macs: MACs to save, for one sample.
+        caps: rounding and limits.
+        cost: ``"macs"`` ranks by loss increase per MAC, ``"none"`` by loss increase per channel.
+
+    Returns:
+        The step; empty (``channels == 0``) if no group may lose a bundle.
+
+    Raises:
+        ConfigurationError: unknown cost.
+    """
+    if cost not in COSTS:
+        raise ConfigurationError(f"cost={cost!r} is not known; choose one of {COSTS}.")
+    caps = caps or Caps()
+    queues = {g.name: _bundles(g, saliency[g.name], caps, cost) for g in groups if g.name in saliency}
+    heap = [(bundles[0].price, name, 0) for name, bundles in queues.items() if bundles]
+    heapq.heapify(heap)
+    removed: dict[str, tuple[int, ...]] = {}
+    loss = saved = 0.0
+    while heap and saved < target_macs:
+        _, name, i = heapq.heappop(heap)
+        bundle = queues[name][i]
+        removed[name] = removed.get(name, ()) + bundle.channels
+        loss, saved = loss + bundle.loss, saved + bundle.macs
+        if i + 1 < len(queues[name]):
+            heapq.heappush(heap, (queues[name][i + 1].price, name, i + 1))
+    return PruningStep({n: tuple(sorted(c)) for n, c in removed.items()}, loss, saved)
+
+
+@dataclass(frozen=True, slots=True)
+class _Bundle:
+    channels: tuple[int, ...]
+    loss: float
+    macs: float
+    price: float
+
+
+def _bundles(group: ChannelGroup, values: Tensor, caps: Caps, cost: str) -> list[_Bundle]:
+    """The group's gates from least to most salient, cut where the kept channels are a multiple of ``round_to``."""
+    tile = caps.round_to // math.gcd(caps.round_to, group.blocks)  # in gates
+    original = (caps.original or {}).get(group.name, group.channels)
+    floor = max(original * (1 - caps.max_channel_ratio) / group.blocks, 1)
+    floor = math.ceil(floor / tile - 1e-9) * tile
+    order = torch.argsort(values, stable=True).tolist()
+    bundles, kept = [], group.gates
+    while True:
+        after = (kept - 1) // tile * tile
+        if after < floor:
+            return bundles
+        gates = order[group.gates - kept : group.gates - after]
+        channels = tuple(g + b * group.gates for g in gates for b in range(group.blocks))
+        loss = 0.5 * float(values[gates].sum())
+        macs = group.macs_per_channel * len(channels)
+        unit = macs if cost == "macs" else float(len(channels))
+        bundles.append(_Bundle(channels, loss, macs, loss / max(unit, 1e-12)))
+        kept = after

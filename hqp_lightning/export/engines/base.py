@@ -1,0 +1,144 @@
+"""What every runtime offers: a backend says whether it can run here and builds engines; an engine runs batches."""
+
+from __future__ import annotations
+
+import os
+import platform
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+
+from hqp_lightning.errors import ConfigurationError, ExportError
+from hqp_lightning.records import Latency
+
+__all__ = ["PRECISIONS", "Backend", "Engine", "latencies", "processor_name"]
+
+PRECISIONS = ("fp32", "fp16", "int8")
+
+
+class Engine(ABC):
+    """A model ready to run on one device; close it, or use it in a ``with`` statement.
+
+    Attributes:
+        backend: name of the runtime.
+        precision: ``"fp32"``, ``"fp16"`` or ``"int8"``.
+        device: name of the processor, for people.
+        threads: CPU threads it uses; 0 on a GPU.
+        path: the file it runs from.
+    """
+
+    def __init__(self, backend: str, precision: str, device: str, threads: int, path: str) -> None:
+        self.backend, self.precision, self.device, self.threads, self.path = backend, precision, device, threads, path
+
+    @abstractmethod
+    def run(self, batch: np.ndarray) -> np.ndarray:
+        """Return the logits ``(batch, classes)`` of a float32 batch of any size."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Free the runtime's memory; the engine cannot run afterwards. May be called again."""
+
+    def __enter__(self) -> Engine:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+class Backend(ABC):
+    """A runtime. Importing the module that defines it never imports the runtime itself."""
+
+    name: ClassVar[str]
+    precisions: ClassVar[tuple[str, ...]]
+
+    @abstractmethod
+    def unavailable(self) -> str | None:
+        """Return one line saying why this machine cannot use it and what to do, or None."""
+
+    @abstractmethod
+    def _build(self, onnx: Path, precision: str, engine_dir: Path, threads: int, batch_size: int) -> Engine: ...
+
+    def build(
+        self,
+        onnx: str | os.PathLike[str],
+        precision: str,
+        engine_dir: str | os.PathLike[str],
+        *,
+        threads: int = 1,
+        batch_size: int = 1,
+    ) -> Engine:
+        """Build an engine.
+
+        Args:
+            onnx: float model for ``"fp32"`` and ``"fp16"``, Q/DQ model for ``"int8"``.
+            precision: one of `precisions`.
+            engine_dir: folder for what the runtime writes; created.
+            threads: CPU threads, at least 1.
+            batch_size: the size to optimise for; others run too.
+
+        Raises:
+            ConfigurationError: a precision that the backend does not have, or ``threads`` or ``batch_size`` below 1.
+            ExportError: the backend is unavailable here, or the build fails.
+        """
+        if precision not in self.precisions:
+            raise ConfigurationError(f"{self.name} engine: precision {precision!r}, expected one of {self.precisions}")
+        if threads < 1 or batch_size < 1:
+            raise ConfigurationError(f"{self.name} engine: threads={threads}, batch_size={batch_size}: at least 1 each")
+        if (reason := self.unavailable()) is not None:
+            raise ExportError(reason)
+        onnx, engine_dir = Path(onnx), Path(engine_dir)
+        if not onnx.is_file():
+            raise ExportError(f"{self.name} engine: no ONNX file at {onnx}")
+        engine_dir.mkdir(parents=True, exist_ok=True)
+        try:
+            return self._build(onnx, precision, engine_dir, threads, batch_size)
+        except ExportError:
+            raise
+        except Exception as error:  # every runtime has its own exceptions
+            raise ExportError(f"{self.name} could not build {onnx} as {precision}: {error}") from error
+
+
+def latencies(
+    engines: Mapping[str, Engine], batch: np.ndarray, *, warmup: int = 10, runs: int = 100
+) -> dict[str, Latency]:
+    """Time engines against each other: one call of each in turn, so that the machine's drift hits all alike.
+
+    Args:
+        engines: by any key; the result has the same keys.
+        batch: one input for all of them.
+        warmup: untimed rounds before.
+        runs: timed rounds.
+
+    Returns:
+        Median and 95th percentile of the wall time of one call, milliseconds.
+
+    Raises:
+        ConfigurationError: ``warmup`` is negative or ``runs`` below 1.
+    """
+    if warmup < 0 or runs < 1:
+        raise ConfigurationError(f"warmup={warmup}, runs={runs}: expected at least 0 and 1")
+    times: dict[str, list[float]] = {key: [] for key in engines}
+    for turn in range(warmup + runs):
+        for key, engine in engines.items():
+            start = time.perf_counter()
+            engine.run(batch)
+            elapsed = time.perf_counter() - start
+            if turn >= warmup:
+                times[key].append(1e3 * elapsed)
+    return {
+        key: Latency(median=float(np.median(t)), p95=float(np.percentile(t, 95)), runs=runs) for key, t in times.items()
+    }
+
+
+def processor_name() -> str:
+    """Return the CPU's name as its maker prints it, where the system tells."""
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.is_file():
+        for line in cpuinfo.read_text(errors="replace").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine() or "unknown CPU"

@@ -1,0 +1,48 @@
+"""onnxruntime on the CPU: the exact check, no speed figure (its INT8 can be slower than its float)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from hqp_lightning.errors import ExportError
+from hqp_lightning.export.engines.base import Backend, Engine, processor_name
+
+__all__ = ["OnnxRuntimeBackend"]
+
+
+class OnnxRuntimeBackend(Backend):
+    """Runs the ONNX file itself; a Q/DQ file is computed as written."""
+
+    name = "onnxruntime"
+    precisions = ("fp32", "int8")
+
+    def unavailable(self) -> str | None:  # noqa: D102
+        return None  # a dependency of this package
+
+    def _build(self, onnx: Path, precision: str, engine_dir: Path, threads: int, batch_size: int) -> Engine:
+        return _OnnxRuntimeEngine(onnx, precision, threads)
+
+
+class _OnnxRuntimeEngine(Engine):
+    def __init__(self, onnx: Path, precision: str, threads: int) -> None:
+        import onnxruntime
+
+        super().__init__("onnxruntime", precision, processor_name(), threads, str(onnx))
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.inter_op_num_threads = 1
+        self._session: onnxruntime.InferenceSession | None = onnxruntime.InferenceSession(
+            str(onnx), options, providers=["CPUExecutionProvider"]
+        )
+        self._input = self._session.get_inputs()[0].name
+
+    def run(self, batch: np.ndarray) -> np.ndarray:
+        if self._session is None:
+            raise ExportError(f"the engine of {self.path} is closed: build it again")
+        (logits,) = self._session.run(None, {self._input: np.ascontiguousarray(batch, dtype=np.float32)})
+        return logits
+
+    def close(self) -> None:
+        self._session = None

@@ -1,0 +1,98 @@
+"""Where the quantizers stand in the graph: the inputs that TensorRT's INT8 fusions want quantized, and no others."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import onnx
+
+from hqp_lightning.errors import ExportError
+from hqp_lightning.export.onnx import describe
+
+__all__ = ["Placement", "load_model", "placements", "quantized_tensors"]
+
+_POOLS = ("MaxPool", "AveragePool", "GlobalAveragePool")
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """A quantized activation: input ``index`` of the node ``node``, which reads ``tensor``.
+
+    ``weight_axis`` is the output-channel axis of the weight beside it (input 1), None where there is none.
+    """
+
+    node: str
+    index: int
+    tensor: str
+    weight_axis: int | None = None
+
+
+def placements(onnx_path: str | os.PathLike[str], *, exclude: Sequence[str] = ()) -> tuple[Placement, ...]:
+    """Decide where the quantizers stand, for TensorRT's fusions.
+
+    - inputs and weights of Conv, Gemm and MatMul with constant weights;
+    - the *residual* input of an Add, that is the one with the shorter path from the model's input: the other comes
+      straight from a convolution, and TensorRT adds in that convolution's epilogue if its output is not quantized;
+    - inputs of poolings, except the squeeze of a squeeze-excite block: its input also feeds the Mul of the gate,
+      which stays float, so a quantized copy of it would be extra work.
+
+    Outputs are not quantized; hard-swish, hard-sigmoid and gates stay float.
+
+    Args:
+        onnx_path: a float model.
+        exclude: names of nodes to keep in float, as they stand in the result's ``node``.
+
+    Raises:
+        ExportError: a name in ``exclude`` is no quantizable node.
+    """
+    graph = load_model(onnx_path).graph
+    weights = {i.name: len(i.dims) for i in graph.initializer}
+    depth = dict.fromkeys(weights, 0)
+    gated = {name for n in graph.node if n.op_type == "Mul" for name in n.input}
+    found: list[Placement] = []
+    for node in graph.node:
+        inputs = list(node.input)
+        if node.op_type in ("Conv", "Gemm", "MatMul"):
+            axis = _weight_axis(node, weights)
+            if axis is not None:
+                found.append(Placement(node.name, 0, inputs[0], axis))
+        elif node.op_type == "Add" and not any(name in weights for name in inputs):
+            index = min((1, 0), key=lambda k: depth.get(inputs[k], 0))
+            found.append(Placement(node.name, index, inputs[index]))
+        elif node.op_type in _POOLS and inputs[0] not in gated:
+            found.append(Placement(node.name, 0, inputs[0]))
+        for output in node.output:
+            depth[output] = 1 + max((depth.get(name, 0) for name in inputs), default=0)
+    unknown = sorted(set(exclude) - {p.node for p in found})
+    if unknown:
+        names = ", ".join(dict.fromkeys(p.node for p in found))
+        raise ExportError(f"exclude names {unknown[0]!r}, which is no quantizable node; these are: {names}")
+    return tuple(p for p in found if p.node not in exclude)
+
+
+def quantized_tensors(onnx_path: str | os.PathLike[str], *, exclude: Sequence[str] = ()) -> tuple[str, ...]:
+    """Names of the activation tensors that need a range, each once, in graph order; see `placements`."""
+    return tuple(dict.fromkeys(p.tensor for p in placements(onnx_path, exclude=exclude)))
+
+
+def load_model(path: str | os.PathLike[str]) -> onnx.ModelProto:
+    """Read a float model whole.
+
+    Raises:
+        ExportError: no such file, not ONNX, or not one input and one output.
+    """
+    describe(path)  # raises a clear error for a file that is not one of ours
+    return onnx.load(path)
+
+
+def _weight_axis(node: onnx.NodeProto, weights: Mapping[str, int]) -> int | None:
+    """Output-channel axis of a constant weight that no further use reshapes; None: leave the node in float."""
+    if node.input[0] in weights or node.input[1] not in weights:
+        return None
+    if node.op_type == "Conv":
+        return 0
+    if node.op_type == "Gemm":
+        return 0 if any(a.name == "transB" and a.i for a in node.attribute) else 1
+    return 1 if weights[node.input[1]] == 2 else None

@@ -1,0 +1,150 @@
+"""An ordinary image classifier, as the user of the callbacks would have one."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchmetrics.classification import MulticlassAccuracy
+
+from hqp_lightning.errors import ConfigurationError
+from hqp_lightning.models.factory import load_weights_
+
+__all__ = ["ImageClassifier", "lr_factor"]
+
+
+def lr_factor(progress: float, schedule: str, warmup: float, decay: float) -> float:
+    """Learning rate as a part of its peak.
+
+    A linear warm-up, then ``"cosine"``: half a cosine down to zero at the end; or ``"constant"``: the peak, with a
+    linear fall to zero over the last ``decay`` of the run, so that pruning heals at full speed and still ends well.
+
+    Args:
+        progress: part of all training steps that is done, in [0, 1].
+        schedule: ``"cosine"`` or ``"constant"``.
+        warmup: part of the steps for the warm-up.
+        decay: part of the steps for the final fall (``"constant"`` only).
+
+    Example:
+        >>> [round(lr_factor(p, "cosine", 0.2, 0.0), 3) for p in (0.1, 0.2, 0.6, 1.0)]
+        [0.5, 1.0, 0.5, 0.0]
+        >>> [round(lr_factor(p, "constant", 0.0, 0.25), 3) for p in (0.1, 0.75, 0.875, 1.0)]
+        [1.0, 1.0, 0.5, 0.0]
+    """
+    if progress < warmup:
+        return progress / warmup
+    if schedule == "cosine":
+        return 0.5 * (1.0 + math.cos(math.pi * min(1.0, (progress - warmup) / (1.0 - warmup))))
+    return 1.0 if decay <= 0.0 else min(1.0, max(0.0, (1.0 - progress) / decay))
+
+
+class ImageClassifier(L.LightningModule):
+    """Cross-entropy training of a network; logs ``train_loss``, ``val_loss``, ``val_acc``, ``test_loss``, ``test_acc``.
+
+    Args:
+        net: ``[B, 3, H, W]`` -> logits ``[B, num_classes]``.
+        num_classes: number of classes.
+        lr: peak learning rate.
+        optimizer: ``"sgd"`` (Nesterov momentum) or ``"adamw"``.
+        momentum: of ``"sgd"``.
+        weight_decay: on all parameters.
+        schedule: ``"cosine"`` or ``"constant"``; see :func:`lr_factor`.
+        warmup_epochs: epochs of linear warm-up, may be a fraction.
+        decay_epochs: epochs of the final linear fall under ``"constant"``, may be a fraction.
+        label_smoothing: of the training loss, in [0, 1).
+        channels_last: keep weights and inputs in that memory format (quicker convolutions on most processors).
+        checkpoint: file with a state dict of ``net``, loaded at once.
+
+    Raises:
+        ConfigurationError: an unknown optimizer or schedule, a number out of range, a checkpoint that does not fit.
+    """
+
+    def __init__(
+        self,
+        net: nn.Module,
+        num_classes: int,
+        lr: float = 0.01,
+        optimizer: str = "sgd",
+        momentum: float = 0.9,
+        weight_decay: float = 5e-4,
+        schedule: str = "cosine",
+        warmup_epochs: float = 0.0,
+        decay_epochs: float = 0.0,
+        label_smoothing: float = 0.0,
+        channels_last: bool = False,
+        checkpoint: str | Path | None = None,
+    ) -> None:
+        super().__init__()
+        if optimizer not in ("sgd", "adamw"):
+            raise ConfigurationError(f"optimizer must be 'sgd' or 'adamw', got {optimizer!r}")
+        if schedule not in ("cosine", "constant"):
+            raise ConfigurationError(f"schedule must be 'cosine' or 'constant', got {schedule!r}")
+        if lr <= 0 or weight_decay < 0 or warmup_epochs < 0 or decay_epochs < 0 or not 0 <= label_smoothing < 1:
+            raise ConfigurationError(
+                "expected lr > 0, weight_decay, warmup_epochs, decay_epochs >= 0 and label_smoothing in [0, 1), got "
+                f"{lr=}, {weight_decay=}, {warmup_epochs=}, {decay_epochs=}, {label_smoothing=}"
+            )
+        self.save_hyperparameters(ignore=["net", "checkpoint"])
+        if checkpoint is not None:
+            load_weights_(net, checkpoint)
+        self.net = net.to(memory_format=torch.channels_last) if channels_last else net  # type: ignore[call-overload]
+        self.val_accuracy = MulticlassAccuracy(num_classes, average="micro")
+        self.test_accuracy = MulticlassAccuracy(num_classes, average="micro")
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits ``[B, num_classes]`` of normalised images ``[B, 3, H, W]``."""
+        if self.hparams["channels_last"]:
+            images = images.contiguous(memory_format=torch.channels_last)
+        logits: Tensor = self.net(images)
+        return logits
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        """Return the loss of a batch."""
+        images, labels = batch
+        loss = F.cross_entropy(self(images), labels, label_smoothing=self.hparams["label_smoothing"])
+        self.log("train_loss", loss, prog_bar=True)
+        return loss
+
+    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        """Log ``val_loss`` and ``val_acc``."""
+        self._score("val", self.val_accuracy, batch)
+
+    def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        """Log ``test_loss`` and ``test_acc``."""
+        self._score("test", self.test_accuracy, batch)
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        """Return the optimizer and its schedule, which is stepped after every batch."""
+        h = self.hparams
+        optimizer: torch.optim.Optimizer
+        if h["optimizer"] == "sgd":
+            optimizer = torch.optim.SGD(
+                self.parameters(),
+                lr=h["lr"],
+                momentum=h["momentum"],
+                weight_decay=h["weight_decay"],
+                nesterov=h["momentum"] > 0,
+            )
+        else:
+            optimizer = torch.optim.AdamW(self.parameters(), lr=h["lr"], weight_decay=h["weight_decay"])
+        total = max(1, int(self.trainer.estimated_stepping_batches))
+        epochs = max(1, self.trainer.max_epochs or 1)
+        warmup, decay = (min(1.0, h[k] / epochs) for k in ("warmup_epochs", "decay_epochs"))
+        scheduler = torch.optim.lr_scheduler.LambdaLR(
+            # The middle of a step: the first of a warm-up must move already, and the last of a fall still.
+            optimizer,
+            lambda step: lr_factor(min(1.0, (step + 0.5) / total), h["schedule"], warmup, decay),
+        )
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def _score(self, split: str, accuracy: MulticlassAccuracy, batch: tuple[Tensor, Tensor]) -> None:
+        images, labels = batch
+        logits = self(images)
+        accuracy(logits, labels)
+        self.log(f"{split}_loss", F.cross_entropy(logits, labels), on_step=False, on_epoch=True)
+        self.log(f"{split}_acc", accuracy, on_step=False, on_epoch=True, prog_bar=True)

@@ -1,0 +1,97 @@
+"""The report as one page that opens offline, on a phone, in the dark and on paper."""
+
+from __future__ import annotations
+
+from html import escape
+from importlib.resources import files
+from os import PathLike
+from pathlib import Path
+
+from hqp_lightning.records import Report
+from hqp_lightning.report.html_sections import channels, latencies, models, steps, trajectory
+from hqp_lightning.report.sentences import key_figures, other_drops
+from hqp_lightning.report.units import fraction
+
+__all__ = ["render_html", "write_html"]
+
+
+def write_html(report: Report, path: str | PathLike[str]) -> Path:
+    """Write `render_html` to a file; equal reports give equal bytes.
+
+    Args:
+        report: what to show.
+        path: the file to write; its folder must exist.
+
+    Returns:
+        The path.
+    """
+    path = Path(path)
+    path.write_text(render_html(report), encoding="utf-8")
+    return path
+
+
+def render_html(report: Report) -> str:
+    """The page: verdict, key figures, trajectory, channels, latencies, steps, notes, versions.
+
+    Args:
+        report: what to show.
+
+    Returns:
+        A whole HTML document without any reference to the outside and without scripts.
+    """
+    style = files("hqp_lightning.report").joinpath("report.css").read_text(encoding="utf-8")
+    sections = (
+        _verdict(report),
+        _figures(report),
+        _section("Models", models(report)),
+        _section("Trajectory", trajectory(report)),
+        _section("Channels per layer", channels(report)),
+        _section("Latency of one call", latencies(report)),
+        _section("Steps", steps(report)),
+        _section("Notes", "".join(f"<p>{escape(note)}</p>" for note in report.notes)),
+        _section("Versions", _versions(report)),
+    )
+    title = f"HQP report: {report.budget.monitor}"
+    return (
+        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<title>{escape(title)}</title>\n<style>\n{style}</style>\n</head>\n<body>\n"
+        f"<h1>HQP report: pruned and quantized under one budget</h1>\n{''.join(sections)}</body>\n</html>\n"
+    )
+
+
+def _section(title: str, body: str) -> str:
+    return f"<section>\n<h2>{escape(title)}</h2>\n{body}\n</section>\n" if body else ""
+
+
+def _verdict(report: Report) -> str:
+    budget, drop = report.budget, report.accuracy_drop
+    # the bar ends a third beyond the budget, or at the drop where that is larger
+    scale = max(budget.max_drop * 4 / 3, drop) or 1.0
+    used, limit = 100 * max(drop, 0.0) / scale, 100 * budget.max_drop / scale
+    smaller = " (smaller is better)" if budget.mode == "min" else ""
+    return (
+        f'<section class="verdict{"" if report.within_budget else " over"}">\n'
+        f"<strong>{'Within budget' if report.within_budget else 'Over budget'}</strong>\n"
+        f"<p>The INT8 artifact reaches <b>{fraction(report.int8.accuracy)}</b> {escape(budget.monitor)}{smaller}, "
+        f"the dense model {fraction(report.baseline.accuracy)}: "
+        f"a drop of <b>{fraction(drop)}</b> where {fraction(budget.max_drop)} is allowed.</p>\n"
+        f'<div class="gauge"><i style="width:{used:.2f}%"></i><b style="left:calc({limit:.2f}% - 3px)"></b></div>\n'
+        f'<div class="ends" style="width:{limit:.2f}%"><span>drop {fraction(drop)}</span>'
+        f"<span>&Delta;max {fraction(budget.max_drop)}</span></div>\n"
+        f"{''.join(f'<p>{escape(s)}</p>' for s in other_drops(report))}</section>\n"
+    )
+
+
+def _figures(report: Report) -> str:
+    cards = "".join(
+        f'<div><dt>{escape(name)}</dt><dd class="figure">{figure.replace("x", "&times;")}</dd>'
+        f'<dd class="small">{escape(behind)}</dd></div>\n'
+        for name, figure, behind in key_figures(report)
+    )
+    return f'<dl class="figures">\n{cards}</dl>\n'
+
+
+def _versions(report: Report) -> str:
+    items = "".join(f"<div><dt>{escape(k)}</dt><dd>{escape(v)}</dd></div>\n" for k, v in report.versions.items())
+    return f'<dl class="versions">\n{items}</dl>' if items else ""

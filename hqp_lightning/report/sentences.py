@@ -1,0 +1,104 @@
+"""The sentences of a report, shared by console, Markdown and HTML."""
+
+from __future__ import annotations
+
+from hqp_lightning.records import Report, StepRecord
+from hqp_lightning.report.assemble import speed_pair
+from hqp_lightning.report.units import change, count, factor, fraction, ms, size
+
+__all__ = ["key_figures", "other_drops", "outcome_words", "step_line", "steps_summary", "verdict"]
+
+OUTCOMES = {"kept": "kept", "rolled_back": "rolled back", "refused": "refused"}
+
+
+def outcome_words(outcome: str) -> str:
+    """``rolled_back`` as people write it."""
+    return OUTCOMES.get(outcome, outcome)
+
+
+def step_line(
+    record: StepRecord, *, baseline_macs: float | None = None, max_drop: float | None = None, monitor: str = "accuracy"
+) -> str:
+    """One line for the progress log about one pruning step.
+
+    Args:
+        record: the step and its outcome.
+        baseline_macs: MACs of the dense model, to say what share is gone.
+        max_drop: the budget, to say how much of it is used.
+        monitor: name of the monitored metric.
+
+    Returns:
+        One line without a line break; the reason is told for a step that was not kept.
+
+    >>> step_line(StepRecord(7, 3, "kept", "", 0.05, 96, 0.01, 1.22e9, 5_000_000, 0.92411, 0.0056, 0.8),
+    ...           baseline_macs=1.82e9, max_drop=0.015, monitor="val_acc")
+    'hqp step 7 kept: 1.22 G MACs (-33.0 %), val_acc 0.9241 (drop 0.0056 of 0.0150), 96 channels, surgery 0.8 s'
+    """
+    parts = [f"{count(record.macs)} MACs"]
+    if baseline_macs:
+        parts[0] += f" ({change(1 - record.macs / baseline_macs)})"
+    if record.accuracy is None:
+        parts.append("not judged")
+    else:
+        allowed = "" if max_drop is None else f" of {fraction(max_drop)}"
+        drop = "" if record.accuracy_drop is None else f" (drop {fraction(record.accuracy_drop)}{allowed})"
+        parts.append(f"{monitor} {fraction(record.accuracy)}{drop}")
+    parts.append(f"{record.channels_removed} channel{'' if record.channels_removed == 1 else 's'}")
+    if record.surgery_s:
+        parts.append(f"surgery {record.surgery_s:.1f} s")
+    line = f"hqp step {record.index} {outcome_words(record.outcome)}: {', '.join(parts)}"
+    if record.outcome != "kept" and record.reason:
+        line += f"; {' '.join(record.reason.split())}"
+    return line
+
+
+def verdict(report: Report) -> str:
+    """What was promised and what holds, in one sentence."""
+    budget, better = report.budget, " (smaller is better)" if report.budget.mode == "min" else ""
+    state = "WITHIN BUDGET" if report.within_budget else "OVER BUDGET"
+    return (
+        f"{state}: INT8 {budget.monitor}{better} is {fraction(report.int8.accuracy)} against "
+        f"{fraction(report.baseline.accuracy)} dense, "
+        f"a drop of {fraction(report.accuracy_drop)} where {fraction(budget.max_drop)} is allowed"
+    )
+
+
+def other_drops(report: Report) -> tuple[str, ...]:
+    """The drop of the INT8 artifact on held-out data and against the control, one sentence each."""
+    lines = []
+    if report.holdout_accuracy_drop is not None:
+        lines.append(f"On held-out data, which no decision saw, the drop is {fraction(report.holdout_accuracy_drop)}.")
+    if report.control_accuracy_drop is not None:
+        held = report.control_holdout_accuracy_drop
+        lines.append(
+            "Against the control, the dense model trained for the same epochs, the drop is "
+            f"{fraction(report.control_accuracy_drop)}{'' if held is None else f', on held-out data {fraction(held)}'}."
+        )
+    return tuple(lines)
+
+
+def key_figures(report: Report) -> tuple[tuple[str, str, str], ...]:
+    """Name, figure and the two values behind it, for what the run was done for."""
+    base, ours, pair = report.baseline, report.int8, speed_pair(report.engines)
+    behind = "not timed"
+    if pair:
+        behind = f"{ms(pair[0].latency_ms.median)} to {ms(pair[1].latency_ms.median)} ms, {pair[1].backend}"
+    return (
+        ("speedup", factor(report.speedup), behind),
+        ("file size", change(report.size_reduction), f"{size(base.file_bytes)} to {size(ours.file_bytes)}"),
+        ("MACs", change(report.macs_reduction), f"{count(base.macs)} to {count(ours.macs)}"),
+        ("parameters", change(1 - ours.params / max(base.params, 1)), f"{count(base.params)} to {count(ours.params)}"),
+    )
+
+
+def steps_summary(report: Report) -> str:
+    """How many steps were made and what became of them.
+
+    One line, such as ``14 pruning steps: 10 kept, 3 rolled back, 1 refused``.
+    """
+    if not report.steps:
+        return "no pruning steps"
+    outcomes = dict.fromkeys([*OUTCOMES, *(s.outcome for s in report.steps)])
+    counts = {o: sum(s.outcome == o for s in report.steps) for o in outcomes}
+    parts = ", ".join(f"{n} {outcome_words(o)}" for o, n in counts.items() if n)
+    return f"{len(report.steps)} pruning step{'' if len(report.steps) == 1 else 's'}: {parts}"

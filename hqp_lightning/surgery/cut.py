@@ -1,0 +1,52 @@
+"""Apply a cut to what lives: a model, its optimizers, an averaged copy. In place; parameters keep their identity."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from hqp_lightning.surgery.graph import Cut
+from hqp_lightning.surgery.structure import replace_data_
+
+__all__ = ["apply_cut_", "slice_optimizers_"]
+
+
+def apply_cut_(module: nn.Module, cut: Cut) -> None:
+    """Slice every tensor of ``module`` and set its layers' channel attributes.
+
+    A parameter stays the same object and only gets new data, so whoever holds it (optimizer, scheduler, hooks, the
+    user) holds the living one.
+    """
+    tensors = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+    with torch.no_grad():
+        for name, index in cut.kept.items():
+            if tensors[name].shape != index.shape:
+                replace_data_(tensors[name], _take(tensors[name], index))
+    for name, values in cut.structure.attributes.items():
+        child = module.get_submodule(name)
+        for key, value in values.items():
+            setattr(child, key, value)
+
+
+def slice_optimizers_(optimizers: Iterable[Optimizer], module: nn.Module, cut: Cut) -> None:
+    """Slice momentum, exp_avg and the like of every parameter in ``module``; call it after :func:`apply_cut_`.
+
+    State tensors of the parameter's old size are sliced with the parameter's own indices; others (step counters)
+    stay.
+    """
+    kept = {id(p): cut.kept[n] for n, p in module.named_parameters() if n in cut.kept}
+    for optimizer in optimizers:
+        for parameter, state in optimizer.state.items():
+            index = kept.get(id(parameter))
+            if index is None:
+                continue
+            for key, value in state.items():
+                if isinstance(value, Tensor) and value.dim() == index.dim() and value.shape != index.shape:
+                    state[key] = torch.empty_like(parameter, dtype=value.dtype, device=value.device).copy_(_take(value, index))
+
+
+def _take(tensor: Tensor, index: Tensor) -> Tensor:
+    return tensor.detach().flatten()[index.to(tensor.device)]

@@ -1,0 +1,129 @@
+"""Take and restore everything that a rollback needs: structure, tensors, optimizers, schedulers."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from hqp_lightning.surgery.structure import Structure, apply_structure_, record
+
+__all__ = ["Snapshot", "restore_", "take"]
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A copy on the CPU.
+
+    Attributes:
+        structure: shapes and channel attributes.
+        tensors: every parameter and buffer by name, persistent or not.
+        optimizers: per optimizer, ``{"state": {parameter name: state}, "groups": [hyperparameters]}``.
+        schedulers: state dict of every scheduler.
+    """
+
+    structure: Structure
+    tensors: Mapping[str, Tensor]
+    optimizers: Sequence[Mapping[str, Any]] = ()
+    schedulers: Sequence[Mapping[str, Any]] = ()
+
+    def to_plain(self) -> dict[str, Any]:
+        """For a checkpoint: tensors, dicts, lists and numbers."""
+        return {
+            "structure": self.structure.to_plain(),
+            "tensors": dict(self.tensors),
+            "optimizers": [dict(o) for o in self.optimizers],
+            "schedulers": [dict(s) for s in self.schedulers],
+        }
+
+    @classmethod
+    def from_plain(cls, plain: Mapping[str, Any]) -> Snapshot:
+        """Inverse of :meth:`to_plain`."""
+        structure = Structure.from_plain(plain["structure"])
+        return cls(structure, plain["tensors"], tuple(plain["optimizers"]), tuple(plain["schedulers"]))
+
+
+def take(module: nn.Module, optimizers: Iterable[Optimizer] = (), schedulers: Iterable[Any] = ()) -> Snapshot:
+    """Copy ``module`` (and, for an undo, what trains it) to the CPU.
+
+    Args:
+        module: usually the whole LightningModule.
+        optimizers: optimizers over its parameters; their state is kept by parameter name.
+        schedulers: anything with ``state_dict`` and ``load_state_dict``.
+    """
+    names = {id(p): n for n, p in module.named_parameters()}
+    return Snapshot(
+        record(module),
+        {n: _saved(t) for n, t in _tensors(module)},
+        tuple(_optimizer_state(o, names) for o in optimizers),
+        tuple(copy.deepcopy(s.state_dict()) for s in schedulers),
+    )
+
+
+def restore_(
+    snapshot: Snapshot, module: nn.Module, optimizers: Iterable[Optimizer] = (), schedulers: Iterable[Any] = ()
+) -> None:
+    """Put everything back, in place and bit for bit; parameters keep their identity, gradients are dropped.
+
+    Raises:
+        SurgeryError: the snapshot is of another architecture.
+    """
+    apply_structure_(module, snapshot.structure)
+    with torch.no_grad():
+        for name, tensor in _tensors(module):
+            tensor.grad = None
+            tensor.data.copy_(snapshot.tensors[name])
+    names = {id(p): n for n, p in module.named_parameters()}
+    for optimizer, saved in zip(optimizers, snapshot.optimizers, strict=False):
+        _restore_optimizer_(optimizer, saved, names)
+    for scheduler, state in zip(schedulers, snapshot.schedulers, strict=False):
+        scheduler.load_state_dict(copy.deepcopy(dict(state)))
+
+
+def _optimizer_state(optimizer: Optimizer, names: Mapping[int, str]) -> dict[str, Any]:
+    state = {
+        key: {k: _saved(v) if isinstance(v, Tensor) else copy.deepcopy(v) for k, v in optimizer.state[p].items()}
+        for key, p in _named(optimizer, names)
+        if p in optimizer.state
+    }
+    groups = [{k: copy.deepcopy(v) for k, v in g.items() if k != "params"} for g in optimizer.param_groups]
+    return {"state": state, "groups": groups}
+
+
+def _restore_optimizer_(optimizer: Optimizer, saved: Mapping[str, Any], names: Mapping[int, str]) -> None:
+    for key, p in _named(optimizer, names):
+        if key not in saved["state"]:
+            optimizer.state.pop(p, None)
+            continue
+        optimizer.state[p] = {k: _placed(v, p) for k, v in saved["state"][key].items()}
+    for group, values in zip(optimizer.param_groups, saved["groups"], strict=True):
+        group.update(copy.deepcopy(values))
+
+
+def _named(optimizer: Optimizer, names: Mapping[int, str]) -> Iterator[tuple[str, Tensor]]:
+    """The optimizer's parameters under their name in the module, or under their place for any other."""
+    for g, group in enumerate(optimizer.param_groups):
+        for i, p in enumerate(group["params"]):
+            yield names.get(id(p), f"{g}/{i}"), p
+
+
+def _placed(value: Any, parameter: Tensor) -> Any:
+    if not isinstance(value, Tensor):
+        return copy.deepcopy(value)
+    if value.shape != parameter.shape:  # a step counter: the optimizer decides where it lives
+        return value.clone()
+    return torch.empty_like(parameter, dtype=value.dtype).copy_(value)
+
+
+def _saved(tensor: Tensor) -> Tensor:
+    return tensor.detach().to("cpu", copy=True)
+
+
+def _tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    yield from module.named_parameters()
+    yield from module.named_buffers()

@@ -1,0 +1,36 @@
+from dataclasses import replace
+
+from report_samples import STEPS
+
+from hqp_lightning.records import Budget
+from hqp_lightning.report import step_line
+from hqp_lightning.report.sentences import verdict
+
+
+def test_a_kept_step_in_one_line():
+    line = step_line(STEPS[1], baseline_macs=2e9, max_drop=0.015, monitor="val_acc")
+    assert line == (
+        "hqp step 2 kept: 500 M MACs (-75.0 %), val_acc 0.8950 (drop 0.0050 of 0.0150), 96 channels, surgery 0.5 s"
+    )
+
+
+def test_a_step_that_was_not_kept_gives_its_reason_on_the_same_line():
+    step = replace(STEPS[2], reason="drop 0.6000\nexceeds 0.0150")
+    assert step_line(step, baseline_macs=2e9, max_drop=0.015, monitor="val_acc") == (
+        "hqp step 3 rolled back: 400 M MACs (-80.0 %), val_acc 0.3000 (drop 0.6000 of 0.0150), 32 channels, "
+        "surgery 0.5 s; drop 0.6000 exceeds 0.0150"
+    )
+
+
+def test_a_refused_step_has_no_score():
+    assert step_line(STEPS[3]) == (
+        "hqp step 4 refused: 450 M MACs, not judged, 16 channels; conv1 would keep no channel"
+    )
+
+
+def test_the_verdict_says_when_smaller_is_better(sample):
+    report = sample(budget=Budget(0.015, "val_loss", "min"))
+    assert verdict(report) == (
+        "WITHIN BUDGET: INT8 val_loss (smaller is better) is 0.8900 against 0.9000 dense, "
+        "a drop of -0.0100 where 0.0150 is allowed"
+    )
