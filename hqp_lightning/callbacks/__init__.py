@@ -1,7 +1,8 @@
 """Lightning callbacks; thin: they gather from the Trainer, call, keep state and log."""
 
 from hqp_lightning.callbacks.checkpoint import load_pruned
+from hqp_lightning.callbacks.export import Int8Export
 from hqp_lightning.callbacks.fisher import FisherAccumulator
 from hqp_lightning.callbacks.pruning import HQPPruning
 
-__all__ = ["FisherAccumulator", "HQPPruning", "load_pruned"]
+__all__ = ["FisherAccumulator", "HQPPruning", "Int8Export", "load_pruned"]

@@ -15,7 +15,7 @@ from hqp_lightning.callbacks.state import PruningState
 from hqp_lightning.callbacks.trainer import batches, fixed_seed, schedulers
 from hqp_lightning.core.selection import propose
 from hqp_lightning.errors import ConfigurationError, SurgeryError
-from hqp_lightning.records import StepRecord
+from hqp_lightning.records import PruningStep, StepRecord
 from hqp_lightning.surgery import Shadow, apply_cut_, recalibrate_batchnorm_, restore_, slice_optimizers_, take
 from hqp_lightning.surgery.strategy import rewrapped
 
@@ -63,8 +63,7 @@ def prune_(trainer: Trainer, pl_module: LightningModule, owner: HQPPruning, exam
     wanted = state.search.step * state.dense_macs
     if owner.target_macs is not None:
         wanted = min(wanted, shadow.macs - owner.target_macs * state.dense_macs)
-    step = propose(shadow.groups(), state.saliency or {}, wanted, owner.caps(), owner.cost)
-    step = trainer.strategy.broadcast(step)
+    step = trainer.strategy.broadcast(_untried(shadow, wanted, owner))
     if not step.channels:
         return None
     planned = StepRecord(
@@ -79,6 +78,7 @@ def prune_(trainer: Trainer, pl_module: LightningModule, owner: HQPPruning, exam
         params=shadow.params,
     )
     state.pending = planned
+    state.rejected.append(dict(step.removed))  # until it is kept
     cut = shadow.cut(step.removed)
     undo = take(pl_module, trainer.optimizers, schedulers(trainer))
     try:
@@ -94,6 +94,17 @@ def prune_(trainer: Trainer, pl_module: LightningModule, owner: HQPPruning, exam
     state.undo = undo
     state.pending = replace(planned, macs=cut.macs, params=cut.params, surgery_s=time.perf_counter() - started)
     return state.pending
+
+
+def _untried(shadow: Shadow, wanted: float, owner: HQPPruning) -> PruningStep:
+    """The best step that was not rejected already: whole tiles can make a halved step the same as the last one."""
+    state, groups = owner.state, list(shadow.groups())
+    while True:
+        step = propose(groups, state.saliency or {}, wanted, owner.caps(), owner.cost)
+        if not step.channels or dict(step.removed) not in state.rejected:
+            return step
+        last = list(step.removed)[-1]
+        groups = [g for g in groups if g.name != last]
 
 
 def undo_(trainer: Trainer, pl_module: LightningModule, state: PruningState) -> None:

@@ -178,7 +178,7 @@ class HQPPruning(Callback):
         record = state.close(outcome, verdict.reason, accuracy=score, accuracy_drop=verdict.drop)
         state.rollback_due = not kept
         if kept:
-            state.undo = None
+            state.undo, state.rejected = None, []
             accepted = Accepted(record.index, score, record.macs, record.params, take(pl_module))
             state.accepted = [*state.accepted, accepted][-self.max_snapshots :]
         state.search = advance(state.search, kept)

@@ -50,6 +50,7 @@ class PruningState:
         pending: a step that was made and is not judged yet (its accuracy is None).
         undo: what takes the pending step back.
         saliency: the scores that the next proposal uses; None until a validation has measured them.
+        rejected: removals that were judged too expensive since the last kept step; none is tried twice.
         rollback_due: the pending step was judged too expensive and goes at the next epoch start.
     """
 
@@ -63,6 +64,7 @@ class PruningState:
     pending: StepRecord | None = None
     undo: Snapshot | None = None
     saliency: dict[str, Tensor] | None = None
+    rejected: list[dict[str, tuple[int, ...]]] = field(default_factory=list)
     rollback_due: bool = False
 
     def close(self, outcome: str, reason: str, **measured: Any) -> StepRecord:
@@ -87,6 +89,7 @@ class PruningState:
             "pending": self.pending and asdict(self.pending),
             "undo": self.undo and self.undo.to_plain(),
             "saliency": self.saliency,
+            "rejected": [{n: list(c) for n, c in r.items()} for r in self.rejected],
             "rollback_due": self.rollback_due,
         }
 
@@ -101,6 +104,7 @@ class PruningState:
                 "accepted": [Accepted.from_plain(a) for a in plain["accepted"]],
                 "records": [StepRecord(**r) for r in plain["records"]],
                 "pending": plain["pending"] and StepRecord(**plain["pending"]),
+                "rejected": [{n: tuple(c) for n, c in r.items()} for r in plain["rejected"]],
                 "undo": plain["undo"] and Snapshot.from_plain(plain["undo"]),
             }
         )

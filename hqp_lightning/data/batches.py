@@ -95,7 +95,7 @@ def stratified_halves(labels: Sequence[int], fraction: float, seed: int) -> tupl
 
     Example:
         >>> stratified_halves([0, 0, 0, 0, 1, 1, 1, 1], 0.5, seed=0)
-        ([0, 3, 4, 5], [1, 2, 6, 7])
+        ([2, 3, 4, 6], [0, 1, 5, 7])
     """
     if not 0.0 < fraction < 1.0:
         raise ConfigurationError(f"a fraction of the images must lie in (0, 1), got {fraction}")

@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -134,7 +135,7 @@ def _evaluating(module: nn.Module) -> Iterator[None]:
 def _trace(module: nn.Module, example: Tensor, path: Path, opset: int) -> None:
     # The TorchScript exporter: the newer one starts at opset 18, and its conversion down to 17 fails on the
     # ReduceMean of global pooling (torch 2.15, onnx 1.23). It is deprecated, hence exactly these filters.
-    options = {"dynamo": False} if "dynamo" in inspect.signature(torch.onnx.export).parameters else {}
+    options: dict[str, Any] = {"dynamo": False} if "dynamo" in inspect.signature(torch.onnx.export).parameters else {}
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "You are using the legacy TorchScript-based ONNX export", DeprecationWarning)
         warnings.filterwarnings("ignore", "The feature will be removed", DeprecationWarning)
@@ -154,7 +155,7 @@ def _trace(module: nn.Module, example: Tensor, path: Path, opset: int) -> None:
 def _inline_aliases(graph: onnx.GraphProto) -> None:
     """Remove Identity nodes of initializers (the exporter shares equal ones so); parsers want weights directly."""
     stored = {i.name for i in graph.initializer}
-    alias = {}
+    alias: dict[str, str] = {}
     for node in graph.node:  # topological order, so chains resolve
         if node.op_type == "Identity" and (source := alias.get(node.input[0], node.input[0])) in stored:
             alias[node.output[0]] = source

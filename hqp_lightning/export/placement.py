@@ -45,11 +45,14 @@ def placements(onnx_path: str | os.PathLike[str], *, exclude: Sequence[str] = ()
         exclude: names of nodes to keep in float, as they stand in the result's ``node``.
 
     Raises:
-        ExportError: a name in ``exclude`` is no quantizable node.
+        ExportError: nodes without a name of their own, or a name in ``exclude`` is no quantizable node.
     """
     graph = load_model(onnx_path).graph
+    if len({n.name for n in graph.node} - {""}) != len(graph.node):
+        raise ExportError(f"{onnx_path} has nodes without a unique name: use a file written by export_onnx")
     weights = {i.name: len(i.dims) for i in graph.initializer}
-    depth = dict.fromkeys(weights, 0)
+    constants = {*weights, *(n.output[0] for n in graph.node if n.op_type == "Constant")}
+    depth = dict.fromkeys(constants, 0)
     gated = {name for n in graph.node if n.op_type == "Mul" for name in n.input}
     found: list[Placement] = []
     for node in graph.node:
@@ -58,7 +61,7 @@ def placements(onnx_path: str | os.PathLike[str], *, exclude: Sequence[str] = ()
             axis = _weight_axis(node, weights)
             if axis is not None:
                 found.append(Placement(node.name, 0, inputs[0], axis))
-        elif node.op_type == "Add" and not any(name in weights for name in inputs):
+        elif node.op_type == "Add" and constants.isdisjoint(inputs):
             index = min((1, 0), key=lambda k: depth.get(inputs[k], 0))
             found.append(Placement(node.name, index, inputs[index]))
         elif node.op_type in _POOLS and inputs[0] not in gated:

@@ -119,7 +119,7 @@ def quantize(
     nodes: list[onnx.NodeProto] = []
     for node in list(graph.node):
         if (place := placed.get(node.name)) is not None:
-            key = (place.tensor, None)
+            key: tuple[str, int | None] = (place.tensor, None)
             if key not in pairs:  # readers of one tensor share one pair
                 scale = np.float32(calibration.scale(ranges[place.tensor]))
                 pairs[key] = _add_activation(graph, nodes, place.tensor, np.asarray(scale))

@@ -1,0 +1,158 @@
+"""Int8Export: the last callback; what leaves it is an INT8 artifact within the budget, scored and timed."""
+
+from __future__ import annotations
+
+import logging
+import os
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from hqp_lightning.callbacks.checkpoint import carry_structure
+from hqp_lightning.callbacks.network import LossFn, find_network
+from hqp_lightning.callbacks.pruning import HQPPruning
+from hqp_lightning.callbacks.shipping import ExportOptions, ship
+from hqp_lightning.callbacks.trainer import check_trainer, monitored
+from hqp_lightning.core.calibration import METHODS
+from hqp_lightning.core.verdict import check_budget
+from hqp_lightning.errors import ConfigurationError
+from hqp_lightning.export import DEFAULT_METHOD
+from hqp_lightning.export.engines import backends
+from hqp_lightning.records import Budget, Report
+from hqp_lightning.report import print_report, write_html, write_json
+
+__all__ = ["Int8Export"]
+
+_log = logging.getLogger(__name__)
+
+
+class Int8Export(Callback):
+    """When ``fit`` ends: calibrate, write an explicit Q/DQ ONNX, score it by the validation loop, build and time engines.
+
+    Beside :class:`HQPPruning` it takes the budget from there and, if the INT8 score is over it, walks back to the
+    previous accepted model. Alone it quantizes the model as trained, against that model's own score.
+
+    It leaves ``model.int8.onnx``, ``model.onnx`` (the same model in float), ``model.dense.onnx``, ``pruned.ckpt``
+    (for :func:`load_pruned`), ``manifest.json``, ``report.json`` and ``report.html`` in ``dirpath``, engines in
+    ``dirpath/engines``, and the :class:`Report` in ``.report``.
+
+    Args:
+        dirpath: folder for the artifacts; created.
+        monitor: the metric, if there is no :class:`HQPPruning`.
+        max_drop: the budget, if there is no :class:`HQPPruning`.
+        mode: ``"max"`` or ``"min"``, if there is no :class:`HQPPruning`.
+        module: the network's attribute name in the LightningModule; found if it is the only one with parameters.
+        calibration_batches: training batches that set the ranges.
+        method: range estimator, one of ``"mse"``, ``"max"``, ``"percentile"``, ``"entropy"``.
+        holdout: loaders of data that no decision saw, or ``"test"`` for the datamodule's ``test_dataloader``; scored
+            by ``validation_step`` and reported beside the budget.
+        engines: backends to time, by name; by default TensorRT where there is a GPU, and OpenVINO, or onnxruntime
+            where OpenVINO is not installed.
+        batch_size: images per timed call.
+        threads: CPU threads of the timed engines; all by default.
+        latency_runs: timed calls per engine.
+        loss_fn: needed for batches that are not ``(x, y)``, see :class:`FisherAccumulator`.
+
+    Raises:
+        ConfigurationError: an argument out of range; before training: an unwritable ``dirpath``, no budget, or a
+            position before :class:`HQPPruning`.
+    """
+
+    def __init__(
+        self,
+        dirpath: str | os.PathLike[str],
+        monitor: str | None = None,
+        max_drop: float | None = None,
+        mode: str = "max",
+        module: str | None = None,
+        calibration_batches: int = 16,
+        method: str = DEFAULT_METHOD,
+        holdout: Any = None,
+        engines: Sequence[str] | None = None,
+        batch_size: int = 1,
+        threads: int | None = None,
+        latency_runs: int = 100,
+        loss_fn: LossFn | None = None,
+    ) -> None:
+        known = [b.name for b in backends()]
+        if engines is not None and (unknown := sorted(set(engines) - set(known))):
+            raise ConfigurationError(f"engines={unknown} are not known; choose from {known}.")
+        if method not in METHODS:
+            raise ConfigurationError(f"method={method!r} is not known; choose one of {METHODS}.")
+        counts = {"calibration_batches": calibration_batches, "batch_size": batch_size, "latency_runs": latency_runs}
+        for name, value in {**counts, "threads": 1 if threads is None else threads}.items():
+            if value < 1:
+                raise ConfigurationError(f"{name}={value} must be at least 1.")
+        self.dirpath, self.module, self.loss_fn = Path(dirpath), module, loss_fn
+        self.monitor, self.max_drop, self.mode = monitor, max_drop, mode
+        self.options = ExportOptions(
+            calibration_batches=calibration_batches,
+            method=method,
+            holdout=holdout,
+            engines=None if engines is None else tuple(engines),
+            batch_size=batch_size,
+            threads=threads or len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
+            latency_runs=latency_runs,
+        )
+        self.report: Report | None = None
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Refuse what can't work before anything is trained."""
+        if stage == "fit":
+            check_trainer(trainer, self)
+            self._budget(trainer)
+            find_network(pl_module, self._path(trainer))
+            _check_writable(self.dirpath)
+            carry_structure(pl_module)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """The monitor has to be there from the first validation on."""
+        if trainer.state.fn == "fit":
+            monitored(trainer, self._budget(trainer).monitor)
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Ship."""
+        if trainer.fast_dev_run or not trainer.is_global_zero:
+            return
+        network = self._path(trainer)
+        self.report = ship(
+            trainer, pl_module, network, self._budget(trainer), self._pruning(trainer), self.dirpath, self.options, self.loss_fn
+        )
+        trainer.save_checkpoint(self.dirpath / "pruned.ckpt", weights_only=True)
+        write_json(self.report, self.dirpath / "report.json")
+        write_html(self.report, self.dirpath / "report.html")
+        print_report(self.report)
+        if not self.report.within_budget:
+            _log.error("hqp: no INT8 artifact is within the budget; see the notes in %s", self.dirpath / "report.json")
+
+    def _pruning(self, trainer: Trainer) -> HQPPruning | None:
+        return next((c for c in trainer.callbacks if isinstance(c, HQPPruning)), None)
+
+    def _path(self, trainer: Trainer) -> str | None:
+        pruning = self._pruning(trainer)
+        return self.module if pruning is None or self.module is not None else pruning.module
+
+    def _budget(self, trainer: Trainer) -> Budget:
+        pruning = self._pruning(trainer)
+        if pruning is not None:
+            if trainer.callbacks.index(pruning) > trainer.callbacks.index(self):
+                raise ConfigurationError("Int8Export must come after HQPPruning in Trainer(callbacks=[...]).")
+            return pruning.budget
+        if self.monitor is None or self.max_drop is None:
+            raise ConfigurationError(
+                "Int8Export without HQPPruning needs a budget of its own: Int8Export(dirpath, monitor='val_acc', "
+                "max_drop=0.01)."
+            )
+        return check_budget(Budget(self.max_drop, self.monitor, self.mode))
+
+
+def _check_writable(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise ConfigurationError(f"dirpath={str(folder)!r} can't be written: {error}. Choose another folder.") from error

@@ -1,0 +1,104 @@
+"""Score a model, or an engine in its place, by the user's own validation loop."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from torch import Tensor, nn
+
+from hqp_lightning.callbacks.trainer import fixed_seed, monitored
+from hqp_lightning.errors import ExportError
+from hqp_lightning.export.engines import Engine
+
+__all__ = ["holdout_loaders", "running_on", "score"]
+
+
+def score(trainer: Trainer, pl_module: LightningModule, loaders: Any, monitor: str) -> float:
+    """The monitored metric of ``pl_module`` over ``loaders``: its ``validation_step``, its hooks, its metrics.
+
+    A second Trainer runs the loop, so that the callbacks, loggers and checkpoints of the first see nothing of it.
+
+    Args:
+        trainer: the trainer of the run; its validation limit and accelerator are used.
+        pl_module: the model; it is attached to ``trainer`` again afterwards.
+        loaders: validation loaders, in any form that ``Trainer.validate`` takes.
+        monitor: name of the metric.
+    """
+    attached, training, device = pl_module._trainer, {m: m.training for m in pl_module.modules()}, pl_module.device
+    cpu = trainer.strategy.root_device.type == "cpu"
+    try:
+        with _quiet(), fixed_seed():
+            second = Trainer(
+                accelerator="cpu" if cpu else "auto",
+                devices=1,
+                logger=False,
+                enable_checkpointing=False,
+                enable_progress_bar=False,
+                enable_model_summary=False,
+                limit_val_batches=trainer.limit_val_batches,
+            )
+            second.validate(pl_module, dataloaders=loaders, verbose=False)
+        return monitored(second, monitor)
+    finally:
+        pl_module._trainer = attached
+        pl_module.to(device)
+        for module, mode in training.items():
+            module.training = mode
+
+
+@contextmanager
+def running_on(network: nn.Module, engine: Engine) -> Iterator[None]:
+    """Inside, calling ``network`` runs the engine instead.
+
+    Raises:
+        ExportError: on leaving, if nothing called the network: what was scored was not the engine.
+    """
+    calls = 0
+
+    def forward(x: Tensor, *_: Any, **__: Any) -> Tensor:
+        nonlocal calls
+        calls += 1
+        logits = engine.run(x.detach().float().cpu().numpy())
+        return torch.from_numpy(logits).to(x.device)
+
+    network.__dict__["forward"] = forward
+    try:
+        yield
+    finally:
+        del network.__dict__["forward"]
+    if not calls:
+        raise ExportError(
+            f"validation_step never called {type(network).__name__}(...), so the engine can't be scored in its place; "
+            "call the network itself there, or name the part that is called with module=..."
+        )
+
+
+def holdout_loaders(trainer: Trainer, holdout: Any) -> Any:
+    """The loaders of data that no decision saw: ``"test"`` asks the datamodule, anything else is returned as it is."""
+    if holdout != "test":
+        return holdout
+    source = trainer.datamodule or trainer.lightning_module
+    if trainer.datamodule is not None:
+        trainer.datamodule.setup("test")
+    return source.test_dataloader()
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    loggers = [logging.getLogger(n) for n in ("lightning.pytorch.utilities.rank_zero", "lightning.pytorch.accelerators.cuda")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

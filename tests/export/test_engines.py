@@ -1,0 +1,129 @@
+"""Runtimes on this machine's CPU against torch, and the timing loop against a clock that we drive."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from hqp_lightning.errors import ConfigurationError, ExportError
+from hqp_lightning.export import engines as engines_module
+from hqp_lightning.export.engines import OnnxRuntimeBackend, OpenVINOBackend, base, latencies
+from hqp_lightning.export.onnx import export_onnx
+from hqp_lightning.export.quantize import collect_ranges, quantize
+
+
+def _ready(backend):
+    reason = backend.unavailable()
+    return pytest.param(backend, id=backend.name, marks=pytest.mark.skipif(reason is not None, reason=reason or ""))
+
+
+CPU = [_ready(OnnxRuntimeBackend()), _ready(OpenVINOBackend())]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("engines")
+    module = nn.Sequential(
+        nn.Conv2d(3, 32, 3, padding=1), nn.BatchNorm2d(32), nn.ReLU(), nn.Conv2d(32, 32, 3, padding=1), nn.Hardswish(),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, 10),
+    ).eval()  # fmt: skip
+    path = folder / "model.onnx"
+    export_onnx(module, torch.zeros(1, 3, 16, 16), path)
+    calibration = [np.random.default_rng(0).normal(size=(16, 3, 16, 16)).astype(np.float32)]
+    int8 = quantize(path, collect_ranges(path, calibration, threads=1), folder / "model.int8.onnx")
+    return module, path, int8.path
+
+
+@pytest.mark.parametrize("backend", CPU)
+def test_float_engine_is_float32_at_any_batch_size(backend, model, tmp_path):
+    module, path, _ = model
+    with backend.build(path, "fp32", tmp_path, threads=1, batch_size=2) as engine:
+        for size in (2, 1, 5, 2):
+            batch = torch.randn(size, 3, 16, 16)
+            with torch.no_grad():
+                expected = module(batch).numpy()
+            # bfloat16 would be off by some 1e-3
+            np.testing.assert_allclose(engine.run(batch.numpy()), expected, atol=1e-5)
+        assert (engine.backend, engine.precision, engine.threads, engine.path) == (backend.name, "fp32", 1, str(path))
+        assert engine.device
+    with pytest.raises(ExportError, match="closed: build it again"):
+        engine.run(batch.numpy())
+    engine.close()
+
+
+@pytest.mark.parametrize("backend", CPU)
+def test_int8_engine_follows_the_float_model(backend, model, tmp_path):
+    module, _, path = model
+    with backend.build(path, "int8", tmp_path, threads=1) as engine:
+        batch = torch.randn(64, 3, 16, 16)
+        got = engine.run(batch.numpy())
+    expected = module(batch).detach().numpy()
+    assert np.abs(got - expected).max() < 0.05 * np.abs(expected).max()
+    assert np.abs(got - expected).max() > 1e-6  # it is not the float model
+
+
+@pytest.mark.parametrize("backend", CPU)
+def test_results_do_not_share_a_buffer(backend, model, tmp_path):
+    with backend.build(model[1], "fp32", tmp_path, threads=1) as engine:
+        first = engine.run(np.zeros((1, 3, 16, 16), np.float32))
+        kept = first.copy()
+        engine.run(np.ones((1, 3, 16, 16), np.float32))
+    np.testing.assert_array_equal(first, kept)
+
+
+@pytest.mark.parametrize("backend", CPU)
+def test_clear_errors(backend, model, tmp_path):
+    with pytest.raises(ConfigurationError, match="'fp16', expected one of"):
+        backend.build(model[1], "fp16", tmp_path)
+    with pytest.raises(ConfigurationError, match="threads=0"):
+        backend.build(model[1], "fp32", tmp_path, threads=0)
+    with pytest.raises(ExportError, match="no ONNX file"):
+        backend.build(tmp_path / "absent.onnx", "fp32", tmp_path)
+    (tmp_path / "text.onnx").write_text("hello")
+    with pytest.raises(ExportError, match=f"{backend.name} could not build") as caught:
+        backend.build(tmp_path / "text.onnx", "fp32", tmp_path)
+    assert caught.value.__cause__ is not None
+
+
+def test_missing_openvino_says_how_to_get_it(monkeypatch, model, tmp_path):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert "pip install 'hqp-lightning[openvino]'" in OpenVINOBackend().unavailable()
+    with pytest.raises(ExportError, match="OpenVINO skipped"):
+        OpenVINOBackend().build(model[1], "fp32", tmp_path)
+
+
+def test_preference_and_lazy_imports():
+    assert [b.name for b in engines_module.backends()] == ["tensorrt", "openvino", "onnxruntime"]
+
+
+class _Clockwork(base.Engine):
+    """Advances a clock that we drive by its given times, and records the turn order."""
+
+    def __init__(self, name, times, clock, order):
+        super().__init__(name, "fp32", "none", 1, "none")
+        self.times, self.clock, self.order = iter(times), clock, order
+
+    def run(self, batch):
+        self.order.append(self.backend)
+        self.clock[0] += next(self.times)
+        return batch
+
+    def close(self):
+        pass
+
+
+def test_latencies_are_interleaved_and_skip_the_warm_up(monkeypatch):
+    clock, order = [0.0], []
+    monkeypatch.setattr(base.time, "perf_counter", lambda: clock[0])
+    fast = [9.0, 9.0, *(0.001 * k for k in range(1, 101))]
+    slow = [9.0, 9.0, *[0.5] * 100]
+    pair = {"f": _Clockwork("a", fast, clock, order), "s": _Clockwork("b", slow, clock, order)}
+    got = latencies(pair, np.zeros(1), warmup=2, runs=100)
+    assert order == ["a", "b"] * 102
+    assert got["f"].median == pytest.approx(50.5)
+    assert got["f"].p95 == pytest.approx(95.05)
+    assert got["s"].median == pytest.approx(500.0)
+    assert got["f"].runs == 100
+    with pytest.raises(ConfigurationError, match="runs=0"):
+        latencies(pair, np.zeros(1), runs=0)

@@ -1,0 +1,274 @@
+"""Q/DQ files: structure by walking the graph, numbers by hand, onnxruntime's own quantizer as reference."""
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+import torchvision
+from onnx import numpy_helper
+from onnxruntime.quantization import QuantType
+from onnxruntime.quantization.calibrate import CalibrationMethod, TensorData, TensorsData
+from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
+from torch import nn
+
+from hqp_lightning.core import calibration
+from hqp_lightning.errors import ConfigurationError, ExportError
+from hqp_lightning.export.onnx import export_onnx
+from hqp_lightning.export.placement import placements
+from hqp_lightning.export.quantize import collect_ranges, quantize, quantized_tensors
+
+SIZE = 32
+
+
+def _session(model):
+    return onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
+
+
+def _batches(count=3, size=4, shape=(3, SIZE, SIZE)):
+    rng = np.random.default_rng(0)
+    return [rng.normal(size=(size, *shape)).astype(np.float32) for _ in range(count)]
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    """Float and Q/DQ paths of both architectures, with ranges, made once."""
+    folder = tmp_path_factory.mktemp("models")
+    result = {}
+    for name in ("resnet18", "mobilenet_v3_small"):
+        torch.manual_seed(0)
+        module = getattr(torchvision.models, name)(num_classes=10)
+        path = folder / f"{name}.onnx"
+        export_onnx(module, torch.zeros(1, 3, SIZE, SIZE), path)
+        ranges = collect_ranges(path, _batches(), threads=1)
+        result[name] = (path, ranges, quantize(path, ranges, folder / f"{name}.int8.onnx"))
+    return result
+
+
+@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v3_small"])
+def test_structure_of_the_quantized_graph(models, name):
+    graph = onnx.load(models[name][2].path).graph
+    producer = {o: n for n in graph.node for o in n.output}
+    stored = {i.name: numpy_helper.to_array(i) for i in graph.initializer}
+
+    def dequantized(tensor):
+        return tensor in producer and producer[tensor].op_type == "DequantizeLinear"
+
+    seen = {}
+    for node in graph.node:
+        seen[node.op_type] = seen.get(node.op_type, 0) + 1
+        if node.op_type in ("Conv", "Gemm"):
+            assert dequantized(node.input[0]), node.name
+            weight = producer[node.input[1]]
+            assert weight.op_type == "DequantizeLinear"
+            integers, scale, zero = (stored[k] for k in weight.input)
+            assert integers.dtype == np.int8
+            assert integers.min() >= -127
+            assert scale.shape == (integers.shape[0],)
+            assert not zero.any()
+            assert weight.attribute[0].i == 0
+            assert stored[node.input[2]].dtype == np.float32  # the bias, in float
+        elif node.op_type == "Add":
+            assert [dequantized(k) for k in node.input].count(True) == 1, node.name
+            branch = next(k for k in node.input if not dequantized(k))
+            assert producer[branch].op_type == "Conv"  # the branch that TensorRT fuses the sum into
+        elif node.op_type in ("HardSwish", "HardSigmoid", "Mul", "Relu", "Flatten"):
+            assert not any(dequantized(k) for k in node.input), node.name
+        elif node.op_type == "QuantizeLinear":
+            _, scale, zero = node.input
+            assert stored[scale].shape == ()
+            assert stored[scale].dtype == np.float32
+            assert stored[zero] == np.int8(0)
+            assert producer.get(node.input[0]) is None or producer[node.input[0]].op_type != "DequantizeLinear"
+    assert seen["QuantizeLinear"] == len(quantized_tensors(models[name][0]))
+    assert seen["Conv"] == {"resnet18": 20, "mobilenet_v3_small": 52}[name]
+    assert not any(dequantized(o.name) or o.name.endswith("_dq") for o in graph.output)
+
+
+def test_pooling_inputs_but_not_the_squeeze(models):
+    ops = {n.name: n.op_type for n in onnx.load(models["resnet18"][0]).graph.node}
+    assert [ops[p.node] for p in placements(models["resnet18"][0])].count("MaxPool") == 1
+    path = models["mobilenet_v3_small"][0]
+    ops = {n.name: n.op_type for n in onnx.load(path).graph.node}
+    assert list(ops.values()).count("GlobalAveragePool") == 10
+    assert [ops[p.node] for p in placements(path)].count("GlobalAveragePool") == 1  # the one before the head
+
+
+@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v3_small"])
+def test_file_properties(models, name):
+    float_path, _, artifact = models[name]
+    model = onnx.load(artifact.path)
+    assert (model.ir_version, artifact.opset) == (8, 17)
+    assert artifact.file_bytes < 0.3 * float_path.stat().st_size
+    assert artifact.input_shape == (3, SIZE, SIZE)
+
+
+def test_ranges_equal_those_of_the_stored_activations(models):
+    path = models["resnet18"][0]
+    names = quantized_tensors(path)
+    model = onnx.load(path)
+    inner = [n for n in names if n != "input"]
+    model.graph.output.extend(onnx.helper.make_tensor_value_info(n, 1, None) for n in inner)
+    session = _session(model.SerializeToString())
+    stored = {n: [] for n in names}
+    for batch in _batches():
+        for n, v in zip(inner, session.run(inner, {"input": batch}), strict=True):
+            stored[n].append(np.abs(v).ravel())
+        stored["input"].append(np.abs(batch).ravel())
+    got = collect_ranges(path, _batches(), method="max", threads=1)
+    assert set(got) == set(names)
+    for n in names:
+        assert got[n] == pytest.approx(np.concatenate(stored[n]).max(), rel=1e-5)
+    got = collect_ranges(path, _batches(), method="percentile", percentile=99.0, threads=1)
+    for n in names:
+        assert got[n] == pytest.approx(np.percentile(np.concatenate(stored[n]), 99.0), rel=0.02), n
+
+
+def test_quantized_convolution_by_hand(tmp_path):
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Conv2d(3, 5, 3), nn.Flatten(), nn.Linear(5 * 2 * 2, 4))
+    module[0].weight.data[1] = 0.0  # a channel of zeros must not divide by zero
+    path = tmp_path / "m.onnx"
+    export_onnx(module, torch.zeros(1, 3, 4, 4), path)
+    tensors = quantized_tensors(path)
+    ranges = dict(zip(tensors, (2.0, 3.0), strict=True))
+    artifact = quantize(path, ranges, tmp_path / "q.onnx")
+    x = torch.randn(6, 3, 4, 4) * 1.5
+
+    def activation(t, amax):
+        return (t / (amax / 127)).round().clamp(-128, 127) * (amax / 127)
+
+    def weight(w):
+        scale = w.abs().flatten(1).amax(1).clamp(min=1e-30) / 127
+        scale = scale.reshape(-1, *[1] * (w.ndim - 1))
+        return (w / scale).round() * scale
+
+    conv, linear = module[0], module[2]
+    hidden = nn.functional.conv2d(activation(x, 2.0), weight(conv.weight), conv.bias).flatten(1)
+    expected = nn.functional.linear(activation(hidden, 3.0), weight(linear.weight), linear.bias)
+    (got,) = _session(artifact.path).run(None, {"input": x.numpy()})
+    # one rounding may fall on the other side: an error of one activation step times a weight
+    np.testing.assert_allclose(got, expected.detach().numpy(), atol=3.0 / 127)
+    assert np.abs(got - expected.detach().numpy()).mean() < 1e-3
+
+
+def test_agrees_with_onnxruntimes_quantizer_where_both_can_write_the_graph(tmp_path):
+    torch.manual_seed(0)
+    module = nn.Sequential(
+        nn.Conv2d(3, 8, 3, bias=False), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 3, groups=8), nn.Hardswish(),
+        nn.Flatten(), nn.Linear(8 * 16, 10),
+    )  # fmt: skip
+    path = tmp_path / "m.onnx"
+    export_onnx(module, torch.zeros(1, 3, 8, 8), path)
+    batches = _batches(shape=(3, 8, 8))
+    ranges = collect_ranges(path, batches, threads=1)
+    ours = quantize(path, ranges, tmp_path / "ours.onnx")
+    given = {k: TensorData(lowest=np.float32(-v), highest=np.float32(v)) for k, v in ranges.items()}
+    theirs = QDQQuantizer(
+        onnx.load(path), True, False, QuantType.QInt8, QuantType.QInt8, TensorsData(CalibrationMethod.MinMax, given),
+        [], [], ["Conv", "Gemm"],
+        {"ActivationSymmetric": True, "WeightSymmetric": True, "QuantizeBias": False,
+         "OpTypesToExcludeOutputQuantization": ["Conv", "Gemm"]},
+    ).quantize_model()  # fmt: skip
+    batch = batches[0]
+    (expected,) = _session(theirs.SerializeToString()).run(None, {"input": batch})
+    (got,) = _session(ours.path).run(None, {"input": batch})
+    # its scale is 2 * amax / 254 in float64, ours amax / 127: a value on the edge may round differently
+    assert np.abs(got - expected).mean() < 1e-3 * np.abs(expected).mean()
+
+
+def test_close_to_float(models):
+    for path, _, artifact in models.values():
+        batch = _batches(1)[0]
+        (expected,) = _session(str(path)).run(None, {"input": batch})
+        (got,) = _session(artifact.path).run(None, {"input": batch})
+        assert np.corrcoef(got.ravel(), expected.ravel())[0, 1] > 0.95
+
+
+def test_excluded_nodes_stay_float(models, tmp_path):
+    path, ranges, _ = models["resnet18"]
+    first = placements(path)[0].node
+    artifact = quantize(path, ranges, tmp_path / "q.onnx", exclude=[first])
+    graph = onnx.load(artifact.path).graph
+    stored = {i.name for i in graph.initializer}
+    node = next(n for n in graph.node if n.name == first)
+    assert node.input[0] == "input"
+    assert node.input[1] in stored
+    assert not any(n.op_type == "QuantizeLinear" and n.input[0] == "input" for n in graph.node)
+    everything = [p.node for p in placements(path)]
+    bare = quantize(path, {}, tmp_path / "none.onnx", exclude=everything)
+    batch = _batches(1)[0]
+    (expected,) = _session(str(path)).run(None, {"input": batch})
+    np.testing.assert_allclose(_session(bare.path).run(None, {"input": batch})[0], expected, rtol=1e-5, atol=1e-5)
+
+
+def test_residual_is_the_shorter_branch_whatever_the_order(tmp_path):
+    class Block(nn.Module):
+        def __init__(self, swap):
+            super().__init__()
+            self.a, self.b, self.skip, self.swap = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 1), nn.Conv2d(3, 4, 1), swap
+            self.head = nn.Linear(4 * 16, 2)
+
+        def forward(self, x):
+            long, short = self.b(self.a(x).relu()), self.skip(x)
+            return self.head((short + long if self.swap else long + short).flatten(1))
+
+    for swap in (False, True):
+        path = tmp_path / f"{swap}.onnx"
+        export_onnx(Block(swap), torch.zeros(1, 3, 4, 4), path)
+        nodes = {n.name: n for n in onnx.load(path).graph.node}
+        (place,) = [p for p in placements(path) if nodes[p.node].op_type == "Add"]
+        assert "skip" in place.tensor
+
+
+def test_adding_a_constant_is_no_residual(tmp_path):
+    class Shift(nn.Linear):
+        def forward(self, x):
+            return (super().forward(x) + 3.0) + torch.ones(2)
+
+    path = tmp_path / "m.onnx"
+    export_onnx(Shift(4, 2), torch.zeros(1, 4), path)
+    assert "Add" in {n.op_type for n in onnx.load(path).graph.node}
+    assert quantized_tensors(path) == ("input",)
+
+
+def test_matmul_of_a_linear_on_sequences(tmp_path):
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Linear(6, 5), nn.Flatten(), nn.Linear(20, 3))
+    path = tmp_path / "m.onnx"
+    export_onnx(module, torch.zeros(1, 4, 6), path)
+    batches = _batches(shape=(4, 6))
+    artifact = quantize(path, collect_ranges(path, batches, threads=1), tmp_path / "q.onnx")
+    ops = [n.op_type for n in onnx.load(artifact.path).graph.node]
+    assert ops.count("DequantizeLinear") == 4
+    (got,) = _session(artifact.path).run(None, {"input": batches[0]})
+    expected = module(torch.from_numpy(batches[0])).detach().numpy()
+    assert np.abs(got - expected).max() < 0.1
+
+
+def test_a_dead_tensor_gets_a_usable_scale(tmp_path):
+    path = tmp_path / "m.onnx"
+    export_onnx(nn.Linear(4, 2), torch.zeros(1, 4), path)
+    ranges = collect_ranges(path, [np.zeros((2, 4), np.float32)], threads=1)
+    assert ranges == {"input": 0.0}
+    artifact = quantize(path, ranges, tmp_path / "q.onnx")
+    scales = [numpy_helper.to_array(i) for i in onnx.load(artifact.path).graph.initializer if i.name == "input_scale"]
+    assert scales[0] == pytest.approx(calibration.scale(0.0))
+
+
+def test_clear_errors(models, tmp_path):
+    path, ranges, _ = models["resnet18"]
+    with pytest.raises(ExportError, match="no calibration batches"):
+        collect_ranges(path, [])
+    with pytest.raises(ExportError, match=r"shape \(1, 3, 8, 8\), expected"):
+        collect_ranges(path, [np.zeros((1, 3, 8, 8), np.float32)])
+    with pytest.raises(ConfigurationError, match="NaN"):
+        collect_ranges(path, [np.full((1, 3, SIZE, SIZE), np.nan, np.float32)])
+    with pytest.raises(ConfigurationError, match="calibration method"):
+        collect_ranges(path, _batches(1), method="kl")
+    with pytest.raises(ExportError, match="no range for tensor 'input'"):
+        quantize(path, {k: v for k, v in ranges.items() if k != "input"}, tmp_path / "q.onnx")
+    with pytest.raises(ExportError, match="'layer9', which is no quantizable node"):
+        quantize(path, ranges, tmp_path / "q.onnx", exclude=["layer9"])
+    with pytest.raises(ExportError, match="no ONNX file"):
+        quantized_tensors(tmp_path / "absent.onnx")
