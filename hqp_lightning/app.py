@@ -52,7 +52,7 @@ def run(cfg: DictConfig) -> Report | None:
     callbacks = _callbacks(cfg)
     model, data, trainer = _build(cfg, callbacks)
     trainer.fit(model, datamodule=data, ckpt_path=cfg.ckpt_path)
-    if not cfg.export:
+    if not _is_on(cfg, "export"):
         return None
     report: Report = callbacks[-1].report
     if cfg.control:
@@ -91,12 +91,17 @@ def _check(cfg: DictConfig) -> None:
     for key, kind in (("control", bool), ("seed", int)):
         if not isinstance(cfg[key], kind):
             raise ConfigurationError(f"{key} must be of type {kind.__name__}, got {cfg[key]!r}")
-    if cfg.control and not (cfg.export and cfg.hqp):
+    if cfg.control and not all(_is_on(cfg, name) for name in _CALLBACKS):
         raise ConfigurationError("control=true compares with a pruned and exported model; it needs hqp and export")
 
 
 def _callbacks(cfg: DictConfig) -> list[Any]:
-    return [instantiate(cfg[name]) for name in _CALLBACKS if cfg[name]]
+    return [instantiate(cfg[name]) for name in _CALLBACKS if _is_on(cfg, name)]
+
+
+def _is_on(cfg: DictConfig, group: str) -> bool:
+    # With hqp=none a recipe's overrides of hqp are still there, but nothing that they would be given to.
+    return bool(cfg[group]) and "_target_" in cfg[group]
 
 
 def _build(
@@ -104,7 +109,7 @@ def _build(
 ) -> tuple[L.LightningModule, L.LightningDataModule, L.Trainer]:
     L.seed_everything(cfg.seed, workers=True)
     data, model = instantiate(cfg.data), instantiate(cfg.model)
-    logger = instantiate(cfg.logger) if cfg.logger and not suffix else False
+    logger = instantiate(cfg.logger) if _is_on(cfg, "logger") and not suffix else False
     root = str(cfg.trainer.default_root_dir) + suffix
     return model, data, instantiate(cfg.trainer, callbacks=callbacks, logger=logger, default_root_dir=root)
 

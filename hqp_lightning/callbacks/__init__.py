@@ -3,6 +3,7 @@
 from hqp_lightning.callbacks.checkpoint import load_pruned
 from hqp_lightning.callbacks.export import Int8Export
 from hqp_lightning.callbacks.fisher import FisherAccumulator
+from hqp_lightning.callbacks.preset import hqp_callbacks
 from hqp_lightning.callbacks.pruning import HQPPruning
 
-__all__ = ["FisherAccumulator", "HQPPruning", "Int8Export", "load_pruned"]
+__all__ = ["FisherAccumulator", "HQPPruning", "Int8Export", "hqp_callbacks", "load_pruned"]

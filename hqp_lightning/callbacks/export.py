@@ -13,14 +13,13 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from hqp_lightning.callbacks.checkpoint import carry_structure
 from hqp_lightning.callbacks.network import LossFn, find_network
+from hqp_lightning.callbacks.options import ExportOptions
 from hqp_lightning.callbacks.pruning import HQPPruning
-from hqp_lightning.callbacks.shipping import ExportOptions, ship
-from hqp_lightning.callbacks.trainer import check_trainer, monitored
-from hqp_lightning.core.calibration import METHODS
+from hqp_lightning.callbacks.shipping import ship
+from hqp_lightning.callbacks.trainer import check_trainer, loose, monitored
 from hqp_lightning.core.verdict import check_budget
 from hqp_lightning.errors import ConfigurationError
 from hqp_lightning.export import DEFAULT_METHOD
-from hqp_lightning.export.engines import backends
 from hqp_lightning.records import Budget, Report
 from hqp_lightning.report import print_report, write_html, write_json
 
@@ -30,7 +29,7 @@ _log = logging.getLogger(__name__)
 
 
 class Int8Export(Callback):
-    """When ``fit`` ends: calibrate, write an explicit Q/DQ ONNX, score it by the validation loop, build and time engines.
+    """When ``fit`` ends: calibrate, write a Q/DQ ONNX, score it by the user's validation loop, build and time engines.
 
     Beside :class:`HQPPruning` it takes the budget from there and, if the INT8 score is over it, walks back to the
     previous accepted model. Alone it quantizes the model as trained, against that model's own score.
@@ -77,16 +76,7 @@ class Int8Export(Callback):
         latency_runs: int = 100,
         loss_fn: LossFn | None = None,
     ) -> None:
-        known = [b.name for b in backends()]
-        if engines is not None and (unknown := sorted(set(engines) - set(known))):
-            raise ConfigurationError(f"engines={unknown} are not known; choose from {known}.")
-        if method not in METHODS:
-            raise ConfigurationError(f"method={method!r} is not known; choose one of {METHODS}.")
-        counts = {"calibration_batches": calibration_batches, "batch_size": batch_size, "latency_runs": latency_runs}
-        for name, value in {**counts, "threads": 1 if threads is None else threads}.items():
-            if value < 1:
-                raise ConfigurationError(f"{name}={value} must be at least 1.")
-        self.dirpath, self.module, self.loss_fn = Path(dirpath), module, loss_fn
+        self.dirpath, self.module = Path(dirpath), module
         self.monitor, self.max_drop, self.mode = monitor, max_drop, mode
         self.options = ExportOptions(
             calibration_batches=calibration_batches,
@@ -94,8 +84,9 @@ class Int8Export(Callback):
             holdout=holdout,
             engines=None if engines is None else tuple(engines),
             batch_size=batch_size,
-            threads=threads or len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
+            threads=_processors() if threads is None else threads,
             latency_runs=latency_runs,
+            loss_fn=loss_fn,
         )
         self.report: Report | None = None
 
@@ -115,12 +106,12 @@ class Int8Export(Callback):
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Ship."""
-        if trainer.fast_dev_run or not trainer.is_global_zero:
+        if loose(trainer).fast_dev_run or not trainer.is_global_zero:
             return
         network = self._path(trainer)
-        self.report = ship(
-            trainer, pl_module, network, self._budget(trainer), self._pruning(trainer), self.dirpath, self.options, self.loss_fn
-        )
+        pruning, budget = self._pruning(trainer), self._budget(trainer)
+        search = pruning.state if pruning else None
+        self.report = ship(trainer, pl_module, network, budget, search, self.dirpath, self.options)
         trainer.save_checkpoint(self.dirpath / "pruned.ckpt", weights_only=True)
         write_json(self.report, self.dirpath / "report.json")
         write_html(self.report, self.dirpath / "report.html")
@@ -129,16 +120,16 @@ class Int8Export(Callback):
             _log.error("hqp: no INT8 artifact is within the budget; see the notes in %s", self.dirpath / "report.json")
 
     def _pruning(self, trainer: Trainer) -> HQPPruning | None:
-        return next((c for c in trainer.callbacks if isinstance(c, HQPPruning)), None)
+        return next((c for c in loose(trainer).callbacks if isinstance(c, HQPPruning)), None)
 
     def _path(self, trainer: Trainer) -> str | None:
         pruning = self._pruning(trainer)
-        return self.module if pruning is None or self.module is not None else pruning.module
+        return self.module if pruning is None or self.module is not None else pruning.options.module
 
     def _budget(self, trainer: Trainer) -> Budget:
         pruning = self._pruning(trainer)
         if pruning is not None:
-            if trainer.callbacks.index(pruning) > trainer.callbacks.index(self):
+            if loose(trainer).callbacks.index(pruning) > loose(trainer).callbacks.index(self):
                 raise ConfigurationError("Int8Export must come after HQPPruning in Trainer(callbacks=[...]).")
             return pruning.budget
         if self.monitor is None or self.max_drop is None:
@@ -149,10 +140,16 @@ class Int8Export(Callback):
         return check_budget(Budget(self.max_drop, self.monitor, self.mode))
 
 
+def _processors() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def _check_writable(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
-        raise ConfigurationError(f"dirpath={str(folder)!r} can't be written: {error}. Choose another folder.") from error
+        raise ConfigurationError(
+            f"dirpath={str(folder)!r} can't be written: {error}. Choose another folder."
+        ) from error

@@ -83,7 +83,9 @@ class FisherAccumulator(Callback):
         """Add the Fisher sums of one batch to the state."""
         _, network = find_network(pl_module, self.module)
         with fisher_context(trainer):
-            batch = apply_to_collection(batch, Tensor, torch.clone)  # tensors made in inference mode can't take part in autograd
+            batch = apply_to_collection(
+                batch, Tensor, torch.clone
+            )  # tensors made in inference mode can't take part in autograd
             if not self.groups:
                 inputs = network_inputs(pl_module, network, batch, self.loss_fn)
                 self.groups = Shadow(network, inputs, self.ignore).groups()

@@ -60,7 +60,9 @@ def per_sample_loss(pl_module: LightningModule, network: nn.Module, batch: Any, 
     return losses.flatten(1).mean(1) if losses.dim() > 1 else losses
 
 
-def network_inputs(pl_module: LightningModule, network: nn.Module, batch: Any, loss_fn: LossFn | None) -> tuple[Any, ...]:
+def network_inputs(
+    pl_module: LightningModule, network: nn.Module, batch: Any, loss_fn: LossFn | None
+) -> tuple[Any, ...]:
     """The positional arguments that a batch makes of the network; found by asking ``loss_fn`` if there is one.
 
     Raises:

@@ -3,67 +3,70 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
 
-from hqp_lightning.callbacks.network import LossFn, find_network
+from hqp_lightning.callbacks.network import find_network
+from hqp_lightning.callbacks.options import PruningOptions
 from hqp_lightning.callbacks.state import PruningState
 from hqp_lightning.callbacks.trainer import batches, fixed_seed, schedulers
-from hqp_lightning.core.selection import propose
+from hqp_lightning.core.selection import Caps, propose
 from hqp_lightning.errors import ConfigurationError, SurgeryError
 from hqp_lightning.records import PruningStep, StepRecord
 from hqp_lightning.surgery import Shadow, apply_cut_, recalibrate_batchnorm_, restore_, slice_optimizers_, take
 from hqp_lightning.surgery.strategy import rewrapped
 
-if TYPE_CHECKING:
-    from hqp_lightning.callbacks.pruning import HQPPruning
-
 __all__ = ["dense_shadow", "prune_", "undo_"]
 
 
 def dense_shadow(
-    trainer: Trainer, pl_module: LightningModule, path: str | None, ignore: Sequence[str], loss_fn: LossFn | None
+    trainer: Trainer, pl_module: LightningModule, options: PruningOptions
 ) -> tuple[tuple[Any, ...], Shadow]:
     """Trace the network with the first validation batch; returns the example inputs (on the CPU) and the shadow.
 
     Raises:
         ConfigurationError: the batch does not fit, the network can't be traced, or has nothing to prune.
     """
-    _, network = find_network(pl_module, path)
+    _, network = find_network(pl_module, options.module)
     trainer.validating = True
     trainer.fit_loop.epoch_loop.val_loop.setup_data()
     trainer.training = True
     with fixed_seed(), torch.no_grad():
-        inputs = next(batches(trainer, pl_module, network, loss_fn, "val", 1), None)
+        inputs = next(batches(trainer, pl_module, network, options.loss_fn, "val", 1), None)
     if inputs is None:
         raise ConfigurationError("the validation loader is empty, so there is nothing to judge a step by.")
     example = tuple(x[:2].detach().cpu().clone() if isinstance(x, torch.Tensor) else x for x in inputs)
-    shadow = Shadow(network, example, ignore)
+    shadow = Shadow(network, example, options.ignore)
     if not shadow.groups():
         raise ConfigurationError(
             f"{type(network).__name__} has no prunable channel groups: every convolution and linear layer is a head, "
-            f"ignored ({list(ignore) or 'none'}), or of an unsupported kind."
+            f"ignored ({list(options.ignore) or 'none'}), or of an unsupported kind."
         )
     return example, shadow
 
 
-def prune_(trainer: Trainer, pl_module: LightningModule, owner: HQPPruning, example: tuple[Any, ...]) -> StepRecord | None:
+def prune_(
+    trainer: Trainer,
+    pl_module: LightningModule,
+    state: PruningState,
+    options: PruningOptions,
+    example: tuple[Any, ...],
+) -> StepRecord | None:
     """Propose and make one step; the record is left pending in the state. None if nothing may be removed.
 
     Raises:
         SurgeryError: the step would break the model; the model is as it was, the step is left pending to be closed.
     """
-    state, started = owner.state, time.perf_counter()
-    _, network = find_network(pl_module, owner.module)
-    shadow = Shadow(network, example, owner.ignore)
+    started = time.perf_counter()
+    _, network = find_network(pl_module, options.module)
+    shadow = Shadow(network, example, options.ignore)
     wanted = state.search.step * state.dense_macs
-    if owner.target_macs is not None:
-        wanted = min(wanted, shadow.macs - owner.target_macs * state.dense_macs)
-    step = trainer.strategy.broadcast(_untried(shadow, wanted, owner))
+    if options.target_macs is not None:
+        wanted = min(wanted, shadow.macs - options.target_macs * state.dense_macs)
+    step = trainer.strategy.broadcast(_untried(shadow, wanted, state, options))
     if not step.channels:
         return None
     planned = StepRecord(
@@ -86,7 +89,7 @@ def prune_(trainer: Trainer, pl_module: LightningModule, owner: HQPPruning, exam
             apply_cut_(network, cut)
             slice_optimizers_(trainer.optimizers, network, cut)
         with fixed_seed(), trainer.precision_plugin.val_step_context():
-            inputs = batches(trainer, pl_module, network, owner.loss_fn, "train", owner.recalibrate_batches)
+            inputs = batches(trainer, pl_module, network, options.loss_fn, "train", options.recalibrate_batches)
             recalibrate_batchnorm_(network, inputs)
     except Exception as error:
         restore_(undo, pl_module, trainer.optimizers, schedulers(trainer))
@@ -96,11 +99,11 @@ def prune_(trainer: Trainer, pl_module: LightningModule, owner: HQPPruning, exam
     return state.pending
 
 
-def _untried(shadow: Shadow, wanted: float, owner: HQPPruning) -> PruningStep:
+def _untried(shadow: Shadow, wanted: float, state: PruningState, options: PruningOptions) -> PruningStep:
     """The best step that was not rejected already: whole tiles can make a halved step the same as the last one."""
-    state, groups = owner.state, list(shadow.groups())
+    caps, groups = Caps(options.round_to, options.max_channel_ratio, state.channels), list(shadow.groups())
     while True:
-        step = propose(groups, state.saliency or {}, wanted, owner.caps(), owner.cost)
+        step = propose(groups, state.saliency or {}, wanted, caps, options.cost)
         if not step.channels or dict(step.removed) not in state.rejected:
             return step
         last = list(step.removed)[-1]

@@ -10,18 +10,18 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from hqp_lightning.callbacks.checkpoint import carry_structure
 from hqp_lightning.callbacks.fisher import FisherAccumulator
+from hqp_lightning.callbacks.judging import healed, judge_, may_step_, note_
 from hqp_lightning.callbacks.network import LossFn, find_network
 from hqp_lightning.callbacks.operation import dense_shadow, prune_, undo_
-from hqp_lightning.callbacks.state import Accepted, PruningState
-from hqp_lightning.callbacks.trainer import check_trainer, monitored, validate_now
-from hqp_lightning.core.saliency import ESTIMATORS
+from hqp_lightning.callbacks.options import PruningOptions
+from hqp_lightning.callbacks.state import PruningState
+from hqp_lightning.callbacks.trainer import check_trainer, loose, monitored, validate_now
 from hqp_lightning.core.search import Search, advance, finish
-from hqp_lightning.core.selection import COSTS, Caps
-from hqp_lightning.core.verdict import check_budget, judge, score_drop
-from hqp_lightning.errors import ConfigurationError, SurgeryError
+from hqp_lightning.core.verdict import check_budget
+from hqp_lightning.errors import SurgeryError
 from hqp_lightning.records import Budget, StepRecord
 from hqp_lightning.report import step_line
-from hqp_lightning.surgery import restore_, take
+from hqp_lightning.surgery import restore_
 
 __all__ = ["HQPPruning"]
 
@@ -85,12 +85,24 @@ class HQPPruning(Callback):
         max_snapshots: int = 5,
     ) -> None:
         self.budget = check_budget(Budget(max_drop, monitor, mode))
-        _check_arguments(locals())
-        self.module, self.ignore, self.cost, self.loss_fn = module, tuple(ignore), cost, loss_fn
-        self.step, self.min_step, self.target_macs = step, min_step, target_macs
-        self.every_n_epochs, self.start_epoch = every_n_epochs, start_epoch
-        self.max_channel_ratio, self.round_to = max_channel_ratio, round_to
-        self.recalibrate_batches, self.baseline, self.max_snapshots = recalibrate_batches, baseline, max_snapshots
+        self.options = PruningOptions(
+            module=module,
+            ignore=tuple(ignore),
+            estimator=estimator,
+            cost=cost,
+            step=step,
+            min_step=min_step,
+            every_n_epochs=every_n_epochs,
+            start_epoch=start_epoch,
+            target_macs=target_macs,
+            max_channel_ratio=max_channel_ratio,
+            round_to=round_to,
+            fisher_batches=fisher_batches,
+            recalibrate_batches=recalibrate_batches,
+            baseline=baseline,
+            loss_fn=loss_fn,
+            max_snapshots=max_snapshots,
+        )
         self.own_fisher = FisherAccumulator(estimator, module, ignore, loss_fn, fisher_batches)
         self.state = PruningState(Search(step, min_step), baseline)
         self._fisher = self.own_fisher
@@ -101,29 +113,29 @@ class HQPPruning(Callback):
         """Every step so far, with its outcome and reason."""
         return tuple(self.state.records)
 
-    def caps(self) -> Caps:
-        """The limits of the selection."""
-        return Caps(self.round_to, self.max_channel_ratio, self.state.channels)
-
     # -- before training ------------------------------------------------------------------------------------------
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Refuse what can't work, and make checkpoints carry the structure."""
         if stage == "fit":
             check_trainer(trainer, self)
-            find_network(pl_module, self.module)
-            others = [c for c in trainer.callbacks if isinstance(c, FisherAccumulator)]
+            find_network(pl_module, self.options.module)
+            others = [c for c in loose(trainer).callbacks if isinstance(c, FisherAccumulator)]
             self._fisher = others[0] if others else self.own_fisher
             carry_structure(pl_module)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Trace the network once, and measure the baseline if pruning may start at once."""
-        self._example, shadow = dense_shadow(trainer, pl_module, self.module, self.ignore, self.loss_fn)
+        self._example, shadow = dense_shadow(trainer, pl_module, self.options)
         if not self.state.channels:
             self.state.channels = {g.name: g.channels for g in shadow.groups()}
             self.state.dense_macs = shadow.macs
         unseen = trainer.num_sanity_val_steps == 0
-        if self.state.dense is None and not trainer.fast_dev_run and (trainer.current_epoch >= self.start_epoch or unseen):
+        if (
+            self.state.dense is None
+            and not loose(trainer).fast_dev_run
+            and (trainer.current_epoch >= self.options.start_epoch or unseen)
+        ):
             validate_now(trainer)
 
     # -- validation: measure and decide ---------------------------------------------------------------------------
@@ -131,7 +143,7 @@ class HQPPruning(Callback):
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Scores are only measured when a step may follow."""
         if self._fisher is self.own_fisher:
-            soon = trainer.current_epoch + 1 >= self.start_epoch
+            soon = trainer.current_epoch + 1 >= self.options.start_epoch
             self.own_fisher.active = soon and self.state.search.ended is None
             self.own_fisher.on_validation_start(trainer, pl_module)
 
@@ -147,49 +159,13 @@ class HQPPruning(Callback):
             return
         if self._fisher is self.own_fisher:
             self.own_fisher.on_validation_end(trainer, pl_module)
-        if self.state.pending is not None:
-            self._judge(trainer, pl_module, score)
-        else:
-            self._note(pl_module, score)
-        if not self.state.rollback_due and self.state.pending is None:
-            self.state.saliency = self._fisher.saliency() or self.state.saliency
-
-    def _note(self, pl_module: LightningModule, score: float) -> None:
-        """A model without a pending step: remember it if it is the best of its structure."""
-        state = self.state
-        best = state.accepted[-1] if state.accepted else state.dense
-        if best is None or score_drop(best.score, score, self.budget.mode) < 0:
-            _, network = find_network(pl_module, self.module)
-            macs = best.macs if best else state.dense_macs
-            model = Accepted(best.index if best else 0, score, macs, _params(network), take(pl_module))
-            if state.accepted:
-                state.accepted[-1] = model
-            else:
-                state.dense = model
-                state.baseline = score if self.baseline is None else self.baseline
-
-    def _judge(self, trainer: Trainer, pl_module: LightningModule, score: float) -> None:
-        state = self.state
-        if state.pending is None or state.baseline is None or not self._healed(trainer, state.pending):
-            return
-        verdict = judge(state.baseline, score, self.budget)
-        kept = trainer.strategy.reduce_boolean_decision(verdict.kept)
-        outcome = "kept" if kept else "rolled_back"
-        record = state.close(outcome, verdict.reason, accuracy=score, accuracy_drop=verdict.drop)
-        state.rollback_due = not kept
-        if kept:
-            state.undo, state.rejected = None, []
-            accepted = Accepted(record.index, score, record.macs, record.params, take(pl_module))
-            state.accepted = [*state.accepted, accepted][-self.max_snapshots :]
-        state.search = advance(state.search, kept)
-        self._tell(trainer, record)
-
-    def _healed(self, trainer: Trainer, pending: StepRecord) -> bool:
-        """Judge at the end of the last healing epoch, not in its middle."""
-        epochs = trainer.current_epoch - pending.epoch + 1
-        loop = trainer.fit_loop.epoch_loop
-        at_end = loop.batch_progress.is_last_batch or trainer.check_val_every_n_epoch is None
-        return epochs > self.every_n_epochs or (epochs == self.every_n_epochs and at_end)
+        state, options = self.state, self.options
+        if state.pending is None:
+            note_(state, pl_module, find_network(pl_module, options.module)[1], score, self.budget.mode)
+        elif healed(trainer, state.pending, options.every_n_epochs):
+            self._tell(trainer, judge_(state, trainer, pl_module, score, self.budget, options.max_snapshots))
+        if state.pending is None and not state.rollback_due:
+            state.saliency = self._fisher.saliency() or state.saliency
 
     # -- epoch start: act -----------------------------------------------------------------------------------------
 
@@ -197,26 +173,15 @@ class HQPPruning(Callback):
         """Roll back what was judged too expensive, then make the next step."""
         if self.state.rollback_due:
             undo_(trainer, pl_module, self.state)
-        while self._may_step(trainer):
+        while may_step_(self.state, trainer, self.options):
             try:
-                record = prune_(trainer, pl_module, self, self._example)
+                record = prune_(trainer, pl_module, self.state, self.options, self._example)
             except SurgeryError as error:
                 self.state.search = advance(self.state.search, kept=False)
                 self._tell(trainer, self.state.close("refused", str(error)))
                 continue
             if record is None:
                 self.state.search = finish(self.state.search, "no group may lose another tile of channels")
-
-    def _may_step(self, trainer: Trainer) -> bool:
-        state = self.state
-        if state.search.ended or state.pending or not state.saliency or trainer.current_epoch < self.start_epoch:
-            return False
-        macs = state.accepted[-1].macs if state.accepted else state.dense_macs
-        if self.target_macs is not None and macs <= self.target_macs * state.dense_macs:
-            state.search = finish(state.search, f"target_macs={self.target_macs:g} reached")
-        elif trainer.max_epochs not in (None, -1) and trainer.current_epoch + self.every_n_epochs > trainer.max_epochs:
-            state.search = finish(state.search, "no epochs are left to heal and judge another step")
-        return state.search.ended is None
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Whatever was not judged goes; the last accepted model stays."""
@@ -253,22 +218,3 @@ class HQPPruning(Callback):
         }
         for logger in trainer.loggers:
             logger.log_metrics({k: v for k, v in values.items() if v is not None}, step=trainer.global_step)
-
-
-def _params(network: Any) -> int:
-    return sum(p.numel() for p in network.parameters())
-
-
-def _check_arguments(given: Mapping[str, Any]) -> None:
-    fractions = {k: given[k] for k in ("step", "min_step", "target_macs", "max_channel_ratio")}
-    for name, value in fractions.items():
-        if value is not None and not 0 < value < 1:
-            raise ConfigurationError(f"{name}={value!r} must be a fraction in (0, 1).")
-    if given["min_step"] > given["step"]:
-        raise ConfigurationError(f"min_step={given['min_step']} is larger than step={given['step']}.")
-    for name, least in {"every_n_epochs": 1, "start_epoch": 0, "round_to": 1, "recalibrate_batches": 0, "max_snapshots": 1}.items():
-        if not isinstance(given[name], int) or given[name] < least:
-            raise ConfigurationError(f"{name}={given[name]!r} must be an integer of at least {least}.")
-    for name, known in {"estimator": ESTIMATORS, "cost": COSTS}.items():
-        if given[name] not in known:
-            raise ConfigurationError(f"{name}={given[name]!r} is not known; choose one of {known}.")

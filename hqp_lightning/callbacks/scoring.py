@@ -12,7 +12,7 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor, nn
 
-from hqp_lightning.callbacks.trainer import fixed_seed, monitored
+from hqp_lightning.callbacks.trainer import fixed_seed, loose, monitored
 from hqp_lightning.errors import ExportError
 from hqp_lightning.export.engines import Engine
 
@@ -83,15 +83,18 @@ def holdout_loaders(trainer: Trainer, holdout: Any) -> Any:
     """The loaders of data that no decision saw: ``"test"`` asks the datamodule, anything else is returned as it is."""
     if holdout != "test":
         return holdout
-    source = trainer.datamodule or trainer.lightning_module
-    if trainer.datamodule is not None:
-        trainer.datamodule.setup("test")
-    return source.test_dataloader()
+    data = loose(trainer).datamodule
+    if data is None:
+        return trainer.lightning_module.test_dataloader()
+    data.setup("test")
+    return data.test_dataloader()
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    loggers = [logging.getLogger(n) for n in ("lightning.pytorch.utilities.rank_zero", "lightning.pytorch.accelerators.cuda")]
+    loggers = [
+        logging.getLogger(n) for n in ("lightning.pytorch.utilities.rank_zero", "lightning.pytorch.accelerators.cuda")
+    ]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
         logger.setLevel(logging.ERROR)

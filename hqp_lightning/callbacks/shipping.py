@@ -3,30 +3,35 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 from lightning.pytorch import LightningModule, Trainer
 
 from hqp_lightning import export
-from hqp_lightning.callbacks.network import LossFn, find_network
+from hqp_lightning.callbacks.network import find_network
+from hqp_lightning.callbacks.options import ExportOptions
 from hqp_lightning.callbacks.scoring import holdout_loaders, running_on, score
-from hqp_lightning.callbacks.state import Accepted
-from hqp_lightning.callbacks.trainer import batches, fixed_seed
+from hqp_lightning.callbacks.state import Accepted, PruningState
+from hqp_lightning.callbacks.timing import build, time_engines, usable_backends
+from hqp_lightning.callbacks.trainer import batches, fixed_seed, loose
 from hqp_lightning.core.verdict import judge
 from hqp_lightning.errors import ExportError
-from hqp_lightning.export.engines import Backend, Engine, backends, latencies
-from hqp_lightning.records import Budget, EngineReport, Latency, LayerChannels, ModelFigures, OnnxArtifact, Report, Verdict
+from hqp_lightning.export.engines import Engine
+from hqp_lightning.records import (
+    Budget,
+    LayerChannels,
+    ModelFigures,
+    OnnxArtifact,
+    Report,
+    Verdict,
+)
 from hqp_lightning.report import assemble, versions
 from hqp_lightning.surgery import Structure, layer_macs, restore_, take
-
-if TYPE_CHECKING:
-    from hqp_lightning.callbacks.pruning import HQPPruning
 
 __all__ = ["ExportOptions", "ship"]
 
@@ -34,32 +39,18 @@ _log = logging.getLogger(__name__)
 _CALIBRATION_SEED = 0
 
 
-@dataclass(frozen=True, slots=True)
-class ExportOptions:
-    """See :class:`hqp_lightning.callbacks.Int8Export`."""
-
-    calibration_batches: int
-    method: str
-    holdout: Any
-    engines: tuple[str, ...] | None
-    batch_size: int
-    threads: int
-    latency_runs: int
-
-
 def ship(
     trainer: Trainer,
     pl_module: LightningModule,
     path: str | None,
     budget: Budget,
-    pruning: HQPPruning | None,
+    search: PruningState | None,
     dirpath: Path,
     options: ExportOptions,
-    loss_fn: LossFn | None,
 ) -> Report:
     """Export the best model whose INT8 form is within the budget; it is also what ``pl_module`` holds afterwards."""
     with torch.no_grad():
-        return _Shipping(trainer, pl_module, path, budget, pruning, dirpath, options, loss_fn).run()
+        return _Shipping(trainer, pl_module, path, budget, search, dirpath, options).run()
 
 
 @dataclass
@@ -68,18 +59,19 @@ class _Shipping:
     pl_module: LightningModule
     path: str | None
     budget: Budget
-    pruning: HQPPruning | None
+    search: PruningState | None
     dirpath: Path
     options: ExportOptions
-    loss_fn: LossFn | None
 
     def run(self) -> Report:
         prefix, self.network = find_network(self.pl_module, self.path)
-        self.notes: list[str] = []
-        self.backends = self._usable_backends()
+        self.backends, absent = usable_backends(self.options.engines)
+        self.notes = list(absent)
+        for note in self.notes:
+            _log.info("hqp: %s", note)
         self.holdout = holdout_loaders(self.trainer, self.options.holdout)
         dense, candidates = self._models()
-        self.baseline = self.pruning.state.baseline if self.pruning and self.pruning.state.baseline else dense.score
+        self.baseline = dense.score if self.search is None or self.search.baseline is None else self.search.baseline
         dense_onnx, baseline = self._float(dense, "model.dense.onnx")
         baseline = replace(baseline, accuracy=self.baseline)
         shipped, float_onnx, int8_onnx, engine, verdict = self._walk(candidates)
@@ -88,14 +80,23 @@ class _Shipping:
         if self.holdout is not None:
             with running_on(self.network, engine):
                 int8 = replace(int8, holdout_accuracy=self._score(self.holdout))
+        engine.close()
         self._manifest(int8_onnx, verdict)
         return assemble(
             self.budget,
             baseline,
             pruned,
             int8,
-            steps=self.pruning.records if self.pruning else (),
-            engines=self._timed(dense_onnx, float_onnx, int8_onnx, engine, verdict),
+            steps=self.search.records if self.search else (),
+            engines=time_engines(
+                self.backends,
+                {"dense": dense_onnx, "pruned": float_onnx},
+                int8_onnx,
+                self._example().numpy(),
+                {self.backends[0].name: verdict.measured},
+                self.dirpath,
+                self.options,
+            ),
             channels=_channels(dense.snapshot.structure, shipped.snapshot.structure, prefix),
             notes=self.notes,
             versions=versions(),
@@ -103,8 +104,7 @@ class _Shipping:
 
     def _models(self) -> tuple[Accepted, list[Accepted]]:
         """The dense model, and what may ship: the newest accepted model first, the dense one last."""
-        if self.pruning is not None:
-            state = self.pruning.state
+        if (state := self.search) is not None:
             if state.dense is None:
                 raise ExportError("no validation ran during fit, so there is no accuracy to hold the INT8 model to.")
             return state.dense, [*reversed(state.accepted), state.dense]
@@ -113,9 +113,7 @@ class _Shipping:
         trained = Accepted(0, self._score(self.trainer.val_dataloaders), macs, params, take(self.pl_module))
         return trained, [trained]
 
-    def _walk(
-        self, candidates: list[Accepted]
-    ) -> tuple[Accepted, OnnxArtifact, OnnxArtifact, Engine, Verdict]:
+    def _walk(self, candidates: list[Accepted]) -> tuple[Accepted, OnnxArtifact, OnnxArtifact, Engine, Verdict]:
         """The first candidate whose INT8 form is within the budget; the least bad one if none is."""
         tried: list[tuple[float, Accepted]] = []
         for model in candidates:
@@ -136,9 +134,11 @@ class _Shipping:
         restore_(model.snapshot, self.pl_module)
         float_onnx = export.export_onnx(self.network, self._example(), self.dirpath / "model.onnx")
         arrays = self._calibration()
-        ranges = export.collect_ranges(float_onnx.path, arrays, method=self.options.method, threads=self.options.threads)
+        ranges = export.collect_ranges(
+            float_onnx.path, arrays, method=self.options.method, threads=self.options.threads
+        )
         int8_onnx = export.quantize(float_onnx.path, ranges, self.dirpath / "model.int8.onnx")
-        engine = self._build(self.backends[0], int8_onnx, "int8")
+        engine = build(self.backends[0], int8_onnx, "int8", self.dirpath / "engines", self.options)
         with running_on(self.network, engine):
             measured = self._score(self.trainer.val_dataloaders)
         return model, float_onnx, int8_onnx, engine, judge(self.baseline, measured, self.budget)
@@ -153,58 +153,17 @@ class _Shipping:
         holdout = self._score(self.holdout) if self.holdout is not None else None
         return ModelFigures(model.score, model.macs, model.params, artifact.file_bytes, holdout)
 
-    def _timed(
-        self, dense: OnnxArtifact, pruned: OnnxArtifact, int8: OnnxArtifact, scored: Engine, verdict: Verdict
-    ) -> list[EngineReport]:
-        """Time the dense float, the pruned float and the INT8 model in turn, on every usable backend."""
-        batch = np.repeat(self._example().numpy(), self.options.batch_size, axis=0)
-        rows = []
-        for backend in self.backends:
-            built = {("dense", "fp32"): self._build(backend, dense, "fp32")}
-            for precision in (p for p in backend.precisions if p != "int8"):
-                built["pruned", precision] = self._build(backend, pruned, precision)
-            first = backend is self.backends[0]
-            built["pruned", "int8"] = scored if first else self._build(backend, int8, "int8")
-            times = latencies({"/".join(k): e for k, e in built.items()}, batch, runs=self.options.latency_runs)
-            for (model, precision), engine in built.items():
-                accuracy = verdict.measured if first and precision == "int8" else None
-                latency = times[f"{model}/{precision}"]
-                rows.append(self._row(engine, model, latency, accuracy))
-                engine.close()
-        return rows
-
-    def _row(self, engine: Engine, model: str, latency: Latency, accuracy: float | None) -> EngineReport:
-        file = os.path.relpath(engine.path, self.dirpath)
-        size, threads = self.options.batch_size, engine.threads
-        return EngineReport(engine.backend, model, engine.precision, latency, size, threads, engine.device, file, accuracy)
-
-    def _build(self, backend: Backend, artifact: OnnxArtifact, precision: str) -> Engine:
-        folder, options = self.dirpath / "engines", self.options
-        return backend.build(artifact.path, precision, folder, threads=options.threads, batch_size=options.batch_size)
-
-    def _usable_backends(self) -> list[Backend]:
-        """The backends asked for that run here, preferred first; why the others don't goes into the notes."""
-        chosen = [b for b in backends() if self.options.engines is None or b.name in self.options.engines]
-        reasons = {b.name: b.unavailable() for b in chosen}
-        self.notes += [reason for reason in reasons.values() if reason]
-        usable = [b for b in chosen if reasons[b.name] is None]
-        if not usable:
-            raise ExportError(f"none of the engines asked for can run here: {'; '.join(r for r in reasons.values() if r)}")
-        if self.options.engines is None and len(usable) > 1:
-            usable = [b for b in usable if b.name != "onnxruntime"]  # its INT8 is exact, but no speed figure
-        for note in self.notes:
-            _log.info("hqp: %s", note)
-        return usable
-
     def _score(self, loaders: Any) -> float:
         return score(self.trainer, self.pl_module, loaders, self.budget.monitor)
 
     def _inputs(self, limit: int) -> Iterator[torch.Tensor]:
         """Training inputs of the network on the CPU, the same at every call as far as the loader's seed allows."""
         with fixed_seed(_CALIBRATION_SEED):
-            for args in batches(self.trainer, self.pl_module, self.network, self.loss_fn, "train", limit):
+            for args in batches(self.trainer, self.pl_module, self.network, self.options.loss_fn, "train", limit):
                 if len(args) != 1 or not isinstance(args[0], torch.Tensor):
-                    raise ExportError(f"export needs a network of one input tensor; it is called with {len(args)} inputs.")
+                    raise ExportError(
+                        f"export needs a network of one input tensor; it is called with {len(args)} inputs."
+                    )
                 yield args[0].detach().float().cpu()
 
     def _example(self) -> torch.Tensor:
@@ -216,7 +175,7 @@ class _Shipping:
         return (x.numpy() for x in self._inputs(self.options.calibration_batches))
 
     def _manifest(self, artifact: OnnxArtifact, verdict: Verdict) -> None:
-        data = self.trainer.datamodule
+        data = loose(self.trainer).datamodule
         export.write_manifest(
             self.dirpath / "manifest.json",
             artifact=artifact,

@@ -17,9 +17,14 @@ from torch import nn
 from hqp_lightning.callbacks.network import LossFn, network_inputs
 from hqp_lightning.errors import ConfigurationError
 
-__all__ = ["batches", "check_trainer", "fixed_seed", "monitored", "schedulers", "validate_now"]
+__all__ = ["batches", "check_trainer", "fixed_seed", "loose", "monitored", "schedulers", "validate_now"]
 
 _NEIGHBOURS_REFUSED = ("StochasticWeightAveraging", "WeightAveraging", "EMAWeightAveraging", "ModelPruning")
+
+
+def loose(trainer: Trainer) -> Any:
+    """The trainer itself, untyped: Lightning sets ``callbacks``, ``datamodule`` and others without declaring them."""
+    return trainer
 
 
 def check_trainer(trainer: Trainer, owner: Callback) -> None:
@@ -39,7 +44,7 @@ def check_trainer(trainer: Trainer, owner: Callback) -> None:
             f"{name} can't change the network under {type(trainer.strategy).__name__}, which shards or wraps its "
             "parameters; use a single device or strategy='ddp'."
         )
-    refused = [c for c in trainer.callbacks if {b.__name__ for b in type(c).__mro__} & set(_NEIGHBOURS_REFUSED)]
+    refused = [c for c in loose(trainer).callbacks if {b.__name__ for b in type(c).__mro__} & set(_NEIGHBOURS_REFUSED)]
     if refused:
         raise ConfigurationError(
             f"{name} does not work beside {type(refused[0]).__name__}: it keeps a copy of the weights, or masks, "

@@ -91,7 +91,7 @@ def merge(a: Histogram, b: Histogram) -> Histogram:
     return Histogram(_widen(a, limit).counts + _widen(b, limit).counts, limit, max(a.amax, b.amax))
 
 
-def compute_amax(hist: Histogram, method: str = "entropy", *, percentile: float = 99.99) -> float:
+def compute_amax(hist: Histogram, method: str = "mse", *, percentile: float = 99.99) -> float:
     """Return the symmetric clipping range; int8 values are then ``round(x / scale)`` with ``scale = amax / 127``.
 
     Args:

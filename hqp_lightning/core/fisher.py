@@ -14,23 +14,22 @@ In units of the loss, :math:`\Delta L \approx \tfrac12 F` for switching a gate o
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 
+from hqp_lightning.core.taps import Loss, at_inputs, at_outputs, run_backward
+from hqp_lightning.core.weight_gradients import squared_sums
+from hqp_lightning.errors import ConfigurationError
 from hqp_lightning.records import ChannelGroup
 
 __all__ = ["FisherState", "compute", "gate_fisher", "merge", "weight_fisher"]
 
-Loss = Callable[[], Tensor]
-
-
 @dataclass(frozen=True)
 class FisherState:
-    """Sums of squared per-sample derivatives, float32, and the number of samples behind them.
+    """Sums of squared per-sample derivatives, float32 (float64 for a float64 network), and the number of samples behind them.
 
     Attributes:
         sums: group name to a tensor of shape ``(gates,)``, or parameter name to one of the parameter's shape.
@@ -75,6 +74,9 @@ def gate_fisher(module: nn.Module, groups: Sequence[ChannelGroup], loss: Loss) -
 
     Returns:
         State with one tensor of shape ``(gates,)`` per group.
+
+    Raises:
+        ConfigurationError: the loss is neither per sample nor a scalar, or a layer sees another number of samples.
     """
     readers: dict[str, list[tuple[ChannelGroup, Tensor, Tensor]]] = {}
     for group in groups:
@@ -83,16 +85,15 @@ def gate_fisher(module: nn.Module, groups: Sequence[ChannelGroup], loss: Loss) -
             readers.setdefault(c.module, []).append((group, torch.tensor(c.inputs), gate))
     derivative: dict[str, Tensor] = {}
 
-    def receive(name: str, activation: Tensor, grad: Tensor) -> None:
-        per_input = _per_sample_product(module.get_submodule(name), activation, grad)
+    def receive(name: str, activation: Tensor, grad: Tensor, scale: float) -> None:
+        per_input = _per_sample_product(module.get_submodule(name), activation, grad) * scale
         for group, inputs, gates in readers[name]:
-            total = derivative.get(group.name)
-            if total is None:
-                total = per_input.new_zeros(len(per_input), group.gates)
+            if group.name not in derivative:
+                derivative[group.name] = per_input.new_zeros(len(per_input), group.gates)
             picked = per_input.index_select(1, inputs.to(per_input.device))
-            derivative[group.name] = total.index_add(1, gates.to(per_input.device), picked)
+            derivative[group.name].index_add_(1, gates.to(per_input.device), picked)
 
-    samples = _backward(module, list(readers), loss, receive)
+    samples = run_backward(module, list(readers), loss, receive, at_inputs)
     return FisherState({n: t.square().sum(0) for n, t in derivative.items()}, samples)
 
 
@@ -100,7 +101,7 @@ def weight_fisher(module: nn.Module, names: Sequence[str], loss: Loss) -> Fisher
     """Diagonal of the empirical Fisher of one batch for the weights and biases of some layers, exact per sample.
 
     The per-sample weight gradients are formed layer by layer inside one backward pass, and squared and summed at
-    once, so that no more than one layer's are in memory.
+    once, sample by sample, so that no more than one is in memory.
 
     Args:
         module: the network.
@@ -109,115 +110,25 @@ def weight_fisher(module: nn.Module, names: Sequence[str], loss: Loss) -> Fisher
 
     Returns:
         State with one tensor of the parameter's shape per ``"<name>.weight"`` and ``"<name>.bias"``.
+
+    Raises:
+        ConfigurationError: as :func:`gate_fisher`; or a layer is of another kind, or runs twice in one forward pass
+            (its gradient is then the sum over the calls, which squares can't be formed from one call at a time).
     """
     sums: dict[str, Tensor] = {}
 
-    def receive(name: str, activation: Tensor, grad: Tensor) -> None:
-        layer = module.get_submodule(name)
-        for key, value in _layer_squares(layer, activation.float(), grad.float()).items():
-            full = f"{name}.{key}"
-            sums[full] = sums[full] + value if full in sums else value
+    def receive(name: str, activation: Tensor, grad: Tensor, scale: float) -> None:
+        if f"{name}.weight" in sums:
+            raise ConfigurationError(f"layer {name!r} runs twice in one forward pass; use estimator='gate' instead.")
+        for key, value in squared_sums(module.get_submodule(name), activation, grad).items():
+            sums[f"{name}.{key}"] = value * scale**2
 
-    samples = _backward(module, names, loss, receive, at_output=True)
+    samples = run_backward(module, names, loss, receive, at_outputs)
     return FisherState(sums, samples)
 
 
-def _backward(
-    module: nn.Module,
-    names: Sequence[str],
-    loss: Loss,
-    receive: Callable[[str, Tensor, Tensor], None],
-    *,
-    at_output: bool = False,
-) -> int:
-    """Run ``loss`` and its backward; hand each named layer's input with the gradient at its input, or output."""
-    leaves: list[Tensor] = []
-    sizes: list[int] = []
-    scale = [1.0]
-
-    def tap(name: str, value: Tensor, kept: Tensor) -> None:
-        value.register_hook(lambda grad: receive(name, kept, grad.detach().float() * scale[0]))
-
-    def before(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], tuple[Tensor, ...]]:
-        def hook(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-            x, *rest = args
-            sizes.append(len(x))
-            if not x.requires_grad:
-                x = x.detach().requires_grad_(True)
-                leaves.append(x)
-            # An alias per reader: a tensor read twice would hand each reader the gradient of both.
-            alias = x.view_as(x)
-            if not at_output:
-                tap(name, alias, alias.detach())
-            return (alias, *rest)
-
-        return hook
-
-    def after(name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
-        return lambda _, args, out: tap(name, out, args[0].detach())
-
-    with _frozen(module):
-        handles = []
-        for name in names:
-            layer = module.get_submodule(name)
-            handles.append(layer.register_forward_pre_hook(before(name)))
-            if at_output:
-                handles.append(layer.register_forward_hook(after(name)))
-        try:
-            value = loss()
-            if value.dim() == 0:
-                scale[0] = float(sizes[0]) if sizes else 1.0
-            if leaves:
-                torch.autograd.grad(value.float().sum(), leaves, allow_unused=True)
-        finally:
-            for handle in handles:
-                handle.remove()
-    return sizes[0] if sizes else 0
-
-
-@contextmanager
-def _frozen(module: nn.Module) -> Iterator[None]:
-    trainable = [p for p in module.parameters() if p.requires_grad]
-    for p in trainable:
-        p.requires_grad_(False)
-    try:
-        yield
-    finally:
-        for p in trainable:
-            p.requires_grad_(True)
-
-
 def _per_sample_product(layer: nn.Module, activation: Tensor, grad: Tensor) -> Tensor:
-    """Sum of ``a * dL/da`` over all but sample and channel, ``(N, C)``, float32; a linear layer's features are last."""
-    if grad.dim() == 2:
-        return activation.float() * grad
-    if isinstance(layer, nn.Linear):
-        return torch.einsum("nlc,nlc->nc", activation.float().flatten(1, -2), grad.flatten(1, -2))
-    return torch.einsum("ncl,ncl->nc", activation.float().flatten(2), grad.flatten(2))
-
-
-def _layer_squares(layer: nn.Module, x: Tensor, grad: Tensor) -> dict[str, Tensor]:
-    """Sums over samples of squared weight and bias gradients of one layer."""
-    if isinstance(layer, nn.Conv2d):
-        weight = torch.zeros_like(layer.weight, dtype=torch.float32)
-        if isinstance(layer.padding, str):
-            raise TypeError(f"the weight estimator needs numeric padding, got padding={layer.padding!r}")
-        for n in range(len(x)):
-            one = torch.nn.grad.conv2d_weight(
-                x[n : n + 1],
-                layer.weight.shape,
-                grad[n : n + 1],
-                layer.stride,
-                layer.padding,
-                layer.dilation,
-                layer.groups,
-            )
-            weight += one.square()
-        bias = grad.sum((2, 3)).square().sum(0)
-    elif grad.dim() == 2:
-        weight, bias = grad.square().t() @ x.square(), grad.square().sum(0)
-    else:
-        x, grad = x.flatten(1, -2), grad.flatten(1, -2)
-        weight = torch.einsum("nlo,nli->noi", grad, x).square().sum(0)
-        bias = grad.sum(1).square().sum(0)
-    return {"weight": weight, "bias": bias} if layer.bias is not None else {"weight": weight}
+    """Sum of ``a * dL/da`` over all but sample and channel, ``(N, C)``; a linear layer's features are last."""
+    product = activation * grad  # then a sum: in channels_last fifteen times faster than einsum, which copies
+    dims = tuple(range(1, grad.dim() - 1)) if isinstance(layer, nn.Linear) else tuple(range(2, grad.dim()))
+    return product.sum(dims) if dims else product

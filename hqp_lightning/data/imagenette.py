@@ -187,7 +187,9 @@ def random_resized_crops(images: Tensor, size: int, generator: torch.Generator |
     for image, area, shape, top, left, flip in zip(images, *draws, strict=True):
         side = math.sqrt(height * width * (_SCALE[0] + area * (_SCALE[1] - _SCALE[0])))
         ratio = math.exp(math.log(_RATIO[0]) + shape * math.log(_RATIO[1] / _RATIO[0]))
-        h, w = (min(full, round(s)) for full, s in ((height, side / math.sqrt(ratio)), (width, side * math.sqrt(ratio))))
+        h, w = (
+            min(full, round(s)) for full, s in ((height, side / math.sqrt(ratio)), (width, side * math.sqrt(ratio)))
+        )
         box = int(top * (height - h + 1)), int(left * (width - w + 1)), h, w
         crop = TF.resized_crop(image, *box, [size] * 2, interpolation=v2.InterpolationMode.BILINEAR, antialias=True)
         out.append(TF.horizontal_flip(crop) if flip < 0.5 else crop)

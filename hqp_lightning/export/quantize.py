@@ -27,7 +27,8 @@ __all__ = ["DEFAULT_METHOD", "collect_ranges", "quantize", "quantized_tensors"]
 
 # Top-1 on 1000 Imagenette validation images, 512 for calibration, float 0.933 for both models:
 # ResNet-18 mse 0.932, max 0.935, percentile 99.99 0.933, entropy 0.933;
-# MobileNetV3-small mse 0.930, percentile 99.99 0.925, max 0.922, entropy 0.832 (it clips hard-swish's tails).
+# MobileNetV3-small mse 0.930, percentile 99.99 0.925, max 0.922, entropy 0.832.
+# On all 3925 images mse gives 0.9274 (float 0.9297) and 0.9205 (float 0.9248).
 DEFAULT_METHOD = "mse"
 
 
@@ -54,7 +55,7 @@ def collect_ranges(
         Tensor name to ``amax``: the tensor is quantized on ``[-amax, amax]``.
 
     Raises:
-        ExportError: no batches, a batch of the wrong shape, or onnxruntime fails.
+        ExportError: no batches, or a batch of the wrong shape.
         ConfigurationError: unknown method, or an activation is NaN or infinite.
     """
     artifact = describe(onnx_path)

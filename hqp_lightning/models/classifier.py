@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Any
 
 import lightning as L
 import torch
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchmetrics.classification import MulticlassAccuracy
@@ -92,7 +92,7 @@ class ImageClassifier(L.LightningModule):
         self.save_hyperparameters(ignore=["net", "checkpoint"])
         if checkpoint is not None:
             load_weights_(net, checkpoint)
-        self.net = net.to(memory_format=torch.channels_last) if channels_last else net  # type: ignore[call-overload]
+        self.net = net.to(memory_format=torch.channels_last) if channels_last else net
         self.val_accuracy = MulticlassAccuracy(num_classes, average="micro")
         self.test_accuracy = MulticlassAccuracy(num_classes, average="micro")
 
@@ -118,7 +118,7 @@ class ImageClassifier(L.LightningModule):
         """Log ``test_loss`` and ``test_acc``."""
         self._score("test", self.test_accuracy, batch)
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_optimizers(self) -> OptimizerLRScheduler:
         """Return the optimizer and its schedule, which is stepped after every batch."""
         h = self.hparams
         optimizer: torch.optim.Optimizer

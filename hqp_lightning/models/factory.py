@@ -106,14 +106,14 @@ def load_weights_(net: nn.Module, path: str | Path) -> None:
 
 
 def _fit_head_(net: nn.Module, num_classes: int) -> None:
-    # In torchvision's classifiers the head is the last linear layer (in SqueezeNet a convolution).
+    # In torchvision's classifiers the head is the last linear layer (in SqueezeNet a 1x1 convolution).
     name, head = [(n, m) for n, m in net.named_modules() if isinstance(m, nn.Linear | nn.Conv2d)][-1]
     if isinstance(head, nn.Linear):
         if head.out_features == num_classes:
             return
         new: nn.Module = nn.Linear(head.in_features, num_classes, bias=head.bias is not None)
     else:
-        new = nn.Conv2d(head.in_channels, num_classes, head.kernel_size, bias=head.bias is not None)
+        new = nn.Conv2d(head.in_channels, num_classes, kernel_size=1, bias=head.bias is not None)
     parent, _, leaf = name.rpartition(".")
     setattr(net.get_submodule(parent), leaf, new)
 

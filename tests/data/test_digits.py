@@ -69,9 +69,7 @@ def test_shift_moves_each_image_on_its_own_and_repeats_with_the_seed():
     padded = torch.nn.functional.pad(plain, (2, 2, 2, 2), mode="replicate")
     offsets = []
     for image, moved in zip(padded, shifted, strict=True):
-        hits = [
-            (r, c) for r in range(5) for c in range(5) if torch.equal(image[:, r : r + 32, c : c + 32], moved)
-        ]
+        hits = [(r, c) for r in range(5) for c in range(5) if torch.equal(image[:, r : r + 32, c : c + 32], moved)]
         assert hits
         offsets.append(hits[0])
     assert len(set(offsets)) > 15

@@ -45,7 +45,7 @@ def _signatures(text):
             name, _, rest = part.partition(":")
             default = None if "=" in rest else inspect.Parameter.empty
             parameters.append(inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD, default=default))
-        yield inspect.Signature(parameters), returns.strip().rpartition(".")[2]
+        yield inspect.Signature(parameters), re.split(r"[.:]", returns.strip())[-1]
 
 
 def _method(module, cls, name, text, behaviour, calls):
@@ -61,7 +61,8 @@ def _method(module, cls, name, text, behaviour, calls):
             calls.append((f"{cls}.{name}", given))
             if (cls, name) in behaviour:
                 return behaviour[cls, name](self, *given)
-            return _new(getattr(module, returned)) if hasattr(module, returned) else True
+            known = [k for k in (returned, returned.removeprefix("I")) if hasattr(module, k)]
+            return _new(getattr(module, known[0])) if known else True
         raise TypeError(f"{cls}.{name}: incompatible arguments {args} {kwargs}, expected {text}")
 
     return method

@@ -8,8 +8,6 @@ from torch.utils.data import DataLoader, TensorDataset
 from hqp_lightning.errors import ConfigurationError
 from hqp_lightning.models import ImageClassifier
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*does not have many workers", "ignore:.*logging interval")
-
 
 def _net():
     return nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 5))
@@ -51,7 +49,7 @@ def test_training_loss_has_the_label_smoothing(tmp_path):
         log_p = model.net(images).log_softmax(1)
     expected = -(0.8 * log_p[torch.arange(8), labels] + 0.2 * log_p.mean(1)).mean()
     trainer = _trainer(tmp_path, max_epochs=1)
-    trainer.fit(model, loader)
+    trainer.fit(model, loader, loader)
     assert float(trainer.callback_metrics["train_loss"]) == pytest.approx(float(expected), rel=1e-5)
 
 
@@ -66,7 +64,7 @@ class _Rates(L.Callback):
 def test_schedule_runs_over_the_steps_that_are_taken(tmp_path):
     rates = _Rates()
     model = ImageClassifier(_net(), 5, lr=0.1, schedule="constant", warmup_epochs=1, decay_epochs=2)
-    _trainer(tmp_path, max_epochs=5, limit_train_batches=2, callbacks=[rates]).fit(model, _loader())
+    _trainer(tmp_path, max_epochs=5, limit_train_batches=2, callbacks=[rates]).fit(model, _loader(), _loader())
     assert rates.rates == pytest.approx([0.025, 0.075, *[0.1] * 4, 0.0875, 0.0625, 0.0375, 0.0125])
 
 
@@ -75,7 +73,7 @@ def test_training_learns(tmp_path, optimizer):
     torch.manual_seed(0)
     model, loader = ImageClassifier(_net(), 5, lr=0.02, optimizer=optimizer, channels_last=True), _loader()
     before = _trainer(tmp_path).validate(model, loader, verbose=False)[0]["val_loss"]
-    _trainer(tmp_path, max_epochs=10).fit(model, loader)
+    _trainer(tmp_path, max_epochs=10).fit(model, loader, loader)
     assert _trainer(tmp_path).validate(model, loader, verbose=False)[0]["val_loss"] < before
 
 

@@ -1,0 +1,82 @@
+"""The validated arguments of the callbacks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from hqp_lightning.callbacks.network import LossFn
+from hqp_lightning.core.calibration import METHODS
+from hqp_lightning.core.saliency import ESTIMATORS
+from hqp_lightning.core.selection import COSTS
+from hqp_lightning.errors import ConfigurationError
+from hqp_lightning.export.engines import backends
+
+__all__ = ["ExportOptions", "PruningOptions"]
+
+
+@dataclass(frozen=True, slots=True)
+class PruningOptions:
+    """See :class:`hqp_lightning.callbacks.HQPPruning`."""
+
+    module: str | None
+    ignore: tuple[str, ...]
+    estimator: str
+    cost: str
+    step: float
+    min_step: float
+    every_n_epochs: int
+    start_epoch: int
+    target_macs: float | None
+    max_channel_ratio: float
+    round_to: int
+    fisher_batches: int | None
+    recalibrate_batches: int
+    baseline: float | None
+    loss_fn: LossFn | None
+    max_snapshots: int
+
+    def __post_init__(self) -> None:
+        for name in ("step", "min_step", "target_macs", "max_channel_ratio"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < 1:
+                raise ConfigurationError(f"{name}={value!r} must be a fraction in (0, 1).")
+        if self.min_step > self.step:
+            raise ConfigurationError(f"min_step={self.min_step} is larger than step={self.step}.")
+        _at_least(self, every_n_epochs=1, start_epoch=0, round_to=1, recalibrate_batches=0, max_snapshots=1)
+        _one_of(self, estimator=ESTIMATORS, cost=COSTS)
+
+
+@dataclass(frozen=True, slots=True)
+class ExportOptions:
+    """See :class:`hqp_lightning.callbacks.Int8Export`."""
+
+    calibration_batches: int
+    method: str
+    holdout: Any
+    engines: tuple[str, ...] | None
+    batch_size: int
+    threads: int
+    latency_runs: int
+    loss_fn: LossFn | None
+
+    def __post_init__(self) -> None:
+        known = [b.name for b in backends()]
+        unknown = sorted(set(self.engines or ()) - set(known))
+        if unknown:
+            raise ConfigurationError(f"engines={unknown} are not known; choose from {known}.")
+        _at_least(self, calibration_batches=1, batch_size=1, threads=1, latency_runs=1)
+        _one_of(self, method=METHODS)
+
+
+def _at_least(options: Any, **least: int) -> None:
+    for name, bound in least.items():
+        value = getattr(options, name)
+        if not isinstance(value, int) or value < bound:
+            raise ConfigurationError(f"{name}={value!r} must be an integer of at least {bound}.")
+
+
+def _one_of(options: Any, **known: tuple[str, ...]) -> None:
+    for name, choices in known.items():
+        if getattr(options, name) not in choices:
+            raise ConfigurationError(f"{name}={getattr(options, name)!r} is not known; choose one of {choices}.")

@@ -1,0 +1,87 @@
+"""Which runtimes this machine has, and how fast the models are on them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from hqp_lightning.callbacks.options import ExportOptions
+from hqp_lightning.errors import ExportError
+from hqp_lightning.export.engines import Backend, Engine, backends, latencies
+from hqp_lightning.records import EngineReport, OnnxArtifact
+
+__all__ = ["build", "time_engines", "usable_backends"]
+
+
+def usable_backends(names: tuple[str, ...] | None) -> tuple[list[Backend], list[str]]:
+    """The backends asked for that run here, preferred first, and one line for each that does not.
+
+    Without names: TensorRT where there is a GPU, and OpenVINO; onnxruntime only where neither is there, since its INT8
+    is exact but no speed figure.
+
+    Raises:
+        ExportError: none of them can run here.
+    """
+    chosen = [b for b in backends() if names is None or b.name in names]
+    reasons = {b.name: b.unavailable() for b in chosen}
+    usable = [b for b in chosen if reasons[b.name] is None]
+    absent = [reason for reason in reasons.values() if reason]
+    if not usable:
+        raise ExportError(f"none of the engines asked for can run here: {'; '.join(absent)}")
+    if names is None and len(usable) > 1:
+        usable = [b for b in usable if b.name != "onnxruntime"]
+    return usable, absent
+
+
+def build(backend: Backend, artifact: OnnxArtifact, precision: str, folder: Path, options: ExportOptions) -> Engine:
+    """An engine of ``artifact`` with the threads and the batch size of the options."""
+    return backend.build(artifact.path, precision, folder, threads=options.threads, batch_size=options.batch_size)
+
+
+def time_engines(
+    usable: list[Backend],
+    models: Mapping[str, OnnxArtifact],
+    int8: OnnxArtifact,
+    example: np.ndarray,
+    accuracies: Mapping[str, float],
+    dirpath: Path,
+    options: ExportOptions,
+) -> list[EngineReport]:
+    """Time the float models and the INT8 one in turn, backend by backend.
+
+    Args:
+        usable: the backends.
+        models: ``"dense"`` and ``"pruned"`` float models.
+        int8: the Q/DQ form of ``"pruned"``.
+        example: one input, with its batch axis.
+        accuracies: backend name to the INT8 score measured on it.
+        dirpath: engines go to its ``engines`` folder; paths in the report are relative to it.
+        options: batch size, threads and number of runs.
+    """
+    batch = np.repeat(example, options.batch_size, axis=0)
+    rows = []
+    for backend in usable:
+        wanted = {("dense", "fp32"): models["dense"]}
+        wanted |= {("pruned", p): models["pruned"] for p in backend.precisions if p != "int8"}
+        wanted["pruned", "int8"] = int8
+        engines = {k: build(backend, a, k[1], dirpath / "engines", options) for k, a in wanted.items()}
+        times = latencies({"/".join(k): e for k, e in engines.items()}, batch, runs=options.latency_runs)
+        for (model, precision), engine in engines.items():
+            rows.append(
+                EngineReport(
+                    backend=engine.backend,
+                    model=model,
+                    precision=precision,
+                    latency_ms=times[f"{model}/{precision}"],
+                    batch_size=options.batch_size,
+                    threads=engine.threads,
+                    device=engine.device,
+                    path=os.path.relpath(engine.path, dirpath),
+                    accuracy=accuracies.get(backend.name) if precision == "int8" else None,
+                )
+            )
+            engine.close()
+    return rows

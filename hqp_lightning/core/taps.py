@@ -1,0 +1,135 @@
+"""One forward and backward pass with taps: the activations and gradients of chosen layers, as the backward runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from hqp_lightning.errors import ConfigurationError
+
+__all__ = ["Loss", "Receiver", "at_inputs", "at_outputs", "run_backward"]
+
+Loss = Callable[[], Tensor]
+Receiver = Callable[[str, Tensor, Tensor, float], None]
+"""Called with a layer's name, its input, the gradient there, and the factor that makes the gradient per sample."""
+
+
+class Taps:
+    """What the hooks of one pass share: where the backward ends, and how many samples each layer saw."""
+
+    def __init__(self, receive: Receiver) -> None:
+        self.receive, self.leaves, self.sizes, self.scale = receive, list[Tensor](), dict[str, int](), 1.0
+
+    def leaf(self, x: Tensor) -> Tensor:
+        """``x`` with gradients, the end of the backward if nothing before it has any."""
+        if not x.requires_grad:
+            x = x.detach().requires_grad_(True)
+            self.leaves.append(x)
+        return x
+
+    def listen(self, name: str, value: Tensor, activation: Tensor) -> None:
+        """Hand over the gradient of ``value``, in float32 at least: squares underflow in half precision."""
+        self.sizes[name] = len(activation)
+        activation = activation.detach()
+
+        def hook(grad: Tensor) -> None:
+            with torch.autocast(grad.device.type, enabled=False):  # or products would be rounded to half precision again
+                self.receive(name, _wide(activation), _wide(grad.detach()), self.scale)
+
+        value.register_hook(hook)
+
+
+def at_inputs(layer: nn.Module, name: str, taps: Taps) -> RemovableHandle:
+    """Tap the gradient at the layer's input."""
+
+    def before(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        x = taps.leaf(args[0])
+        # An alias per reader: the gradient of a tensor that is read twice would be that of both readers.
+        alias = x.view_as(x)
+        taps.listen(name, alias, alias)
+        return (alias, *args[1:])
+
+    return layer.register_forward_pre_hook(before)
+
+
+def at_outputs(layer: nn.Module, name: str, taps: Taps) -> RemovableHandle:
+    """Tap the gradient at the layer's output; the backward goes no further down than the outputs tapped."""
+
+    def after(_: nn.Module, args: tuple[Tensor, ...], out: Tensor) -> Tensor:
+        if not out.requires_grad:
+            out = taps.leaf(out).clone()  # the next layer may work in place, which a leaf does not permit
+        taps.listen(name, out, args[0])
+        return out
+
+    return layer.register_forward_hook(after)
+
+
+def run_backward(
+    module: nn.Module,
+    names: Sequence[str],
+    loss: Loss,
+    receive: Receiver,
+    tap: Callable[[nn.Module, str, Taps], RemovableHandle],
+) -> int:
+    """Run ``loss`` and its backward with ``module``'s parameters frozen; ``.grad`` is left alone.
+
+    Args:
+        module: the network.
+        names: qualified names of the layers to tap.
+        loss: runs the network, returns per-sample losses ``(N,)`` or their mean.
+        receive: gets every tapped gradient as soon as it exists.
+        tap: :func:`at_inputs` or :func:`at_outputs`.
+
+    Returns:
+        The number of samples N.
+
+    Raises:
+        ConfigurationError: the loss is neither per sample nor a scalar, or a layer sees another number of samples.
+    """
+    taps = Taps(receive)
+    handles = [tap(module.get_submodule(name), name, taps) for name in names]
+    with _frozen(module):
+        try:
+            value = loss()
+            samples = _samples(taps, value)
+            taps.scale = float(samples) if value.dim() == 0 else 1.0
+            if taps.leaves:
+                torch.autograd.grad(value.sum(), taps.leaves, allow_unused=True)
+        finally:
+            for handle in handles:
+                handle.remove()
+    return samples
+
+
+def _samples(taps: Taps, value: Tensor) -> int:
+    if value.dim() > 1:
+        raise ConfigurationError(f"the loss has shape {tuple(value.shape)}: return per-sample losses (N,) or their mean.")
+    samples = len(value) if value.dim() else next(iter(taps.sizes.values()), 0)
+    odd = {name: size for name, size in taps.sizes.items() if size != samples}
+    if odd:
+        name, size = next(iter(odd.items()))
+        raise ConfigurationError(
+            f"layer {name!r} sees {size} samples, but the loss is of {samples}: the Fisher estimate needs the batch as the "
+            "first dimension everywhere. Return per-sample losses (N,) or their mean, or name the layer in ignore=[...]."
+        )
+    return samples
+
+
+def _wide(x: Tensor) -> Tensor:
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+@contextmanager
+def _frozen(module: nn.Module) -> Iterator[None]:
+    trainable = [p for p in module.parameters() if p.requires_grad]
+    for p in trainable:
+        p.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for p in trainable:
+            p.requires_grad_(True)

@@ -1,0 +1,113 @@
+"""Every published recipe composes, builds, trains a step, prunes, exports and reports, on little data."""
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
+
+from hqp_lightning import app
+from hqp_lightning.report import read_json
+
+RECIPES = sorted(path.stem for path in app.RECIPE_DIR.glob("*.yaml"))
+SMALL = [
+    "data.image_size=32",
+    "data.batch_size=4",
+    "trainer.accelerator=cpu",
+    "trainer.max_epochs=2",
+    "trainer.limit_train_batches=2",
+    "+trainer.limit_test_batches=2",
+    "trainer.limit_val_batches=2",
+    "trainer.enable_progress_bar=false",
+    "trainer.enable_checkpointing=false",
+    "hqp.max_drop=0.99",  # nothing is learnt here, so every score is as good as another
+    "hqp.start_epoch=0",
+    "hqp.fisher_batches=1",
+    "export.calibration_batches=1",
+    "export.engines=[onnxruntime]",
+    "export.latency_runs=3",
+]
+
+
+def composed(recipe, *overrides):
+    with initialize_config_dir(str(app.CONFIG_DIR), version_base="1.3"):
+        return compose("config", overrides=[f"recipe={recipe}", *overrides])
+
+
+def small(recipe, tmp_path, root, *overrides):
+    extra = [f"output_dir={tmp_path}", "model.checkpoint=null"]
+    if "imagenette" in recipe:
+        extra.append(f"data.root={root}")
+    return composed(recipe, *SMALL, *extra, *overrides)
+
+
+def test_the_published_recipes_are_there():
+    assert {
+        f"{model}_{data}" for model in ("resnet18", "mobilenetv3_small") for data in ("digits", "imagenette")
+    } <= set(RECIPES)
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_recipe_says_its_command_and_composes_without_new_keys(recipe):
+    lines = (app.RECIPE_DIR / f"{recipe}.yaml").read_text().splitlines()
+    header = "\n".join(line for line in lines if line.startswith("#"))
+    assert lines[0] == "# @package _global_"
+    assert f"hqp recipe={recipe}" in header
+    for word in ("expected:", "hardware:", "time:"):
+        assert word in header
+    own = OmegaConf.load(app.RECIPE_DIR / f"{recipe}.yaml")
+    own.pop("defaults")
+    with initialize_config_dir(str(app.CONFIG_DIR), version_base="1.3"):
+        groups = [f"{g}={composed_choice(recipe, g)}" for g in ("model", "data")]
+        base = compose("config", overrides=["~recipe", *groups])
+    # Merging into a closed configuration fails on any key that the groups do not have.
+    OmegaConf.set_struct(base, True)
+    assert OmegaConf.merge(base, own)
+
+
+def composed_choice(recipe, group):
+    defaults = OmegaConf.load(app.RECIPE_DIR / f"{recipe}.yaml").defaults
+    return next(d[f"override /{group}"] for d in defaults if f"override /{group}" in d)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_recipe_runs_to_the_report(recipe, tmp_path, imagenette_root):
+    cfg = small(recipe, tmp_path, imagenette_root)
+    report = app.run(cfg)
+    assert report == read_json(tmp_path / "deploy" / "report.json")
+    assert report.budget.monitor == "val_acc"
+    assert report.pruned.macs < report.baseline.macs
+    assert report.int8.holdout_accuracy is not None
+    assert [e.backend for e in report.engines if e.precision == "int8"] == ["onnxruntime"]
+    assert (tmp_path / "deploy" / "report.html").stat().st_size > 1000
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_every_part_of_a_recipe_builds(recipe, tmp_path, imagenette_root):
+    cfg = small(recipe, tmp_path, imagenette_root)
+    callbacks = app._callbacks(cfg)
+    assert [type(c).__name__ for c in callbacks] == ["HQPPruning", "Int8Export"]
+    model, data, trainer = app._build(cfg, callbacks)
+    data.setup("fit")
+    images, labels = next(iter(data.train_dataloader()))
+    assert images.shape == (4, 3, 32, 32)
+    model.eval()
+    with torch.no_grad():
+        assert model(images).shape == (4, 10)
+    assert labels.shape == (4,)
+    assert trainer.max_epochs == 2
+    assert trainer.limit_train_batches == 2
+    again = instantiate(cfg.model)
+    assert again.hparams == model.hparams
+
+
+@pytest.mark.slow
+def test_export_alone_and_the_other_loggers(tmp_path, imagenette_root):
+    overrides = ["hqp=none", "export.monitor=val_acc", "export.max_drop=0.99", "logger=none"]
+    small_ones = [o for o in SMALL if not o.startswith("hqp.")]
+    cfg = composed("resnet18_digits", *small_ones, f"output_dir={tmp_path}", *overrides)
+    report = app.run(cfg)
+    assert report.steps == ()
+    assert report.pruned.macs == report.baseline.macs
+    assert report.size_reduction > 0.5

@@ -1,0 +1,108 @@
+import pytest
+import torch
+from lightning.pytorch import LightningModule, Trainer, seed_everything
+from sklearn.datasets import load_digits
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+from torchmetrics.classification import MulticlassAccuracy
+
+
+def small_net():
+    return nn.Sequential(
+        nn.Conv2d(1, 32, 3, padding=1, bias=False),
+        nn.BatchNorm2d(32),
+        nn.ReLU(),
+        nn.Conv2d(32, 64, 3, padding=1, bias=False),
+        nn.BatchNorm2d(64),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Conv2d(64, 64, 3, padding=1),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(64, 10),
+    )
+
+
+class Classifier(LightningModule):
+    """What a user has: nothing in here knows of pruning."""
+
+    def __init__(self, lr=3e-3, optimizer="adamw"):
+        super().__init__()
+        self.save_hyperparameters()
+        self.net = small_net()
+        self.accuracy = MulticlassAccuracy(10, average="micro")
+
+    def training_step(self, batch, batch_idx):
+        x, y = batch
+        return nn.functional.cross_entropy(self.net(x), y)
+
+    def validation_step(self, batch, batch_idx):
+        x, y = batch
+        self.accuracy(self.net(x), y)
+        self.log("val_acc", self.accuracy)
+
+    def configure_optimizers(self):
+        if self.hparams.optimizer == "sgd":
+            optimizer = torch.optim.SGD(self.parameters(), self.hparams.lr, momentum=0.9)
+        else:
+            optimizer = torch.optim.AdamW(self.parameters(), self.hparams.lr)
+        return [optimizer], [torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.95)]
+
+
+class Scripted(Classifier):
+    """A classifier whose validation reports given scores, one per validation run; the last one repeats.
+
+    ``int8`` are those reported while an engine stands in for the network.
+    """
+
+    def __init__(self, scores, int8=(), **kwargs):
+        super().__init__(**kwargs)
+        self.scores, self.int8 = list(scores), list(int8)
+
+    def on_validation_epoch_start(self):
+        if self._trainer.sanity_checking:
+            self.current = 0.0
+            return
+        queue = self.int8 if "forward" in self.net.__dict__ else self.scores
+        self.current = queue.pop(0) if len(queue) > 1 else queue[0]
+
+    def validation_step(self, batch, batch_idx):
+        self.net(batch[0])
+        self.log("val_acc", torch.tensor(self.current, dtype=torch.float64))
+
+
+@pytest.fixture(scope="session")
+def digits():
+    data = load_digits()
+    x = torch.tensor(data.images / 16, dtype=torch.float32).unsqueeze(1)
+    return x, torch.tensor(data.target)
+
+
+@pytest.fixture
+def loaders(digits):
+    """Train and validation loader, small and in a fixed order."""
+    x, y = digits
+    train = DataLoader(TensorDataset(x[:320], y[:320]), 64)
+    return train, DataLoader(TensorDataset(x[1200:1400], y[1200:1400]), 64)
+
+
+@pytest.fixture
+def make_trainer(tmp_path):
+    """A quiet CPU trainer: ``make_trainer(max_epochs, callbacks, **kwargs)``."""
+
+    def make(max_epochs, callbacks, **kwargs):
+        settings = {
+            "accelerator": "cpu",
+            "devices": 1,
+            "logger": False,
+            "enable_checkpointing": False,
+            "enable_progress_bar": False,
+            "enable_model_summary": False,
+            "default_root_dir": tmp_path,
+            "num_sanity_val_steps": 0,
+        }
+        return Trainer(max_epochs=max_epochs, callbacks=callbacks, **{**settings, **kwargs})
+
+    seed_everything(0, verbose=False)
+    return make
