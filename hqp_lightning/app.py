@@ -157,6 +157,8 @@ def main(cfg: DictConfig) -> float | None:
     """Run ``hqp recipe=NAME [key=value ...]``; returns the INT8 accuracy, as an objective for sweepers."""
     # The recipes' loaders serve thousands of images a second from memory: workers would only copy.
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    # Lightning 2.6's own use of torch 2.15; nothing that the user could change.
+    warnings.filterwarnings("ignore", message=".*LeafSpec", category=FutureWarning)
     try:
         report = run(cfg)
     except (HQPError, InstantiationException) as error:

@@ -88,6 +88,7 @@ def prune_(
         with rewrapped(trainer, pl_module):
             apply_cut_(network, cut)
             slice_optimizers_(trainer.optimizers, network, cut)
+        seconds = time.perf_counter() - started
         with fixed_seed(), trainer.precision_plugin.val_step_context():
             inputs = batches(trainer, pl_module, network, options.loss_fn, "train", options.recalibrate_batches)
             recalibrate_batchnorm_(network, inputs)
@@ -95,7 +96,7 @@ def prune_(
         restore_(undo, pl_module, trainer.optimizers, schedulers(trainer))
         raise SurgeryError(f"step {planned.index} failed and was taken back: {error}") from error
     state.undo = undo
-    state.pending = replace(planned, macs=cut.macs, params=cut.params, surgery_s=time.perf_counter() - started)
+    state.pending = replace(planned, macs=cut.macs, params=cut.params, surgery_s=seconds)
     return state.pending
 
 

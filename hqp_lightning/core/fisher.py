@@ -4,7 +4,8 @@ Two estimators share one state (:class:`FisherState`: sums over samples, and the
 
 * **gate** (default). Every channel of a coupled group gets one multiplicative gate :math:`z = 1`, applied wherever
   the group is read. :math:`F_z = \frac1N\sum_n (\partial L_n/\partial z)^2` is exact per sample and needs one
-  backward pass per batch, because :math:`\partial L_n/\partial z = \sum_{consumers}\sum_{hw} a\,\partial L_n/\partial a`
+  backward pass per batch, because
+  :math:`\partial L_n/\partial z = \sum_{consumers}\sum_{hw} a\,\partial L_n/\partial a`
   (Theis et al., 2018, arXiv 1801.05787; for coupled channels Liu et al., 2021, arXiv 2108.00708).
 * **weight**. :math:`F_w = \frac1N\sum_n (\partial L_n/\partial w)^2` for every convolution and linear weight, the
   diagonal of the empirical Fisher that HQP sums over a filter (arXiv 2602.06069).
@@ -27,9 +28,10 @@ from hqp_lightning.records import ChannelGroup
 
 __all__ = ["FisherState", "compute", "gate_fisher", "merge", "weight_fisher"]
 
+
 @dataclass(frozen=True)
 class FisherState:
-    """Sums of squared per-sample derivatives, float32 (float64 for a float64 network), and the number of samples behind them.
+    """Sums of squared per-sample derivatives, float32 at least, and the number of samples behind them.
 
     Attributes:
         sums: group name to a tensor of shape ``(gates,)``, or parameter name to one of the parameter's shape.

@@ -46,7 +46,7 @@ def _filter_sums(fisher: Mapping[str, Tensor], group: ChannelGroup) -> Tensor:
     for f in group.filters:
         if f.parameter not in fisher:
             continue
-        values = fisher[f.parameter].float().cpu().transpose(0, f.dim).flatten(1) if fisher[f.parameter].dim() > 1 else fisher[f.parameter].float().cpu().unsqueeze(1)
-        per_filter = values.sum(1)[torch.tensor(f.indices)]
+        values = fisher[f.parameter].float().cpu().movedim(f.dim, 0)
+        per_filter = values.reshape(len(values), -1).sum(1)[torch.tensor(f.indices)]
         total = total.index_add(0, torch.tensor(f.channels) % group.gates, per_filter)
     return total

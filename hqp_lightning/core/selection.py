@@ -91,7 +91,8 @@ def _bundles(group: ChannelGroup, values: Tensor, caps: Caps, cost: str) -> list
     floor = max(original * (1 - caps.max_channel_ratio) / group.blocks, 1)
     floor = math.ceil(floor / tile - 1e-9) * tile
     order = torch.argsort(values, stable=True).tolist()
-    bundles, kept = [], group.gates
+    bundles: list[_Bundle] = []
+    kept = group.gates
     while True:
         after = (kept - 1) // tile * tile
         if after < floor:
@@ -99,6 +100,8 @@ def _bundles(group: ChannelGroup, values: Tensor, caps: Caps, cost: str) -> list
         gates = order[group.gates - kept : group.gates - after]
         channels = tuple(g + b * group.gates for g in gates for b in range(group.blocks))
         loss = 0.5 * float(values[gates].sum())
+        if not math.isfinite(loss):  # sorted last: a channel that can't be judged stays
+            return bundles
         macs = group.macs_per_channel * len(channels)
         unit = macs if cost == "macs" else float(len(channels))
         bundles.append(_Bundle(channels, loss, macs, loss / max(unit, 1e-12)))

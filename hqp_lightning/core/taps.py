@@ -37,7 +37,8 @@ class Taps:
         activation = activation.detach()
 
         def hook(grad: Tensor) -> None:
-            with torch.autocast(grad.device.type, enabled=False):  # or products would be rounded to half precision again
+            # Without autocast, or products would be rounded to half precision again.
+            with torch.autocast(grad.device.type, enabled=False):
                 self.receive(name, _wide(activation), _wide(grad.detach()), self.scale)
 
         value.register_hook(hook)
@@ -107,14 +108,16 @@ def run_backward(
 
 def _samples(taps: Taps, value: Tensor) -> int:
     if value.dim() > 1:
-        raise ConfigurationError(f"the loss has shape {tuple(value.shape)}: return per-sample losses (N,) or their mean.")
+        raise ConfigurationError(
+            f"the loss has shape {tuple(value.shape)}: return per-sample losses (N,) or their mean."
+        )
     samples = len(value) if value.dim() else next(iter(taps.sizes.values()), 0)
     odd = {name: size for name, size in taps.sizes.items() if size != samples}
     if odd:
         name, size = next(iter(odd.items()))
         raise ConfigurationError(
-            f"layer {name!r} sees {size} samples, but the loss is of {samples}: the Fisher estimate needs the batch as the "
-            "first dimension everywhere. Return per-sample losses (N,) or their mean, or name the layer in ignore=[...]."
+            f"layer {name!r} sees {size} samples, but the loss is of {samples}: the Fisher estimate needs the batch as "
+            "the first dimension everywhere. Return per-sample losses (N,) or their mean, or ignore the layer."
         )
     return samples
 

@@ -45,12 +45,13 @@ def judge(baseline: float, measured: float, budget: Budget) -> Verdict:
     'val_acc 0.9200 is 0.0100 below the baseline 0.9300; 0.0150 is allowed'
     """
     drop = score_drop(baseline, measured, budget.mode)
-    kept = math.isfinite(measured) and drop <= budget.max_drop + _TOLERANCE
-    side = ("below" if budget.mode == "max" else "above") if drop >= 0 else ("above" if budget.mode == "max" else "below")
+    if not math.isfinite(drop):
+        reason = f"{budget.monitor} is {measured} (baseline {baseline}), not a number that can be judged"
+        return Verdict(False, baseline, measured, drop, budget.max_drop, reason)
+    kept = drop <= budget.max_drop + _TOLERANCE
+    side = "below" if (drop >= 0) == (budget.mode == "max") else "above"
     reason = (
         f"{budget.monitor} {measured:.4f} is {abs(drop):.4f} {side} the baseline {baseline:.4f}; "
         f"{budget.max_drop:.4f} is allowed"
-        if math.isfinite(measured)
-        else f"{budget.monitor} is {measured}, not a number that can be judged"
     )
     return Verdict(kept, baseline, measured, drop, budget.max_drop, reason)

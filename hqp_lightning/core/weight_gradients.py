@@ -1,14 +1,14 @@
-"""Per-sample weight gradients of one layer, squared and summed over the samples; never more than one sample's are in memory."""
+"""Per-sample weight gradients of one layer, squared and summed, one sample's in memory at a time."""
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hqp_lightning.errors import ConfigurationError
 
 __all__ = ["squared_sums"]
+
 
 def squared_sums(layer: nn.Module, x: Tensor, grad: Tensor) -> dict[str, Tensor]:
     r"""Return :math:`\sum_n (\partial L_n/\partial w)^2` for the weight and the bias of a layer.

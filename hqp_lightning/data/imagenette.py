@@ -22,7 +22,7 @@ __all__ = ["ImagenetteDataModule"]
 
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _FOLDER, _SIDE = "imagenette2-160", 160
-_SCALE, _RATIO = (0.35, 1.0), (3 / 4, 4 / 3)
+_RATIO = (3 / 4, 4 / 3)
 _URL = "https://s3.amazonaws.com/fast-ai-imageclas/imagenette2-160.tgz"
 
 
@@ -30,8 +30,7 @@ class ImagenetteDataModule(L.LightningDataModule):
     """Imagenette at 160 px, its validation part divided into a decision half and a held-out half.
 
     Images are cut to their central square and resized (bilinear, antialias) to ``image_size``, scaled to [0, 1] and
-    normalised by ImageNet's mean and standard deviation. Training images get a random resized crop (35 to 100 % of
-    the area) and a random flip.
+    normalised by ImageNet's mean and standard deviation. Training images get a random resized crop and a random flip.
 
     Args:
         root: folder that holds ``imagenette2-160``, as for ``torchvision.datasets.Imagenette(size="160px")``.
@@ -41,6 +40,8 @@ class ImagenetteDataModule(L.LightningDataModule):
         decision_fraction: part of the validation images that decisions are taken on; the rest is held out.
         num_workers: loader processes.
         cache: decode every JPEG once into memory (uint8, 0.7 GB for training) instead of at every epoch.
+        min_crop: smallest part of the area that a training crop shows, in (0, 1]. Short healing wants it large: small
+            crops move the network away from what validation shows.
         download: let torchvision fetch the images (about 100 MB) when they are not there.
 
     Raises:
@@ -56,14 +57,16 @@ class ImagenetteDataModule(L.LightningDataModule):
         decision_fraction: float = 0.5,
         num_workers: int = 0,
         cache: bool = True,
+        min_crop: float = 0.35,
         download: bool = False,
     ) -> None:
         super().__init__()
-        if min(image_size, batch_size) < 1 or not 0.0 < decision_fraction < 1.0:
+        if min(image_size, batch_size) < 1 or not 0.0 < decision_fraction < 1.0 or not 0.0 < min_crop <= 1.0:
             raise ConfigurationError(
-                "image_size and batch_size must be at least 1 and decision_fraction in (0, 1), got "
-                f"{image_size=}, {batch_size=}, {decision_fraction=}"
+                "image_size and batch_size must be at least 1, decision_fraction in (0, 1) and min_crop in (0, 1], got "
+                f"{image_size=}, {batch_size=}, {decision_fraction=}, {min_crop=}"
             )
+        self.min_crop = min_crop
         self.root, self.image_size, self.batch_size, self.seed = Path(root), image_size, batch_size, seed
         self.decision_fraction, self.num_workers, self.cache = decision_fraction, num_workers, cache
         self.download = download
@@ -126,7 +129,7 @@ class ImagenetteDataModule(L.LightningDataModule):
         )
 
     def _augment(self, images: Tensor, generator: torch.Generator | None) -> Tensor:
-        return _normalize(random_resized_crops(images, self.image_size, generator), None)
+        return _normalize(random_resized_crops(images, self.image_size, generator, self.min_crop), None)
 
     def _folder(self, split: str) -> ImageFolder:
         return ImageFolder(str(self.root / _FOLDER / split))
@@ -167,7 +170,9 @@ def _normalize(images: Tensor, generator: torch.Generator | None) -> Tensor:
     return TF.normalize(TF.to_dtype(images, torch.float32, scale=True), list(_MEAN), list(_STD))
 
 
-def random_resized_crops(images: Tensor, size: int, generator: torch.Generator | None = None) -> Tensor:
+def random_resized_crops(
+    images: Tensor, size: int, generator: torch.Generator | None = None, min_area: float = 0.35
+) -> Tensor:
     """Cut every image its own random rectangle, resize it to a square and flip every second one.
 
     Area and aspect ratio are drawn as in Inception's crop (torchvision's ``RandomResizedCrop``); a rectangle that
@@ -177,6 +182,7 @@ def random_resized_crops(images: Tensor, size: int, generator: torch.Generator |
         images: ``[B, C, H, W]`` uint8.
         size: side of the results, px.
         generator: of all random numbers.
+        min_area: smallest part of the area that a rectangle covers.
 
     Returns:
         ``[B, C, size, size]`` uint8.
@@ -185,7 +191,7 @@ def random_resized_crops(images: Tensor, size: int, generator: torch.Generator |
     draws = torch.rand(5, n, generator=generator).tolist()
     out = []
     for image, area, shape, top, left, flip in zip(images, *draws, strict=True):
-        side = math.sqrt(height * width * (_SCALE[0] + area * (_SCALE[1] - _SCALE[0])))
+        side = math.sqrt(height * width * (min_area + area * (1.0 - min_area)))
         ratio = math.exp(math.log(_RATIO[0]) + shape * math.log(_RATIO[1] / _RATIO[0]))
         h, w = (
             min(full, round(s)) for full, s in ((height, side / math.sqrt(ratio)), (width, side * math.sqrt(ratio)))

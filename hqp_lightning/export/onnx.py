@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime
 import torch
 from torch import Tensor, nn
 
@@ -169,6 +168,8 @@ def _inline_aliases(graph: onnx.GraphProto) -> None:
 
 def _compare(path: Path, batch: np.ndarray, expected: np.ndarray) -> None:
     """Three samples, another batch size than was traced: a branch or a size frozen by tracing shows here."""
+    import onnxruntime
+
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     (got,) = session.run(None, {INPUT: batch})
     error = float(np.abs(got - expected).max()) if got.shape == expected.shape else float("inf")

@@ -13,7 +13,6 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-import onnxruntime
 import torch
 from onnx import helper, numpy_helper
 
@@ -58,6 +57,8 @@ def collect_ranges(
         ExportError: no batches, or a batch of the wrong shape.
         ConfigurationError: unknown method, or an activation is NaN or infinite.
     """
+    import onnxruntime
+
     artifact = describe(onnx_path)
     model = load_model(onnx_path)
     names = quantized_tensors(onnx_path)

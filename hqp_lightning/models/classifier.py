@@ -18,26 +18,32 @@ from hqp_lightning.models.factory import load_weights_
 __all__ = ["ImageClassifier", "lr_factor"]
 
 
-def lr_factor(progress: float, schedule: str, warmup: float, decay: float) -> float:
+def lr_factor(progress: float, schedule: str, warmup: float, decay: float, epochs: int = 1) -> float:
     """Learning rate as a part of its peak.
 
     A linear warm-up, then ``"cosine"``: half a cosine down to zero at the end; or ``"constant"``: the peak, with a
-    linear fall to zero over the last ``decay`` of the run, so that pruning heals at full speed and still ends well.
+    linear fall to zero over the last ``decay`` of the run; or ``"restarts"``: half a cosine in every epoch, so that
+    each pruning step heals at full speed and is judged after the rate has come down.
 
     Args:
         progress: part of all training steps that is done, in [0, 1].
-        schedule: ``"cosine"`` or ``"constant"``.
+        schedule: ``"cosine"``, ``"constant"`` or ``"restarts"``.
         warmup: part of the steps for the warm-up.
         decay: part of the steps for the final fall (``"constant"`` only).
+        epochs: number of half cosines (``"restarts"`` only).
 
     Example:
         >>> [round(lr_factor(p, "cosine", 0.2, 0.0), 3) for p in (0.1, 0.2, 0.6, 1.0)]
         [0.5, 1.0, 0.5, 0.0]
         >>> [round(lr_factor(p, "constant", 0.0, 0.25), 3) for p in (0.1, 0.75, 0.875, 1.0)]
         [1.0, 1.0, 0.5, 0.0]
+        >>> [round(lr_factor(p, "restarts", 0.0, 0.0, epochs=2), 3) for p in (0.0, 0.25, 0.499, 0.5, 0.75)]
+        [1.0, 0.5, 0.0, 1.0, 0.5]
     """
     if progress < warmup:
         return progress / warmup
+    if schedule == "restarts":
+        return 0.5 * (1.0 + math.cos(math.pi * (progress * epochs % 1.0)))
     if schedule == "cosine":
         return 0.5 * (1.0 + math.cos(math.pi * min(1.0, (progress - warmup) / (1.0 - warmup))))
     return 1.0 if decay <= 0.0 else min(1.0, max(0.0, (1.0 - progress) / decay))
@@ -53,7 +59,7 @@ class ImageClassifier(L.LightningModule):
         optimizer: ``"sgd"`` (Nesterov momentum) or ``"adamw"``.
         momentum: of ``"sgd"``.
         weight_decay: on all parameters.
-        schedule: ``"cosine"`` or ``"constant"``; see :func:`lr_factor`.
+        schedule: ``"cosine"``, ``"constant"`` or ``"restarts"``; see :func:`lr_factor`.
         warmup_epochs: epochs of linear warm-up, may be a fraction.
         decay_epochs: epochs of the final linear fall under ``"constant"``, may be a fraction.
         label_smoothing: of the training loss, in [0, 1).
@@ -82,8 +88,8 @@ class ImageClassifier(L.LightningModule):
         super().__init__()
         if optimizer not in ("sgd", "adamw"):
             raise ConfigurationError(f"optimizer must be 'sgd' or 'adamw', got {optimizer!r}")
-        if schedule not in ("cosine", "constant"):
-            raise ConfigurationError(f"schedule must be 'cosine' or 'constant', got {schedule!r}")
+        if schedule not in ("cosine", "constant", "restarts"):
+            raise ConfigurationError(f"schedule must be 'cosine', 'constant' or 'restarts', got {schedule!r}")
         if lr <= 0 or weight_decay < 0 or warmup_epochs < 0 or decay_epochs < 0 or not 0 <= label_smoothing < 1:
             raise ConfigurationError(
                 "expected lr > 0, weight_decay, warmup_epochs, decay_epochs >= 0 and label_smoothing in [0, 1), got "
@@ -138,7 +144,7 @@ class ImageClassifier(L.LightningModule):
         scheduler = torch.optim.lr_scheduler.LambdaLR(
             # The middle of a step: the first of a warm-up must move already, and the last of a fall still.
             optimizer,
-            lambda step: lr_factor(min(1.0, (step + 0.5) / total), h["schedule"], warmup, decay),
+            lambda step: lr_factor(min(1.0, (step + 0.5) / total), h["schedule"], warmup, decay, epochs),
         )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 

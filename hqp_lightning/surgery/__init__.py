@@ -2,8 +2,8 @@
 
 from hqp_lightning.surgery.batchnorm import recalibrate_batchnorm_
 from hqp_lightning.surgery.cost import layer_macs
-from hqp_lightning.surgery.cut import apply_cut_, slice_optimizers_
-from hqp_lightning.surgery.graph import Cut, Shadow
+from hqp_lightning.surgery.cut import Cut, apply_cut_, slice_optimizers_
+from hqp_lightning.surgery.graph import Shadow
 from hqp_lightning.surgery.snapshot import Snapshot, restore_, take
 from hqp_lightning.surgery.structure import Structure, apply_structure_, record
 

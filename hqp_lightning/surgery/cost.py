@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -40,10 +40,9 @@ def layer_macs(module: nn.Module, example: Sequence[Tensor]) -> tuple[dict[str, 
     return macs, tuple(tuple(o.shape) for o in outputs)
 
 
-def _counter(name: str, macs: dict[str, float]):  # noqa: ANN202 - a hook
+def _counter(name: str, macs: dict[str, float]) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
     def count(layer: nn.Module, args: tuple[Tensor, ...], out: Tensor) -> None:
-        weight = layer.weight
-        per_output = weight.shape[1:].numel()  # in_channels / groups x kernel, or in_features
+        per_output = layer.get_parameter("weight").shape[1:].numel()  # in_channels / groups x kernel, or in_features
         macs[name] = macs.get(name, 0.0) + out.numel() / out.shape[0] * per_output
 
     return count

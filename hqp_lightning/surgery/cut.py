@@ -2,16 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from hqp_lightning.surgery.graph import Cut
-from hqp_lightning.surgery.structure import replace_data_
+from hqp_lightning.errors import SurgeryError
+from hqp_lightning.surgery.structure import Structure, replace_data_
 
-__all__ = ["apply_cut_", "slice_optimizers_"]
+__all__ = ["Cut", "apply_cut_", "slice_optimizers_"]
+
+
+@dataclass(frozen=True)
+class Cut:
+    """What a prune does to a model, ready to be applied: see :func:`apply_cut_`.
+
+    Attributes:
+        kept: parameter or buffer name to the flat indices (into the old tensor) of what survives, of the new shape.
+        structure: the structure afterwards.
+        macs: MACs afterwards, for one sample.
+        params: number of parameters afterwards.
+    """
+
+    kept: Mapping[str, Tensor]
+    structure: Structure
+    macs: float
+    params: int
 
 
 def apply_cut_(module: nn.Module, cut: Cut) -> None:
@@ -36,6 +54,9 @@ def slice_optimizers_(optimizers: Iterable[Optimizer], module: nn.Module, cut: C
 
     State tensors of the parameter's old size are sliced with the parameter's own indices; others (step counters)
     stay.
+
+    Raises:
+        SurgeryError: an optimizer keeps state of another shape (factored, as Adafactor's), which has no such slice.
     """
     kept = {id(p): cut.kept[n] for n, p in module.named_parameters() if n in cut.kept}
     for optimizer in optimizers:
@@ -45,7 +66,13 @@ def slice_optimizers_(optimizers: Iterable[Optimizer], module: nn.Module, cut: C
                 continue
             for key, value in state.items():
                 if isinstance(value, Tensor) and value.dim() == index.dim() and value.shape != index.shape:
-                    state[key] = torch.empty_like(parameter, dtype=value.dtype, device=value.device).copy_(_take(value, index))
+                    if value.numel() <= int(index.max()):
+                        raise SurgeryError(
+                            f"{type(optimizer).__name__} keeps {key!r} of shape {tuple(value.shape)} for a parameter "
+                            f"of shape {tuple(index.shape)}, which can't be pruned along; use SGD, Adam or AdamW."
+                        )
+                    like = torch.empty_like(parameter, dtype=value.dtype, device=value.device)
+                    state[key] = like.copy_(_take(value, index))
 
 
 def _take(tensor: Tensor, index: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ a dependency graph nor the history of prunes, and shrinks a dense model as well 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -84,12 +84,14 @@ def apply_structure_(module: nn.Module, structure: Structure) -> None:
     """
     tensors = dict(_tensors(module))
     missing, extra = sorted(set(structure.shapes) - set(tensors)), sorted(set(tensors) - set(structure.shapes))
-    ranks = [n for n, s in structure.shapes.items() if n in tensors and len(s) != tensors[n].dim()]
-    if missing or extra or ranks:
+    layers = sorted(set(structure.attributes) - {n for n, _ in module.named_modules()})
+    other = [n for n, s in structure.shapes.items() if n in tensors and not _same_kind(tensors[n].shape, s)]
+    if missing or extra or layers or other:
         raise SurgeryError(
             "the recorded structure is of another model: "
             f"{len(missing)} tensors only in the record {missing[:3]}, {len(extra)} only in the model {extra[:3]}, "
-            f"{len(ranks)} of another rank {ranks[:3]}. Build the model with the arguments that it was trained with."
+            f"{len(layers)} layers only in the record {layers[:3]}, {len(other)} tensors of another rank or kernel "
+            f"{other[:3]}. Build the model with the arguments that it was trained with."
         )
     with torch.no_grad():
         for name, shape in structure.shapes.items():
@@ -111,13 +113,23 @@ def resized(tensor: Tensor, shape: tuple[int, ...]) -> Tensor:
 
 def replace_data_(tensor: Tensor, value: Tensor) -> None:
     """Point ``tensor`` at new data of any shape, keeping its identity and memory format; drops its gradient."""
-    was_channels_last = tensor.dim() == 4 and not tensor.is_contiguous() and _channels_last(tensor)
+    layout = torch.channels_last if _channels_last(tensor) else torch.contiguous_format
     tensor.grad = None
-    tensor.data = value.contiguous(memory_format=torch.channels_last) if was_channels_last else value.contiguous()
+    # Not value.contiguous(...), which leaves the strides of a 1x1 kernel, contiguous either way, as they are: kernels
+    # are chosen by strides, and training after a rollback would differ in the last bits.
+    tensor.data = torch.empty(value.shape, dtype=value.dtype, device=value.device, memory_format=layout).copy_(value)
+
+
+def _same_kind(a: Sequence[int], b: Sequence[int]) -> bool:
+    """Whether only channels differ: a prune changes neither the rank nor a kernel's height and width."""
+    return len(a) == len(b) and (len(a) < 4 or tuple(a[2:]) == tuple(b[2:]))
 
 
 def _channels_last(tensor: Tensor) -> bool:
-    return tensor.is_contiguous(memory_format=torch.channels_last)
+    """By the strides, so that 1x1 and depthwise kernels, which are contiguous either way, count as what they were."""
+    if tensor.dim() != 4 or not tensor.is_contiguous(memory_format=torch.channels_last):
+        return False
+    return tensor.stride(1) == 1 and tensor.stride(3) == tensor.shape[1]
 
 
 def _tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:

@@ -68,6 +68,13 @@ def test_schedule_runs_over_the_steps_that_are_taken(tmp_path):
     assert rates.rates == pytest.approx([0.025, 0.075, *[0.1] * 4, 0.0875, 0.0625, 0.0375, 0.0125])
 
 
+def test_restarts_come_down_within_every_epoch(tmp_path):
+    rates = _Rates()
+    model = ImageClassifier(_net(), 5, lr=0.1, schedule="restarts")
+    _trainer(tmp_path, max_epochs=3, limit_train_batches=2, callbacks=[rates]).fit(model, _loader(), _loader())
+    assert rates.rates == pytest.approx([0.0853553, 0.0146447] * 3, abs=1e-6)  # 0.05 (1 + cos(pi/4)), (1 + cos(3pi/4))
+
+
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
 def test_training_learns(tmp_path, optimizer):
     torch.manual_seed(0)
@@ -101,7 +108,7 @@ def test_checkpoint_is_loaded(tmp_path):
     ("kwargs", "message"),
     [
         ({"optimizer": "adam"}, "'sgd' or 'adamw', got 'adam'"),
-        ({"schedule": "step"}, "'cosine' or 'constant', got 'step'"),
+        ({"schedule": "step"}, "'restarts', got 'step'"),
         ({"lr": 0.0}, "lr=0.0"),
         ({"label_smoothing": 1.0}, "label_smoothing=1.0"),
     ],

@@ -1,0 +1,69 @@
+"""A private copy of a network on the CPU, to trace and to try things on; the live one is not touched."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hqp_lightning.errors import ConfigurationError
+from hqp_lightning.surgery.cost import layer_macs
+
+__all__ = ["copied", "floating_tensors", "on_cpu", "training_shapes"]
+
+
+def copied(module: nn.Module) -> nn.Module:
+    """A float32 copy on the CPU in eval mode, every parameter with gradients: frozen ones would break the tracing.
+
+    Raises:
+        ConfigurationError: the module can't be copied.
+    """
+    guard = getattr(module, "_prevent_trainer_and_dataloaders_deepcopy", None)
+    try:
+        if guard is None:
+            twin = copy.deepcopy(module)
+        else:  # a LightningModule would copy its trainer
+            with guard():
+                twin = copy.deepcopy(module)
+    except Exception as error:
+        raise ConfigurationError(
+            f"{type(module).__name__} can't be copied, which planning a prune needs: {error}. "
+            "Don't keep tensors with a graph, open files or loaders on the module, or name the network with module=..."
+        ) from error
+    return twin.cpu().float().eval().requires_grad_(True)
+
+
+def on_cpu(example: Sequence[Any]) -> tuple[Any, ...]:
+    """Two samples at most of every tensor, floats in float32; anything else as it is."""
+    return tuple(_one_on_cpu(x)[:2] if isinstance(x, Tensor) else x for x in example)
+
+
+def floating_tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """The floating-point parameters and buffers by name."""
+    for name, t in [*module.named_parameters(), *module.named_buffers()]:
+        if t.is_floating_point():
+            yield name, t
+
+
+def training_shapes(module: nn.Module, example: Sequence[Any]) -> tuple[tuple[int, ...], ...] | None:
+    """Shapes of the outputs in training mode, or None if a plain forward does not work in that mode.
+
+    Auxiliary heads run in training only. The module's buffers change, the random state does not.
+    """
+    # BatchNorm refuses to normalise a single value per channel.
+    doubled = [torch.cat([x, x]) if isinstance(x, Tensor) and x.dim() and len(x) == 1 else x for x in example]
+    module.train()
+    try:
+        with torch.random.fork_rng(devices=[]):
+            return layer_macs(module, doubled)[1]
+    except Exception:  # whatever user code raises
+        return None
+    finally:
+        module.eval()
+
+
+def _one_on_cpu(x: Tensor) -> Tensor:
+    return x.detach().cpu().float().clone() if x.is_floating_point() else x.detach().cpu().clone()

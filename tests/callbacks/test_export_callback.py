@@ -1,0 +1,197 @@
+import json
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from lightning.pytorch import LightningDataModule
+from torch.utils.data import DataLoader, TensorDataset
+
+from hqp_lightning import HQPPruning, Int8Export, hqp_callbacks, load_pruned
+from hqp_lightning.export import read_manifest
+from hqp_lightning.report import read_json
+
+from .conftest import Classifier, Scripted
+
+
+def accuracy_by_hand(path, x, y):
+    """onnxruntime and numpy only."""
+    session = onnxruntime.InferenceSession(str(path))
+    logits = session.run(None, {session.get_inputs()[0].name: x.numpy()})[0]
+    return float((logits.argmax(1) == y.numpy()).mean())
+
+
+def test_the_whole_story_on_real_data(loaders, make_trainer, digits, tmp_path):
+    pruning, export = hqp_callbacks(
+        0.05,
+        "val_acc",
+        tmp_path / "deploy",
+        start_epoch=4,
+        step=0.2,
+        export={"engines": ["onnxruntime"], "latency_runs": 5, "threads": 1},
+    )
+    model = Classifier()
+    make_trainer(9, [pruning, export]).fit(model, *loaders)
+    report, deploy = export.report, tmp_path / "deploy"
+    x, y = digits[0][1200:1400], digits[1][1200:1400]
+
+    assert report.within_budget
+    assert report.accuracy_drop <= 0.05 + 1e-7
+    assert report.int8.accuracy == pytest.approx(accuracy_by_hand(deploy / "model.int8.onnx", x, y), abs=1e-6)
+    assert report.pruned.accuracy == pytest.approx(accuracy_by_hand(deploy / "model.onnx", x, y), abs=1e-6)
+    assert report.baseline.accuracy == pytest.approx(accuracy_by_hand(deploy / "model.dense.onnx", x, y), abs=1e-6)
+    assert report.accuracy_drop == pytest.approx(report.baseline.accuracy - report.int8.accuracy)
+    files = {"model.dense.onnx": report.baseline, "model.onnx": report.pruned, "model.int8.onnx": report.int8}
+    for name, figures in files.items():
+        assert figures.file_bytes == (deploy / name).stat().st_size
+        assert figures.macs == pytest.approx(macs_of(deploy / name))
+    assert report.size_reduction == pytest.approx(1 - report.int8.file_bytes / report.baseline.file_bytes)
+    assert report.macs_reduction > 0.15
+    assert report.steps == pruning.records
+    assert [(e.model, e.precision) for e in report.engines] == [
+        ("dense", "fp32"),
+        ("pruned", "fp32"),
+        ("pruned", "int8"),
+    ]
+    assert {c.layer: (c.before, c.after) for c in report.channels}["0"] == (32, model.net[0].out_channels)
+
+    assert read_json(deploy / "report.json") == report
+    assert "val_acc" in (deploy / "report.html").read_text()
+    manifest = read_manifest(deploy / "manifest.json")
+    assert manifest["accuracy"] == pytest.approx(report.int8.accuracy)
+    loaded = load_pruned(Classifier, deploy / "pruned.ckpt").eval()
+    with torch.no_grad():
+        assert float((loaded.net(x).argmax(1) == y).double().mean()) == pytest.approx(report.pruned.accuracy, abs=1e-6)
+    assert not (set(json.loads((deploy / "report.json").read_text())) ^ set(report.__dataclass_fields__))
+
+
+def macs_of(path):
+    """MACs of an ONNX file's Conv and Gemm nodes from its inferred shapes, an independent count."""
+    model = onnx.shape_inference.infer_shapes(onnx.load(path))
+    shapes = {
+        v.name: [d.dim_value for d in v.type.tensor_type.shape.dim]
+        for v in [*model.graph.value_info, *model.graph.output, *model.graph.input]
+    }
+    weights = {i.name: list(i.dims) for i in model.graph.initializer}
+    sources = {
+        n.output[0]: n.input[0]
+        for n in model.graph.node
+        if n.op_type.endswith("quantizeLinear") or "Dequant" in n.op_type
+    }
+    total = 0
+    for node in model.graph.node:
+        if node.op_type in ("Conv", "Gemm"):
+            name = node.input[1]
+            while name not in weights:
+                name = sources[name]
+            total += np.prod(shapes[node.output[0]][1:]) * np.prod(weights[name][1:])
+    return float(total)
+
+
+def test_walks_back_to_the_previous_accepted_model_and_says_so(loaders, make_trainer, tmp_path):
+    # two accepted float models; the INT8 form of the second is over budget, that of the first is not
+    model = Scripted([0.90, 0.89, 0.885], int8=[0.80, 0.888])
+    pruning = HQPPruning("val_acc", 0.02, step=0.2)
+    export = Int8Export(tmp_path, engines=["onnxruntime"], latency_runs=1)
+    make_trainer(2, [pruning, export]).fit(model, *loaders)
+    report = export.report
+    assert [r.outcome for r in report.steps] == ["kept", "kept"]
+    assert any("INT8 of step 2 is over budget, walked back" in n for n in report.notes)
+    assert report.within_budget
+    assert report.int8.accuracy == pytest.approx(0.888)
+    assert report.int8.macs == report.steps[0].macs
+    assert sum(p.numel() for p in model.net.parameters()) == report.steps[0].params
+
+
+def test_says_when_no_int8_model_is_within_the_budget(loaders, make_trainer, tmp_path):
+    model = Scripted([0.90, 0.89], int8=[0.5, 0.7, 0.7])
+    export = Int8Export(tmp_path, engines=["onnxruntime"], latency_runs=1)
+    make_trainer(1, [HQPPruning("val_acc", 0.02, step=0.2), export]).fit(model, *loaders)
+    assert not export.report.within_budget
+    assert export.report.int8.accuracy == pytest.approx(0.7)
+    assert any("No INT8 artifact is within the budget" in n for n in export.report.notes)
+
+
+def test_alone_it_quantizes_the_model_as_trained(loaders, make_trainer, digits, tmp_path):
+    export = Int8Export(tmp_path, "val_acc", 0.05, engines=["onnxruntime"], latency_runs=1)
+    model = Classifier()
+    make_trainer(4, [export]).fit(model, *loaders)
+    report = export.report
+    x, y = digits[0][1200:1400], digits[1][1200:1400]
+    with torch.no_grad():
+        accuracy = float((model.eval().net(x).argmax(1) == y).double().mean())
+    assert report.baseline.accuracy == report.pruned.accuracy == pytest.approx(accuracy, abs=1e-6)
+    assert report.int8.accuracy == pytest.approx(accuracy_by_hand(tmp_path / "model.int8.onnx", x, y), abs=1e-6)
+    assert report.steps == ()
+    assert report.macs_reduction == 0
+
+
+class Data(LightningDataModule):
+    classes = tuple("0123456789")
+    preprocessing = {"mean": [0.0], "std": [1.0]}
+
+    def __init__(self, digits):
+        super().__init__()
+        self.x, self.y = digits
+
+    def _loader(self, a, b):
+        return DataLoader(TensorDataset(self.x[a:b], self.y[a:b]), 64)
+
+    def train_dataloader(self):
+        return self._loader(0, 320)
+
+    def val_dataloader(self):
+        return self._loader(1200, 1400)
+
+    def test_dataloader(self):
+        return self._loader(1400, 1700)
+
+
+def test_held_out_data_is_scored_at_every_stage(make_trainer, digits, tmp_path):
+    export = Int8Export(tmp_path, holdout="test", engines=["onnxruntime"], latency_runs=1)
+    make_trainer(5, [HQPPruning("val_acc", 0.1, step=0.2, start_epoch=3), export]).fit(Classifier(), Data(digits))
+    report = export.report
+    x, y = digits[0][1400:1700], digits[1][1400:1700]
+    files = {"model.dense.onnx": report.baseline, "model.onnx": report.pruned, "model.int8.onnx": report.int8}
+    for name, figures in files.items():
+        assert figures.holdout_accuracy == pytest.approx(accuracy_by_hand(tmp_path / name, x, y), abs=1e-6)
+    drop = report.baseline.holdout_accuracy - report.int8.holdout_accuracy
+    assert report.holdout_accuracy_drop == pytest.approx(drop)
+    manifest = read_manifest(tmp_path / "manifest.json")
+    assert manifest["classes"] == list("0123456789")
+    assert manifest["preprocessing"] == {"mean": [0.0], "std": [1.0]}
+
+
+def test_scoring_leaves_the_run_alone(loaders, make_trainer, tmp_path):
+    from lightning.pytorch import Callback
+
+    class Counter(Callback):
+        validations = 0
+
+        def on_validation_end(self, trainer, pl_module):
+            self.validations += 1
+
+    counter, model = Counter(), Classifier()
+    export = Int8Export(tmp_path, "val_acc", 0.5, engines=["onnxruntime"], latency_runs=1)
+    trainer = make_trainer(2, [counter, export])
+    trainer.fit(model, *loaders)
+    assert counter.validations == 2
+    assert model.trainer is trainer
+    assert "forward" not in model.net.__dict__
+
+
+def test_a_network_that_the_validation_step_never_calls(loaders, make_trainer, tmp_path):
+    from hqp_lightning import ExportError
+
+    class Bypass(Classifier):
+        def validation_step(self, batch, batch_idx):
+            x, y = batch
+            for layer in self.net:
+                x = layer(x)
+            self.accuracy(x, y)
+            self.log("val_acc", self.accuracy)
+
+    export = Int8Export(tmp_path, "val_acc", 0.5, engines=["onnxruntime"], latency_runs=1)
+    with pytest.raises(ExportError, match=r"never called Sequential\(...\)"):
+        make_trainer(1, [export]).fit(Bypass(), *loaders)

@@ -1,0 +1,198 @@
+"""Bad input gets one clear error, before any training."""
+
+import pytest
+import torch
+from lightning.pytorch.callbacks import EMAWeightAveraging, StochasticWeightAveraging
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from hqp_lightning import ConfigurationError, FisherAccumulator, HQPPruning, Int8Export
+
+from .conftest import Classifier, Scripted
+
+
+class Untrained:
+    """A model whose first training step fails the test: refusals come before it."""
+
+    def training_step(self, batch, batch_idx):
+        raise AssertionError("training began before the refusal")
+
+
+class Plain(Untrained, Classifier):
+    pass
+
+
+def fit(make_trainer, loaders, callbacks, model=None, **kwargs):
+    make_trainer(1, callbacks, **kwargs).fit(model or Plain(), *loaders)
+
+
+@pytest.mark.parametrize("max_drop", [0, 1, 1.5, -0.01, True])
+def test_max_drop_outside_zero_and_one(max_drop):
+    with pytest.raises(ConfigurationError, match="must lie in"):
+        HQPPruning("val_acc", max_drop)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"mode": "maximum"}, "mode='maximum'"),
+        ({"estimator": "taylor"}, "estimator='taylor'"),
+        ({"cost": "latency"}, "cost='latency'"),
+        ({"step": 0.0}, "step=0.0"),
+        ({"min_step": 0.2}, "min_step=0.2 is larger than step=0.05"),
+        ({"round_to": 0}, "round_to=0"),
+        ({"every_n_epochs": 0}, "every_n_epochs=0"),
+        ({"target_macs": 1.2}, "target_macs=1.2"),
+        ({"fisher_batches": 0}, "batches=0"),
+    ],
+)
+def test_arguments_out_of_range(arguments, message):
+    with pytest.raises(ConfigurationError, match=message):
+        HQPPruning("val_acc", 0.01, **arguments)
+
+
+@pytest.mark.parametrize("sanity", [0, 2])
+@pytest.mark.parametrize("start_epoch", [0, 5])
+def test_a_monitor_that_is_never_logged_lists_the_names_that_are(loaders, make_trainer, sanity, start_epoch):
+    pruning = HQPPruning("val_accuracy", 0.01, start_epoch=start_epoch)
+    with pytest.raises(ConfigurationError, match=r"'val_accuracy' was not logged.*\['val_acc'\]"):
+        fit(make_trainer, loaders, [pruning], num_sanity_val_steps=sanity)
+
+
+def test_the_monitor_of_an_export_alone_is_checked_in_the_sanity_run(loaders, make_trainer, tmp_path):
+    export = Int8Export(tmp_path, monitor="accuracy", max_drop=0.01)
+    with pytest.raises(ConfigurationError, match="'accuracy' was not logged"):
+        fit(make_trainer, loaders, [export], num_sanity_val_steps=1)
+
+
+@pytest.mark.parametrize("callback", [HQPPruning("val_acc", 0.01, module="backbone"), None])
+def test_a_module_path_that_does_not_exist(loaders, make_trainer, tmp_path, callback):
+    callback = callback or Int8Export(tmp_path, "val_acc", 0.01, module="backbone")
+    with pytest.raises(ConfigurationError, match=r"module='backbone' is not in Plain.*\['net'\]"):
+        fit(make_trainer, loaders, [callback])
+
+
+def test_an_ignored_name_that_does_not_exist(loaders, make_trainer):
+    with pytest.raises(ConfigurationError, match=r"ignore=\['head'\] names no module"):
+        fit(make_trainer, loaders, [HQPPruning("val_acc", 0.01, ignore=["head"])])
+
+
+def test_a_network_without_prunable_groups(loaders, make_trainer):
+    model = Plain()
+    model.net = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+    with pytest.raises(ConfigurationError, match="no prunable channel groups"):
+        fit(make_trainer, loaders, [HQPPruning("val_acc", 0.01)], model)
+
+
+class ThreeItems(Untrained, Classifier):
+    def validation_step(self, batch, batch_idx):
+        x, y, _ = batch
+        self.accuracy(self.net(x), y)
+        self.log("val_acc", self.accuracy)
+
+
+def three(digits):
+    x, y = digits
+    return DataLoader(TensorDataset(x[:128], y[:128], torch.ones(128)), 64)
+
+
+def test_a_batch_that_is_no_pair_needs_a_loss_fn(digits, make_trainer):
+    with pytest.raises(ConfigurationError, match=r"list of 3, not a pair of tensors \(x, y\); pass loss_fn"):
+        fit(make_trainer, (three(digits), three(digits)), [HQPPruning("val_acc", 0.01)], ThreeItems())
+
+
+def test_a_loss_fn_makes_any_batch_work(digits, make_trainer):
+    class Weighted(ThreeItems):
+        def training_step(self, batch, batch_idx):
+            x, y, w = batch
+            return (w * nn.functional.cross_entropy(self.net(x), y, reduction="none")).mean()
+
+    def loss(pl_module, batch):
+        x, y, w = batch
+        return w * nn.functional.cross_entropy(pl_module.net(x), y, reduction="none")
+
+    pruning = HQPPruning("val_acc", 0.5, loss_fn=loss, step=0.2)
+    fit(make_trainer, (three(digits), three(digits)), [pruning], Weighted())
+    assert [r.outcome for r in pruning.records] == ["kept"]
+
+
+def test_a_loss_fn_that_never_calls_the_network(loaders, make_trainer):
+    pruning = HQPPruning("val_acc", 0.01, loss_fn=lambda pl_module, batch: torch.zeros(64))
+    with pytest.raises(ConfigurationError, match="loss_fn never called the network"):
+        fit(make_trainer, loaders, [pruning])
+
+
+@pytest.mark.filterwarnings("ignore:You defined a `validation_step` but have no")
+@pytest.mark.parametrize("kwargs", [{"limit_val_batches": 0}, {}])
+def test_a_missing_validation_loader(loaders, make_trainer, kwargs):
+    pair = loaders if kwargs else (loaders[0], None)
+    with pytest.raises(ConfigurationError, match="validation is off"):
+        fit(make_trainer, pair, [HQPPruning("val_acc", 0.01)], **kwargs)
+
+
+def test_an_unwritable_dirpath(loaders, make_trainer, tmp_path):
+    (tmp_path / "file").write_text("")
+    export = Int8Export(tmp_path / "file" / "deploy", "val_acc", 0.01)
+    with pytest.raises(ConfigurationError, match="can't be written"):
+        fit(make_trainer, loaders, [export])
+
+
+def test_an_export_without_a_budget(loaders, make_trainer, tmp_path):
+    with pytest.raises(ConfigurationError, match="needs a budget of its own"):
+        fit(make_trainer, loaders, [Int8Export(tmp_path)])
+
+
+def test_an_export_before_the_pruning(loaders, make_trainer, tmp_path):
+    with pytest.raises(ConfigurationError, match="must come after HQPPruning"):
+        fit(make_trainer, loaders, [Int8Export(tmp_path), HQPPruning("val_acc", 0.01)])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"engines": ["tflite"]}, r"engines=\['tflite'\]"),
+        ({"method": "mode"}, "method='mode'"),
+        ({"calibration_batches": 0}, "calibration_batches=0"),
+        ({"threads": 0}, "threads=0"),
+    ],
+)
+def test_export_arguments_out_of_range(tmp_path, arguments, message):
+    with pytest.raises(ConfigurationError, match=message):
+        Int8Export(tmp_path, **arguments)
+
+
+@pytest.mark.parametrize("neighbour", [StochasticWeightAveraging(1e-2), EMAWeightAveraging()])
+def test_callbacks_that_keep_a_copy_of_the_weights(loaders, make_trainer, neighbour):
+    with pytest.raises(ConfigurationError, match=f"does not work beside {type(neighbour).__name__}"):
+        fit(make_trainer, loaders, [HQPPruning("val_acc", 0.01), neighbour])
+
+
+def test_an_unknown_estimator_of_the_accumulator():
+    with pytest.raises(ConfigurationError, match="estimator='hessian'"):
+        FisherAccumulator(estimator="hessian")
+
+
+class Reshaping(nn.Module):
+    """Its forward knows the number of channels: a prune of ``conv`` would break it."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Conv2d(1, 32, 3, padding=1)
+        self.conv = nn.Conv2d(32, 64, 3, padding=1)
+        self.head = nn.Linear(64, 10)
+
+    def forward(self, x):
+        x = self.conv(self.stem(x).relu()).relu()
+        return self.head(x.reshape(-1, 64, 64).mean(2))
+
+
+def test_a_step_that_would_break_the_model_is_refused_and_recorded(loaders, make_trainer):
+    model = Scripted([0.9])
+    model.net = Reshaping()
+    pruning = HQPPruning("val_acc", 0.05, step=0.5, min_step=0.4)
+    make_trainer(1, [pruning]).fit(model, *loaders)
+    assert "refused" in [r.outcome for r in pruning.records]
+    refused = next(r for r in pruning.records if r.outcome == "refused")
+    assert "would break the network" in refused.reason
+    assert model.net.conv.out_channels == 64
+    assert model.net(torch.rand(2, 1, 8, 8)).shape == (2, 10)
