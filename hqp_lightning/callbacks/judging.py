@@ -32,18 +32,27 @@ def note_(state: PruningState, pl_module: LightningModule, network: nn.Module, s
 
 
 def judge_(
-    state: PruningState, trainer: Trainer, pl_module: LightningModule, score: float, budget: Budget, snapshots: int
-) -> StepRecord:
-    """Judge the pending step: keep it, or mark it for rollback, and move the search on."""
+    state: PruningState,
+    trainer: Trainer,
+    pl_module: LightningModule,
+    score: float,
+    budget: Budget,
+    options: PruningOptions,
+) -> StepRecord | None:
+    """Judge the pending step: keep it, or mark it for rollback, and move the search on; None if it may heal further."""
     verdict = judge(_baseline(state), score, budget)
     kept = trainer.strategy.reduce_boolean_decision(verdict.kept)
+    if not kept and state.pending is not None:
+        epochs = trainer.current_epoch - state.pending.epoch + 1
+        if epochs < options.every_n_epochs + options.patience:
+            return None
     outcome = "kept" if kept else "rolled_back"
     record = state.close(outcome, verdict.reason, accuracy=score, accuracy_drop=verdict.drop)
     state.rollback_due = not kept
     if kept:
         state.undo, state.rejected = None, []
         accepted = Accepted(record.index, score, record.macs, record.params, take(pl_module))
-        state.accepted = [*state.accepted, accepted][-snapshots:]
+        state.accepted = [*state.accepted, accepted][-options.max_snapshots :]
     state.search = advance(state.search, kept)
     return record
 

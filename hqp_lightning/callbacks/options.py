@@ -26,6 +26,7 @@ class PruningOptions:
     step: float
     min_step: float
     every_n_epochs: int
+    patience: int
     start_epoch: int
     target_macs: float | None
     max_channel_ratio: float
@@ -43,7 +44,7 @@ class PruningOptions:
                 raise ConfigurationError(f"{name}={value!r} must be a fraction in (0, 1).")
         if self.min_step > self.step:
             raise ConfigurationError(f"min_step={self.min_step} is larger than step={self.step}.")
-        _at_least(self, every_n_epochs=1, start_epoch=0, round_to=1, recalibrate_batches=0, max_snapshots=1)
+        _at_least(self, every_n_epochs=1, patience=0, start_epoch=0, round_to=1, recalibrate_batches=0, max_snapshots=1)
         _one_of(self, estimator=ESTIMATORS, cost=COSTS)
 
 

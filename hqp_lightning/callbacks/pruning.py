@@ -47,6 +47,8 @@ class HQPPruning(Callback):
         step: fraction of the dense MACs that a step removes at first.
         min_step: the search ends when a halved step would be below this fraction.
         every_n_epochs: epochs of healing before a step is judged.
+        patience: further epochs that a step over budget may heal before it is rolled back; it is kept as soon as it is
+            within the budget.
         start_epoch: first epoch that may begin with a step; with 0 a full validation measures the baseline first.
         target_macs: stop when this fraction of the dense MACs is left.
         max_channel_ratio: at most this fraction of a group's channels is ever removed.
@@ -74,6 +76,7 @@ class HQPPruning(Callback):
         step: float = 0.05,
         min_step: float = 0.0125,
         every_n_epochs: int = 1,
+        patience: int = 0,
         start_epoch: int = 0,
         target_macs: float | None = None,
         max_channel_ratio: float = 0.9,
@@ -93,6 +96,7 @@ class HQPPruning(Callback):
             step=step,
             min_step=min_step,
             every_n_epochs=every_n_epochs,
+            patience=patience,
             start_epoch=start_epoch,
             target_macs=target_macs,
             max_channel_ratio=max_channel_ratio,
@@ -163,7 +167,9 @@ class HQPPruning(Callback):
         if state.pending is None:
             note_(state, pl_module, find_network(pl_module, options.module)[1], score, self.budget.mode)
         elif healed(trainer, state.pending, options.every_n_epochs):
-            self._tell(trainer, judge_(state, trainer, pl_module, score, self.budget, options.max_snapshots))
+            record = judge_(state, trainer, pl_module, score, self.budget, options)
+            if record is not None:
+                self._tell(trainer, record)
         if state.pending is None and not state.rollback_due:
             state.saliency = self._fisher.saliency() or state.saliency
 

@@ -27,6 +27,7 @@ def squared_sums(layer: nn.Module, x: Tensor, grad: Tensor) -> dict[str, Tensor]
     Raises:
         ConfigurationError: another kind of layer.
 
+    >>> import torch
     >>> layer, x, grad = nn.Linear(2, 1), torch.tensor([[1.0, 2.0], [3.0, 4.0]]), torch.tensor([[1.0], [0.5]])
     >>> squared_sums(layer, x, grad)
     {'weight': tensor([[3.2500, 8.0000]]), 'bias': tensor([1.2500])}

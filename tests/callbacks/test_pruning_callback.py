@@ -131,6 +131,14 @@ def test_healing_longer_than_the_training_is_not_begun(loaders, make_trainer):
     assert pruning.state.search.ended == "no epochs are left to heal and judge another step"
 
 
+def test_patience_lets_a_step_heal_until_it_is_within_budget(loaders, make_trainer):
+    pruning = HQPPruning("val_acc", 0.02, step=0.2, min_step=0.2, patience=2)
+    # baseline; kept at the second look; then over budget three times: rolled back at the last
+    model = Scripted([0.90, 0.86, 0.885, 0.8, 0.85, 0.87])
+    make_trainer(5, [pruning]).fit(model, *loaders)
+    assert [(r.epoch, r.outcome, r.accuracy) for r in pruning.records] == [(0, "kept", 0.885), (2, "rolled_back", 0.87)]
+
+
 def test_start_epoch_and_the_best_dense_score_is_the_baseline(loaders, make_trainer):
     pruning = HQPPruning("val_acc", 0.05, step=0.2, start_epoch=3)
     # measured before training since nothing else would check the monitor, then three dense epochs

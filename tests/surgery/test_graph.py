@@ -65,7 +65,8 @@ def test_several_inputs_per_channel_behind_a_flatten():
 @pytest.mark.parametrize("name", BUILDERS)
 def test_predicted_macs_of_one_group_are_what_the_cut_saves(name):
     network = build(name)
-    for group in Shadow(network, [EXAMPLE]).groups():
+    groups = Shadow(network, [EXAMPLE]).groups()
+    for group in groups[:: len(groups) // 8 + 1]:  # some of a deep network, to be quick
         shadow = Shadow(network, [EXAMPLE])
         channels = tuple(range(0, group.channels, group.gates))  # one gate
         saved = shadow.macs - shadow.cut({group.name: channels}).macs
