@@ -40,7 +40,7 @@ def lr_factor(progress: float, schedule: str, warmup: float, decay: float, epoch
         >>> [round(lr_factor(p, "restarts", 0.0, 0.0, epochs=2), 3) for p in (0.0, 0.25, 0.499, 0.5, 0.75)]
         [1.0, 0.5, 0.0, 1.0, 0.5]
     """
-    if 0 < warmup and progress <= warmup:
+    if warmup > 0 and progress <= warmup:
         return progress / warmup
     if schedule == "restarts":
         return 0.5 * (1.0 + math.cos(math.pi * (progress * epochs % 1.0)))
