@@ -15,12 +15,11 @@ from hqp_lightning.callbacks.network import LossFn, find_network
 from hqp_lightning.callbacks.operation import dense_shadow, prune_, undo_
 from hqp_lightning.callbacks.options import PruningOptions
 from hqp_lightning.callbacks.state import PruningState
-from hqp_lightning.callbacks.trainer import check_trainer, loose, monitored, validate_now
+from hqp_lightning.callbacks.trainer import announce, check_trainer, loose, monitored, validate_now
 from hqp_lightning.core.search import Search, advance, finish
 from hqp_lightning.core.verdict import check_budget
 from hqp_lightning.errors import SurgeryError
 from hqp_lightning.records import Budget, StepRecord
-from hqp_lightning.report import step_line
 from hqp_lightning.surgery import restore_
 
 __all__ = ["HQPPruning"]
@@ -213,14 +212,4 @@ class HQPPruning(Callback):
         self.state = PruningState.from_plain(state_dict)
 
     def _tell(self, trainer: Trainer, record: StepRecord) -> None:
-        budget, dense = self.budget, self.state.dense_macs
-        trainer.print(step_line(record, baseline_macs=dense, max_drop=budget.max_drop, monitor=budget.monitor))
-        values = {
-            "hqp/kept": float(record.outcome == "kept"),
-            "hqp/macs": record.macs,
-            "hqp/params": float(record.params),
-            "hqp/accuracy_drop": record.accuracy_drop,
-            "hqp/step": record.step,
-        }
-        for logger in trainer.loggers:
-            logger.log_metrics({k: v for k, v in values.items() if v is not None}, step=trainer.global_step)
+        announce(trainer, record, self.budget, self.state.dense_macs)

@@ -16,8 +16,10 @@ from torch import nn
 
 from hqp_lightning.callbacks.network import LossFn, network_inputs
 from hqp_lightning.errors import ConfigurationError
+from hqp_lightning.records import Budget, StepRecord
+from hqp_lightning.report import step_line
 
-__all__ = ["batches", "check_trainer", "fixed_seed", "loose", "monitored", "schedulers", "validate_now"]
+__all__ = ["announce", "batches", "check_trainer", "fixed_seed", "loose", "monitored", "schedulers", "validate_now"]
 
 _NEIGHBOURS_REFUSED = ("StochasticWeightAveraging", "WeightAveraging", "EMAWeightAveraging", "ModelPruning")
 
@@ -65,6 +67,20 @@ def monitored(trainer: Trainer, monitor: str) -> float:
             "Log it in validation_step with self.log(...), on_epoch=True."
         )
     return float(metrics[monitor])
+
+
+def announce(trainer: Trainer, record: StepRecord, budget: Budget, dense_macs: float) -> None:
+    """One line for a step that was closed, and its figures to the user's loggers."""
+    trainer.print(step_line(record, baseline_macs=dense_macs, max_drop=budget.max_drop, monitor=budget.monitor))
+    values = {
+        "hqp/kept": float(record.outcome == "kept"),
+        "hqp/macs": record.macs,
+        "hqp/params": float(record.params),
+        "hqp/accuracy_drop": record.accuracy_drop,
+        "hqp/step": record.step,
+    }
+    for logger in trainer.loggers:
+        logger.log_metrics({k: v for k, v in values.items() if v is not None}, step=trainer.global_step)
 
 
 def validate_now(trainer: Trainer) -> None:

@@ -136,7 +136,8 @@ def test_patience_lets_a_step_heal_until_it_is_within_budget(loaders, make_train
     # baseline; kept at the second look; then over budget three times: rolled back at the last
     model = Scripted([0.90, 0.86, 0.885, 0.8, 0.85, 0.87])
     make_trainer(5, [pruning]).fit(model, *loaders)
-    assert [(r.epoch, r.outcome, r.accuracy) for r in pruning.records] == [(0, "kept", 0.885), (2, "rolled_back", 0.87)]
+    assert [(r.epoch, r.outcome) for r in pruning.records] == [(0, "kept"), (2, "rolled_back")]
+    assert [r.accuracy for r in pruning.records] == pytest.approx([0.885, 0.87])
 
 
 def test_start_epoch_and_the_best_dense_score_is_the_baseline(loaders, make_trainer):
