@@ -17,7 +17,6 @@ from hqp_lightning.core.selection import Caps, propose
 from hqp_lightning.errors import ConfigurationError, SurgeryError
 from hqp_lightning.records import PruningStep, StepRecord
 from hqp_lightning.surgery import Shadow, apply_cut_, recalibrate_batchnorm_, restore_, slice_optimizers_, take
-from hqp_lightning.surgery.strategy import rewrapped
 
 __all__ = ["dense_shadow", "prune_", "undo_"]
 
@@ -85,9 +84,8 @@ def prune_(
     cut = shadow.cut(step.removed)
     undo = take(pl_module, trainer.optimizers, schedulers(trainer))
     try:
-        with rewrapped(trainer, pl_module):
-            apply_cut_(network, cut)
-            slice_optimizers_(trainer.optimizers, network, cut)
+        apply_cut_(network, cut)
+        slice_optimizers_(trainer.optimizers, network, cut)
         seconds = time.perf_counter() - started
         with fixed_seed(), trainer.precision_plugin.val_step_context():
             inputs = batches(trainer, pl_module, network, options.loss_fn, "train", options.recalibrate_batches)
@@ -114,6 +112,5 @@ def _untried(shadow: Shadow, wanted: float, state: PruningState, options: Prunin
 def undo_(trainer: Trainer, pl_module: LightningModule, state: PruningState) -> None:
     """Take the rejected step back: structure, weights, buffers, optimizer and scheduler."""
     if state.undo is not None:
-        with rewrapped(trainer, pl_module):
-            restore_(state.undo, pl_module, trainer.optimizers, schedulers(trainer))
+        restore_(state.undo, pl_module, trainer.optimizers, schedulers(trainer))
     state.undo, state.rollback_due = None, False

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
-from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
+from lightning.pytorch.strategies import SingleDeviceStrategy
 from torch import nn
 
 from hqp_lightning.callbacks.network import LossFn, network_inputs
@@ -41,10 +41,10 @@ def check_trainer(trainer: Trainer, owner: Callback) -> None:
             f"{name} judges the model by its validation metric, but validation is off: give fit a validation loader, "
             "define validation_step, and leave limit_val_batches above 0."
         )
-    if not isinstance(trainer.strategy, (SingleDeviceStrategy, DDPStrategy)):
+    if not isinstance(trainer.strategy, SingleDeviceStrategy):
         raise ConfigurationError(
-            f"{name} can't change the network under {type(trainer.strategy).__name__}, which shards or wraps its "
-            "parameters; use a single device or strategy='ddp'."
+            f"{name} changes the network's parameters in place, which {type(trainer.strategy).__name__} does not "
+            "follow yet; use one device, Trainer(devices=1)."
         )
     refused = [c for c in loose(trainer).callbacks if {b.__name__ for b in type(c).__mro__} & set(_NEIGHBOURS_REFUSED)]
     if refused:

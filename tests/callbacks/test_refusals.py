@@ -7,6 +7,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from hqp_lightning import ConfigurationError, FisherAccumulator, HQPPruning, Int8Export
+from hqp_lightning.callbacks.trainer import check_trainer
 
 from .conftest import Classifier, Scripted
 
@@ -196,3 +197,18 @@ def test_a_step_that_would_break_the_model_is_refused_and_recorded(loaders, make
     assert "would break the network" in refused.reason
     assert model.net.conv.out_channels == 64
     assert model.net(torch.rand(2, 1, 8, 8)).shape == (2, 10)
+
+
+def test_a_strategy_that_wraps_the_parameters(loaders, make_trainer):
+    trainer = make_trainer(1, [], strategy="ddp")
+    with pytest.raises(ConfigurationError, match=r"DDPStrategy does not follow yet; use one device"):
+        check_trainer(_with_validation(trainer), HQPPruning("val_acc", 0.01))
+
+
+def _with_validation(trainer):
+    """A trainer as it is in ``setup``, without starting its processes."""
+
+    class Stub:
+        enable_validation, strategy, callbacks = True, trainer.strategy, trainer.callbacks
+
+    return Stub()
