@@ -195,7 +195,7 @@ def _channels(before: Structure, after: Structure, prefix: str) -> list[LayerCha
     rows = []
     for name, attributes in before.attributes.items():
         for key in ("out_channels", "out_features"):
-            if key in attributes:
+            if key in attributes and f"{name}.weight" in before.shapes:  # not a container that notes its width
                 layer = name.removeprefix(f"{prefix}.") if prefix else name
                 rows.append(LayerChannels(layer, int(attributes[key]), int(after.attributes[name][key])))  # type: ignore[arg-type]
     return rows
