@@ -98,5 +98,5 @@ def data_sha256(batches: Iterable[np.ndarray]) -> str:
     """Hash calibration data, whatever its batch size: the float32 bytes of all samples in order."""
     digest = hashlib.sha256()
     for batch in batches:
-        digest.update(np.ascontiguousarray(batch, dtype="<f4"))
+        digest.update(np.ascontiguousarray(batch, dtype="<f4").data)
     return digest.hexdigest()
