@@ -209,6 +209,18 @@ class LayerChannels:
 
 
 @dataclass(frozen=True, slots=True)
+class QuantizedLayer:
+    """A node of the ONNX graph that can be quantized. ``precision`` is ``"int8"`` or ``"float"``.
+
+    ``noise`` is what quantizing it alone does to the logits: squared error over signal, see `quantization_noise`.
+    """
+
+    layer: str
+    noise: float
+    precision: str
+
+
+@dataclass(frozen=True, slots=True)
 class Report:
     """All figures of a run; ``report.json`` is this record, field by field."""
 
@@ -228,6 +240,7 @@ class Report:
     steps: tuple[StepRecord, ...] = ()
     engines: tuple[EngineReport, ...] = ()
     channels: tuple[LayerChannels, ...] = ()
+    quantization: tuple[QuantizedLayer, ...] = ()
     notes: tuple[str, ...] = ()
     versions: Mapping[str, str] = field(default_factory=dict)
     schema_version: int = 1

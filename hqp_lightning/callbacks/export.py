@@ -46,6 +46,8 @@ class Int8Export(Callback):
         module: the network's attribute name in the LightningModule; found if it is the only one with parameters.
         calibration_batches: training batches that set the ranges.
         method: range estimator, one of ``"mse"``, ``"max"``, ``"percentile"``, ``"entropy"``.
+        max_float_layers: if the INT8 score is over budget, so many layers at most stay in float, the noisiest first and
+            as few as bring it within the budget, before the export walks back to an earlier model; 0 for none.
         holdout: loaders of data that no decision saw, or ``"test"`` for the datamodule's ``test_dataloader``; scored
             by ``validation_step`` and reported beside the budget.
         engines: backends to time, by name; by default TensorRT where there is a GPU, and OpenVINO, or onnxruntime
@@ -69,6 +71,7 @@ class Int8Export(Callback):
         module: str | None = None,
         calibration_batches: int = 16,
         method: str = DEFAULT_METHOD,
+        max_float_layers: int = 8,
         holdout: Any = None,
         engines: Sequence[str] | None = None,
         batch_size: int = 1,
@@ -81,6 +84,7 @@ class Int8Export(Callback):
         self.options = ExportOptions(
             calibration_batches=calibration_batches,
             method=method,
+            max_float_layers=max_float_layers,
             holdout=holdout,
             engines=None if engines is None else tuple(engines),
             batch_size=batch_size,

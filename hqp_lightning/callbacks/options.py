@@ -54,6 +54,7 @@ class ExportOptions:
 
     calibration_batches: int
     method: str
+    max_float_layers: int
     holdout: Any
     engines: tuple[str, ...] | None
     batch_size: int
@@ -66,7 +67,7 @@ class ExportOptions:
         unknown = sorted(set(self.engines or ()) - set(known))
         if unknown:
             raise ConfigurationError(f"engines={unknown} are not known; choose from {known}.")
-        _at_least(self, calibration_batches=1, batch_size=1, threads=1, latency_runs=1)
+        _at_least(self, calibration_batches=1, max_float_layers=0, batch_size=1, threads=1, latency_runs=1)
         _one_of(self, method=METHODS)
 
 

@@ -15,6 +15,7 @@ from lightning.pytorch import LightningModule, Trainer
 from hqp_lightning import export
 from hqp_lightning.callbacks.network import find_network
 from hqp_lightning.callbacks.options import ExportOptions
+from hqp_lightning.callbacks.quantizing import Quantized, quantize_within
 from hqp_lightning.callbacks.scoring import holdout_loaders, running_on, score
 from hqp_lightning.callbacks.state import Accepted, PruningState
 from hqp_lightning.callbacks.timing import build, time_engines, usable_backends
@@ -74,13 +75,14 @@ class _Shipping:
         self.baseline = dense.score if self.search is None or self.search.baseline is None else self.search.baseline
         dense_onnx, baseline = self._float(dense, "model.dense.onnx")
         baseline = replace(baseline, accuracy=self.baseline)
-        shipped, float_onnx, int8_onnx, engine, verdict = self._walk(candidates)
+        shipped, float_onnx, made = self._walk(candidates)
+        int8_onnx, verdict = made.artifact, made.verdict
         pruned = self._figures(shipped, float_onnx)
         int8 = replace(pruned, accuracy=verdict.measured, file_bytes=int8_onnx.file_bytes)
         if self.holdout is not None:
-            with running_on(self.network, engine):
+            with running_on(self.network, made.engine):
                 int8 = replace(int8, holdout_accuracy=self._score(self.holdout))
-        engine.close()
+        made.engine.close()
         self._manifest(int8_onnx, verdict)
         return assemble(
             self.budget,
@@ -98,6 +100,7 @@ class _Shipping:
                 self.options,
             ),
             channels=_channels(dense.snapshot.structure, shipped.snapshot.structure, prefix),
+            quantization=made.layers,
             notes=self.notes,
             versions=versions(),
         )
@@ -113,35 +116,45 @@ class _Shipping:
         trained = Accepted(0, self._score(self.trainer.val_dataloaders), macs, params, take(self.pl_module))
         return trained, [trained]
 
-    def _walk(self, candidates: list[Accepted]) -> tuple[Accepted, OnnxArtifact, OnnxArtifact, Engine, Verdict]:
+    def _walk(self, candidates: list[Accepted]) -> tuple[Accepted, OnnxArtifact, Quantized]:
         """The first candidate whose INT8 form is within the budget; the least bad one if none is."""
         tried: list[tuple[float, Accepted]] = []
         for model in candidates:
-            made = self._attempt(model)
-            verdict = made[-1]
-            if verdict.kept:
-                return made
+            float_onnx, made = self._attempt(model, self.options.max_float_layers)
+            if made.verdict.kept:
+                self._say_what_is_in_float(made)
+                return model, float_onnx, made
             name = f"step {model.index}" if model.index else "the dense model"
-            self.notes.append(f"INT8 of {name} is over budget, walked back: {verdict.reason}.")
-            _log.warning("hqp: %s", self.notes[-1])
-            tried.append((verdict.drop, model))
-            made[3].close()
-        self.notes.append("No INT8 artifact is within the budget; the least bad one is kept as model.int8.onnx.")
-        return self._attempt(min(tried, key=lambda t: t[0])[1])
+            self._note(f"INT8 of {name} is over budget, walked back: {made.verdict.reason}.")
+            tried.append((made.verdict.drop, model))
+            made.engine.close()
+        self._note("No INT8 artifact is within the budget; the least bad one is kept as model.int8.onnx.")
+        model = min(tried, key=lambda t: t[0])[1]
+        return model, *self._attempt(model, 0)
 
-    def _attempt(self, model: Accepted) -> tuple[Accepted, OnnxArtifact, OnnxArtifact, Engine, Verdict]:
+    def _attempt(self, model: Accepted, max_float_layers: int) -> tuple[OnnxArtifact, Quantized]:
         """Export, calibrate, quantize and score one model."""
         restore_(model.snapshot, self.pl_module)
         float_onnx = export.export_onnx(self.network, self._example(), self.dirpath / "model.onnx")
-        arrays = self._calibration()
-        ranges = export.collect_ranges(
-            float_onnx.path, arrays, method=self.options.method, threads=self.options.threads
+        target = self.dirpath / "model.int8.onnx"
+        return float_onnx, quantize_within(
+            float_onnx, self._calibration, self._measure, target, self.options, max_float_layers
         )
-        int8_onnx = export.quantize(float_onnx.path, ranges, self.dirpath / "model.int8.onnx")
-        engine = build(self.backends[0], int8_onnx, "int8", self.dirpath / "engines", self.options)
+
+    def _measure(self, artifact: OnnxArtifact) -> tuple[Engine, Verdict]:
+        engine = build(self.backends[0], artifact, "int8", self.dirpath / "engines", self.options)
         with running_on(self.network, engine):
             measured = self._score(self.trainer.val_dataloaders)
-        return model, float_onnx, int8_onnx, engine, judge(self.baseline, measured, self.budget)
+        return engine, judge(self.baseline, measured, self.budget)
+
+    def _say_what_is_in_float(self, made: Quantized) -> None:
+        layers = sorted(made.layers, key=lambda q: q.noise, reverse=True)
+        if names := [q.layer for q in layers if q.precision == "float"]:
+            self._note(f"Left in float to stay within the budget, noisiest layers first: {', '.join(names)}.")
+
+    def _note(self, text: str) -> None:
+        self.notes.append(text)
+        _log.warning("hqp: %s", text)
 
     def _float(self, model: Accepted, name: str) -> tuple[OnnxArtifact, ModelFigures]:
         restore_(model.snapshot, self.pl_module)

@@ -4,6 +4,7 @@ from hqp_lightning.export.manifest import data_sha256, read_manifest, write_mani
 from hqp_lightning.export.onnx import describe, export_onnx
 from hqp_lightning.export.placement import Placement, placements, quantized_tensors
 from hqp_lightning.export.quantize import DEFAULT_METHOD, collect_ranges, quantize
+from hqp_lightning.export.sensitivity import quantization_noise
 
 __all__ = [
     "DEFAULT_METHOD",
@@ -13,6 +14,7 @@ __all__ = [
     "describe",
     "export_onnx",
     "placements",
+    "quantization_noise",
     "quantize",
     "quantized_tensors",
     "read_manifest",

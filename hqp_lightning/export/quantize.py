@@ -19,10 +19,10 @@ from onnx import helper, numpy_helper
 from hqp_lightning.core import calibration
 from hqp_lightning.errors import ExportError
 from hqp_lightning.export.onnx import describe
-from hqp_lightning.export.placement import load_model, placements, quantized_tensors
+from hqp_lightning.export.placement import Placement, load_model, placements, quantized_tensors
 from hqp_lightning.records import OnnxArtifact
 
-__all__ = ["DEFAULT_METHOD", "collect_ranges", "quantize", "quantized_tensors"]
+__all__ = ["DEFAULT_METHOD", "collect_ranges", "insert_qdq_", "quantize", "quantized_tensors"]
 
 # Top-1 on 1000 Imagenette validation images, 512 for calibration, float 0.933 for both models:
 # ResNet-18 mse 0.932, max 0.935, percentile 99.99 0.933, entropy 0.933;
@@ -110,17 +110,34 @@ def quantize(
     Raises:
         ExportError: a range is missing, or a name in ``exclude`` is no quantizable node.
     """
-    model = load_model(onnx_path)
+    model = insert_qdq_(load_model(onnx_path), placements(onnx_path, exclude=exclude), ranges)
+    onnx.checker.check_model(model, full_check=True)
+    Path(out_path).parent.mkdir(parents=True, exist_ok=True)
+    onnx.save(model, out_path)
+    return describe(out_path)
+
+
+def insert_qdq_(model: onnx.ModelProto, placed: Iterable[Placement], ranges: Mapping[str, float]) -> onnx.ModelProto:
+    """Put the quantizers into a float model, in place, and return it.
+
+    Args:
+        model: what `load_model` read.
+        placed: where, from `placements` of that file, or some of them.
+        ranges: tensor name to clipping range.
+
+    Raises:
+        ExportError: a range is missing.
+    """
     graph = model.graph
-    placed = {p.node: p for p in placements(onnx_path, exclude=exclude)}
-    missing = sorted({p.tensor for p in placed.values()} - set(ranges))
+    places = {p.node: p for p in placed}
+    missing = sorted({p.tensor for p in places.values()} - set(ranges))
     if missing:
         raise ExportError(f"no range for tensor {missing[0]!r} ({len(missing)} missing): collect_ranges on this file")
     stored = {i.name: i for i in graph.initializer}
     pairs: dict[tuple[str, int | None], str] = {}
     nodes: list[onnx.NodeProto] = []
     for node in list(graph.node):
-        if (place := placed.get(node.name)) is not None:
+        if (place := places.get(node.name)) is not None:
             key: tuple[str, int | None] = (place.tensor, None)
             if key not in pairs:  # readers of one tensor share one pair
                 scale = np.float32(calibration.scale(ranges[place.tensor]))
@@ -138,10 +155,7 @@ def quantize(
     kept = [i for i in graph.initializer if i.name in used]
     del graph.initializer[:]
     graph.initializer.extend(kept)
-    onnx.checker.check_model(model, full_check=True)
-    Path(out_path).parent.mkdir(parents=True, exist_ok=True)
-    onnx.save(model, out_path)
-    return describe(out_path)
+    return model
 
 
 def _add_activation(graph: onnx.GraphProto, nodes: list[onnx.NodeProto], tensor: str, scale: np.ndarray) -> str:

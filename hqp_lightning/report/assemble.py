@@ -7,7 +7,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from importlib import metadata
 
 from hqp_lightning.errors import ConfigurationError
-from hqp_lightning.records import Budget, EngineReport, LayerChannels, ModelFigures, Report, StepRecord
+from hqp_lightning.records import (
+    Budget,
+    EngineReport,
+    LayerChannels,
+    ModelFigures,
+    QuantizedLayer,
+    Report,
+    StepRecord,
+)
 
 __all__ = ["assemble", "speed_pair", "twin", "versions", "worsening"]
 
@@ -112,6 +120,7 @@ def assemble(
     steps: Iterable[StepRecord] = (),
     engines: Iterable[EngineReport] = (),
     channels: Iterable[LayerChannels] = (),
+    quantization: Iterable[QuantizedLayer] = (),
     notes: Iterable[str] = (),
     versions: Mapping[str, str] | None = None,
 ) -> Report:
@@ -126,6 +135,7 @@ def assemble(
         steps: every pruning step with its outcome, in order.
         engines: every timed engine.
         channels: output channels per layer, before and after.
+        quantization: noise and precision of every layer that can be quantized.
         notes: what a reader must know, one sentence each.
         versions: package versions; see the function `versions`.
 
@@ -166,6 +176,7 @@ def assemble(
         steps=tuple(steps),
         engines=engines,
         channels=tuple(channels),
+        quantization=tuple(quantization),
         notes=tuple(notes),
         versions=dict(versions or {}),
     )

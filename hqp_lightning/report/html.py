@@ -8,7 +8,7 @@ from os import PathLike
 from pathlib import Path
 
 from hqp_lightning.records import Report
-from hqp_lightning.report.html_sections import channels, latencies, models, steps, trajectory
+from hqp_lightning.report.html_sections import channels, latencies, models, quantization, steps, trajectory
 from hqp_lightning.report.sentences import key_figures, other_drops
 from hqp_lightning.report.units import fraction
 
@@ -46,6 +46,7 @@ def render_html(report: Report) -> str:
         _section("Models", models(report)),
         _section("Trajectory", trajectory(report)),
         _section("Channels per layer", channels(report)),
+        _section("Quantization noise per layer", quantization(report)),
         _section("Latency of one call", latencies(report)),
         _section("Steps", steps(report)),
         _section("Notes", "".join(f"<p>{escape(note)}</p>" for note in report.notes)),

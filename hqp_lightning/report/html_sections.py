@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterable
 from html import escape
 
-from hqp_lightning.records import EngineReport, LayerChannels, Report
+from hqp_lightning.records import EngineReport, LayerChannels, QuantizedLayer, Report
 from hqp_lightning.report.assemble import worsening
 from hqp_lightning.report.plots import edge_score, trajectory_svg
 from hqp_lightning.report.rows import conditions, model_rows
 from hqp_lightning.report.sentences import outcome_words, steps_summary
-from hqp_lightning.report.units import change, count, factor, fraction, latency, ms, size
+from hqp_lightning.report.units import change, count, decibel, factor, fraction, latency, ms, node, size
 
-__all__ = ["channels", "latencies", "models", "steps", "trajectory"]
+__all__ = ["channels", "latencies", "models", "quantization", "steps", "trajectory"]
+
+NOISIEST = 20  # layers on the page; report.json has them all
 
 # shapes as in the trajectory, so that nothing hangs on colour
 MARKS = {
@@ -103,6 +105,27 @@ def latencies(report: Report) -> str:
         f'<h3>{escape(name)}</h3>\n<ul class="bars latencies">\n{"".join(map(bar, engines))}</ul>\n'
         for name, engines in groups.items()
     )
+
+
+def quantization(report: Report) -> str:
+    """The noisiest layers as bars, each with its part of the sum over all layers; those left in float are marked."""
+    total = sum(q.noise for q in report.quantization)
+    if not total:
+        return ""
+    shown = sorted(report.quantization, key=lambda q: q.noise, reverse=True)[:NOISIEST]
+
+    def bar(q: QuantizedLayer) -> str:
+        return (
+            f"<li><span>{escape(node(q.layer))}{' (float)' if q.precision == 'float' else ''}</span>"
+            f'<span class="bar"><i class="{"dense" if q.precision == "float" else "int8"}" '
+            f'style="width:{100 * q.noise / shown[0].noise:.2f}%"></i></span>'
+            f'<span class="value">{decibel(q.noise)} ({100 * q.noise / total:.0f} %)</span></li>\n'
+        )
+
+    lead = (
+        f"Noise of the logits with that layer alone quantized, the {len(shown)} noisiest of {len(report.quantization)}."
+    )
+    return f'<p class="small">{lead}</p>\n<ul class="bars">\n{"".join(map(bar, shown))}</ul>'
 
 
 def steps(report: Report) -> str:

@@ -5,9 +5,11 @@ Only ASCII comes out: a log file in a C locale must not fail on a report.
 
 from __future__ import annotations
 
+import math
+
 from hqp_lightning.records import Latency
 
-__all__ = ["ABSENT", "change", "count", "factor", "fraction", "latency", "ms", "size"]
+__all__ = ["ABSENT", "change", "count", "decibel", "factor", "fraction", "latency", "ms", "node", "size"]
 
 ABSENT = "-"
 
@@ -92,3 +94,23 @@ def factor(value: float | None) -> str:
     ('4.31x', '-')
     """
     return ABSENT if value is None else f"{_three_digits(value)}x"
+
+
+def decibel(noise: float) -> str:
+    """A ratio of noise to signal as the signal-to-noise ratio.
+
+    >>> decibel(1e-4), decibel(0.0)
+    ('40.0 dB', '-')
+    """
+    return f"{-10 * math.log10(noise):.1f} dB" if noise > 0 else ABSENT
+
+
+def node(name: str) -> str:
+    """A node that torch's exporter named by nested scopes, as the module's name and the operation.
+
+    >>> node("/features/features.1/block/block.2/block.2.0/Conv"), node("/layer1/layer1.0/Add"), node("conv_7")
+    ('features.1.block.2.0 Conv', 'layer1.0 Add', 'conv_7')
+    """
+    *scopes, operation = name.split("/")
+    deepest = [a for a, b in zip(scopes, [*scopes[1:], ""], strict=True) if a and not b.startswith(f"{a}.")]
+    return f"{'.'.join(deepest)} {operation}".strip()

@@ -54,6 +54,7 @@ def test_the_whole_story_on_real_data(loaders, make_trainer, digits, tmp_path):
         ("pruned", "fp32"),
         ("pruned", "int8"),
     ]
+    assert all(q.precision == "int8" and 0 < q.noise < 0.1 for q in report.quantization)
     assert {c.layer: (c.before, c.after) for c in report.channels}["0"] == (32, model.net[0].out_channels)
 
     assert read_json(deploy / "report.json") == report
@@ -93,7 +94,7 @@ def test_walks_back_to_the_previous_accepted_model_and_says_so(loaders, make_tra
     # two accepted float models; the INT8 form of the second is over budget, that of the first is not
     model = Scripted([0.90, 0.89, 0.885], int8=[0.80, 0.888])
     pruning = HQPPruning("val_acc", 0.02, step=0.2)
-    export = Int8Export(tmp_path, engines=["onnxruntime"], latency_runs=1)
+    export = Int8Export(tmp_path, engines=["onnxruntime"], latency_runs=1, max_float_layers=0)
     make_trainer(2, [pruning, export]).fit(model, *loaders)
     report = export.report
     assert [r.outcome for r in report.steps] == ["kept", "kept"]
@@ -106,11 +107,43 @@ def test_walks_back_to_the_previous_accepted_model_and_says_so(loaders, make_tra
 
 def test_says_when_no_int8_model_is_within_the_budget(loaders, make_trainer, tmp_path):
     model = Scripted([0.90, 0.89], int8=[0.5, 0.7, 0.7])
-    export = Int8Export(tmp_path, engines=["onnxruntime"], latency_runs=1)
+    export = Int8Export(tmp_path, engines=["onnxruntime"], latency_runs=1, max_float_layers=0)
     make_trainer(1, [HQPPruning("val_acc", 0.02, step=0.2), export]).fit(model, *loaders)
     assert not export.report.within_budget
     assert export.report.int8.accuracy == pytest.approx(0.7)
     assert any("No INT8 artifact is within the budget" in n for n in export.report.notes)
+
+
+def quantized_nodes(path):
+    graph = onnx.load(path).graph
+    dequantized = {n.output[0] for n in graph.node if n.op_type == "DequantizeLinear"}
+    return {n.name for n in graph.node if dequantized & set(n.input) and n.op_type != "DequantizeLinear"}
+
+
+def test_before_walking_back_the_noisiest_layers_stay_in_float(loaders, make_trainer, tmp_path):
+    # all layers quantized, then one, two, four in float, then the bisection's three: four are needed
+    model = Scripted([0.90, 0.89], int8=[0.80, 0.81, 0.82, 0.885, 0.83, 0.885])
+    export = Int8Export(tmp_path, engines=["onnxruntime"], latency_runs=1)
+    make_trainer(1, [HQPPruning("val_acc", 0.02, step=0.2), export]).fit(model, *loaders)
+    report = export.report
+    assert report.within_budget
+    assert report.int8.accuracy == pytest.approx(0.885)
+    assert report.int8.macs == report.steps[0].macs  # no walk back
+    noise = {q.layer: q.noise for q in report.quantization}
+    in_float = {q.layer for q in report.quantization if q.precision == "float"}
+    assert in_float == set(sorted(noise, key=noise.get, reverse=True)[:4])
+    assert quantized_nodes(tmp_path / "model.int8.onnx") == set(noise) - in_float
+    (note,) = [n for n in report.notes if n.startswith("Left in float")]
+    assert all(name in note for name in in_float)
+
+
+def test_too_few_layers_in_float_may_not_help(loaders, make_trainer, tmp_path):
+    model = Scripted([0.90, 0.89], int8=[0.80, 0.81, 0.82, 0.895])
+    export = Int8Export(tmp_path, engines=["onnxruntime"], latency_runs=1, max_float_layers=1)
+    make_trainer(1, [HQPPruning("val_acc", 0.02, step=0.2), export]).fit(model, *loaders)
+    assert any("INT8 of step 1 is over budget, walked back" in n for n in export.report.notes)
+    assert all(q.precision == "int8" for q in export.report.quantization)
+    assert export.report.macs_reduction == 0
 
 
 def test_alone_it_quantizes_the_model_as_trained(loaders, make_trainer, digits, tmp_path):

@@ -1,6 +1,15 @@
 """A run with round numbers, so that every derived figure can be worked out by hand."""
 
-from hqp_lightning.records import Budget, EngineReport, Latency, LayerChannels, ModelFigures, Report, StepRecord
+from hqp_lightning.records import (
+    Budget,
+    EngineReport,
+    Latency,
+    LayerChannels,
+    ModelFigures,
+    QuantizedLayer,
+    Report,
+    StepRecord,
+)
 from hqp_lightning.report import assemble
 
 
@@ -33,6 +42,11 @@ STEPS = (
     StepRecord(4, 3, "refused", "conv1 would keep no channel", 0.025, 16, 0.0, 4.5e8, 3_500_000),
 )
 CHANNELS = (LayerChannels("conv1", 64, 24), LayerChannels("layer1.0.conv1", 128, 128))
+QUANTIZATION = (
+    QuantizedLayer("/conv1/Conv", 3e-4, "float"),
+    QuantizedLayer("/layer1/layer1.0/conv1/Conv", 1e-4, "int8"),
+    QuantizedLayer("/fc/Gemm", 0.0, "int8"),
+)
 
 
 def sample(**changes) -> Report:
@@ -45,6 +59,7 @@ def sample(**changes) -> Report:
         "steps": STEPS,
         "engines": ENGINES,
         "channels": CHANNELS,
+        "quantization": QUANTIZATION,
         "notes": ("TensorRT was not built: no NVIDIA driver.",),
         "versions": {"python": "3.12.1", "torch": "2.15.0"},
         **changes,

@@ -135,3 +135,17 @@ def test_a_run_with_nothing_to_draw(page):
     assert not parsed.of("svg")
     assert "No pruning step was made." in parsed.texts
     assert "held-out" not in text.split("</style>")[1]
+
+
+def test_the_noisiest_layer_stands_first_with_its_part_of_all_noise(page, report):
+    text, parsed = page(report)
+    assert "Quantization noise per layer" in text
+    # 3e-4 of 4e-4 in all is 75 %, and 10*log10(1/3e-4) = 35.2 dB
+    start = parsed.texts.index("conv1 Conv (float)")
+    assert parsed.texts[start : start + 4] == [
+        "conv1 Conv (float)",
+        "35.2 dB (75 %)",
+        "layer1.0.conv1 Conv",
+        "40.0 dB (25 %)",
+    ]
+    assert "Quantization noise" not in page(replace(report, quantization=()))[0]
