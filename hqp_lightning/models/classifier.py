@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from torchmetrics.classification import MulticlassAccuracy
 from hqp_lightning.errors import ConfigurationError
 from hqp_lightning.models.factory import load_weights_
 
-__all__ = ["ImageClassifier", "lr_factor"]
+__all__ = ["ImageClassifier", "distillation_loss", "lr_factor"]
 
 
 def lr_factor(progress: float, schedule: str, warmup: float, decay: float, epochs: int = 1) -> float:
@@ -49,6 +50,23 @@ def lr_factor(progress: float, schedule: str, warmup: float, decay: float, epoch
     return 1.0 if decay <= 0.0 else min(1.0, max(0.0, (1.0 - progress) / decay))
 
 
+def distillation_loss(logits: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+    """``T**2 * KL(softmax(teacher / T) || softmax(logits / T))``, mean over the batch (arXiv 1503.02531).
+
+    Args:
+        logits: of the student, ``[B, num_classes]``.
+        teacher: logits of the teacher, ``[B, num_classes]``.
+        temperature: ``T``; the factor ``T**2`` keeps the gradient's scale.
+
+    Example:
+        >>> x = torch.tensor([[1.0, 2.0]])
+        >>> float(distillation_loss(x, x + 5, 2.0))
+        0.0
+    """
+    student, target = (F.log_softmax(x.float() / temperature, dim=1) for x in (logits, teacher))
+    return temperature**2 * F.kl_div(student, target, reduction="batchmean", log_target=True)
+
+
 class ImageClassifier(L.LightningModule):
     """Cross-entropy training of a network; logs ``train_loss``, ``val_loss``, ``val_acc``, ``test_loss``, ``test_acc``.
 
@@ -63,6 +81,11 @@ class ImageClassifier(L.LightningModule):
         warmup_epochs: epochs of linear warm-up, may be a fraction.
         decay_epochs: epochs of the final linear fall under ``"constant"``, may be a fraction.
         label_smoothing: of the training loss, in [0, 1).
+        distillation: part ``d`` of the training loss, in [0, 1], that comes from the network as it was given (so it must
+            be trained: ``checkpoint``, or weights in ``net``). A pruned network heals with fewer batches towards the
+            dense one's soft labels. The loss is ``(1 - d) * CE + d * T**2 * KL(teacher || student)``, the divergence of
+            outputs softened by the temperature ``T`` (G. Hinton et al., arXiv 1503.02531).
+        temperature: of the distillation.
         channels_last: keep weights and inputs in that memory format (quicker convolutions on most processors).
         checkpoint: file with a state dict of ``net``, loaded at once.
 
@@ -82,6 +105,8 @@ class ImageClassifier(L.LightningModule):
         warmup_epochs: float = 0.0,
         decay_epochs: float = 0.0,
         label_smoothing: float = 0.0,
+        distillation: float = 0.0,
+        temperature: float = 4.0,
         channels_last: bool = False,
         checkpoint: str | Path | None = None,
     ) -> None:
@@ -95,24 +120,39 @@ class ImageClassifier(L.LightningModule):
                 "expected lr > 0, weight_decay, warmup_epochs, decay_epochs >= 0 and label_smoothing in [0, 1), got "
                 f"{lr=}, {weight_decay=}, {warmup_epochs=}, {decay_epochs=}, {label_smoothing=}"
             )
+        if not 0 <= distillation <= 1 or temperature <= 0:
+            raise ConfigurationError(
+                f"expected distillation in [0, 1] and temperature > 0, got {distillation=}, {temperature=}"
+            )
         self.save_hyperparameters(ignore=["net", "checkpoint"])
         if checkpoint is not None:
             load_weights_(net, checkpoint)
         self.net = net.to(memory_format=torch.channels_last) if channels_last else net
+        # In a tuple, so that it is no submodule: neither trained, pruned nor saved.
+        self._teacher = (copy.deepcopy(self.net).eval().requires_grad_(False),) if distillation else ()
         self.val_accuracy = MulticlassAccuracy(num_classes, average="micro")
         self.test_accuracy = MulticlassAccuracy(num_classes, average="micro")
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits ``[B, num_classes]`` of normalised images ``[B, 3, H, W]``."""
-        if self.hparams["channels_last"]:
-            images = images.contiguous(memory_format=torch.channels_last)
-        logits: Tensor = self.net(images)
+        logits: Tensor = self.net(self._laid_out(images))
         return logits
+
+    def on_fit_start(self) -> None:
+        """Put the teacher where the network is."""
+        for teacher in self._teacher:
+            teacher.to(self.device)
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         """Return the loss of a batch."""
         images, labels = batch
-        loss = F.cross_entropy(self(images), labels, label_smoothing=self.hparams["label_smoothing"])
+        logits = self(images)
+        loss = F.cross_entropy(logits, labels, label_smoothing=self.hparams["label_smoothing"])
+        for teacher in self._teacher:
+            with torch.no_grad():
+                soft = teacher(self._laid_out(images))
+            part, t = self.hparams["distillation"], self.hparams["temperature"]
+            loss = (1 - part) * loss + part * distillation_loss(logits, soft, t)
         self.log("train_loss", loss, prog_bar=True)
         return loss
 
@@ -147,6 +187,9 @@ class ImageClassifier(L.LightningModule):
             lambda step: lr_factor(min(1.0, (step + 0.5) / total), h["schedule"], warmup, decay, epochs),
         )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def _laid_out(self, images: Tensor) -> Tensor:
+        return images.contiguous(memory_format=torch.channels_last) if self.hparams["channels_last"] else images
 
     def _score(self, split: str, accuracy: MulticlassAccuracy, batch: tuple[Tensor, Tensor]) -> None:
         images, labels = batch

@@ -117,7 +117,7 @@ def quantization(report: Report) -> str:
     def bar(q: QuantizedLayer) -> str:
         return (
             f"<li><span>{escape(node(q.layer))}{' (float)' if q.precision == 'float' else ''}</span>"
-            f'<span class="bar"><i class="{"dense" if q.precision == "float" else "int8"}" '
+            f'<span class="bar"><i class="{"float" if q.precision == "float" else "noise"}" '
             f'style="width:{100 * q.noise / shown[0].noise:.2f}%"></i></span>'
             f'<span class="value">{decibel(q.noise)} ({100 * q.noise / total:.0f} %)</span></li>\n'
         )

@@ -112,5 +112,6 @@ def node(name: str) -> str:
     ('features.1.block.2.0 Conv', 'layer1.0 Add', 'conv_7')
     """
     *scopes, operation = name.split("/")
-    deepest = [a for a, b in zip(scopes, [*scopes[1:], ""], strict=True) if a and not b.startswith(f"{a}.")]
+    following = [*scopes[1:], ""]
+    deepest = [a for a, b in zip(scopes, following, strict=False) if a and not b.startswith(f"{a}.")]
     return f"{'.'.join(deepest)} {operation}".strip()

@@ -53,6 +53,34 @@ def test_training_loss_has_the_label_smoothing(tmp_path):
     assert float(trainer.callback_metrics["train_loss"]) == pytest.approx(float(expected), rel=1e-5)
 
 
+def test_distillation_pulls_towards_the_network_as_it_was_given(tmp_path):
+    model, loader = ImageClassifier(_net(), 5, distillation=0.75, temperature=2.0), _loader(8)
+    images, labels = loader.dataset.tensors
+    with torch.no_grad():
+        p = (model.net(images) / 2).softmax(1)
+        model.net[4].weight += 0.5 * torch.randn_like(model.net[4].weight)
+        logits = model.net(images)
+        q = (logits / 2).softmax(1)
+    kl = (p * (p / q).log()).sum(1).mean()
+    expected = 0.25 * F.cross_entropy(logits, labels) + 0.75 * 2.0**2 * kl
+    trainer = _trainer(tmp_path, max_epochs=1)
+    trainer.fit(model, loader, loader)
+    assert float(trainer.callback_metrics["train_loss"]) == pytest.approx(float(expected), rel=1e-5)
+
+
+def test_the_teacher_is_neither_trained_nor_saved(tmp_path):
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 5))
+    model = ImageClassifier(net, 5, distillation=1.0, lr=0.1)
+    (teacher,) = model._teacher
+    before = {n: t.clone() for n, t in teacher.state_dict().items()}
+    _trainer(tmp_path, max_epochs=1).fit(model, _loader(), _loader())
+    assert all(torch.equal(t, before[n]) for n, t in teacher.state_dict().items())
+    assert not torch.equal(model.net[0].weight, before["0.weight"])
+    assert set(model.state_dict()) == {f"net.{n}" for n in before}
+    assert not any(p.requires_grad for p in teacher.parameters())
+    assert not teacher.training
+
+
 class _Rates(L.Callback):
     def __init__(self):
         self.rates = []
@@ -111,6 +139,8 @@ def test_checkpoint_is_loaded(tmp_path):
         ({"schedule": "step"}, "'restarts', got 'step'"),
         ({"lr": 0.0}, "lr=0.0"),
         ({"label_smoothing": 1.0}, "label_smoothing=1.0"),
+        ({"distillation": 1.5}, "distillation=1.5"),
+        ({"distillation": 0.5, "temperature": 0.0}, "temperature=0.0"),
     ],
 )
 def test_refuses(kwargs, message):

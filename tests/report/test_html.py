@@ -79,7 +79,16 @@ def test_the_figures_are_those_worked_out_by_hand(page, report):
 def test_sections_stand_in_reading_order(page, report):
     text, _ = page(report)
     titles = re.findall(r"<h2>(.*?)</h2>", text)
-    assert titles == ["Models", "Trajectory", "Channels per layer", "Latency of one call", "Steps", "Notes", "Versions"]
+    assert titles == [
+        "Models",
+        "Trajectory",
+        "Channels per layer",
+        "Quantization noise per layer",
+        "Latency of one call",
+        "Steps",
+        "Notes",
+        "Versions",
+    ]
 
 
 def test_bars_are_as_long_as_their_figures(page, report):
@@ -87,6 +96,8 @@ def test_bars_are_as_long_as_their_figures(page, report):
     width = [a["style"] for a in parsed.of("i", "after")]
     assert width == ["width:18.75%", "width:100.00%"]  # 24 and 128 of 128 channels
     assert [a["style"] for a in parsed.of("i", "before")] == ["width:50.00%", "width:100.00%"]
+    assert [a["style"] for a in parsed.of("i", "float")] == ["width:100.00%"]
+    assert [a["style"] for a in parsed.of("i", "noise")] == ["width:33.33%", "width:0.00%"]
     (int8,) = parsed.of("i", "int8")
     assert int8["style"] == "width:22.22%"  # 3 ms where the longest p95 is 13.5
     assert parsed.of("i", "whisker")[0]["style"] == "left:88.89%;width:11.11%"  # 12 to 13.5

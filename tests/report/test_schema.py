@@ -85,7 +85,16 @@ def test_a_file_that_is_no_json_is_refused_by_name(tmp_path):
 def test_every_field_is_documented_and_no_other():
     text = DOCS.read_text(encoding="utf-8")
     sections = dict(re.findall(r"^## `(\w+)`.*?\n(.*?)(?=^## |\Z)", text, flags=re.MULTILINE | re.DOTALL))
-    names = ("Report", "Budget", "ModelFigures", "StepRecord", "EngineReport", "Latency", "LayerChannels")
+    names = (
+        "Report",
+        "Budget",
+        "ModelFigures",
+        "StepRecord",
+        "EngineReport",
+        "Latency",
+        "LayerChannels",
+        "QuantizedLayer",
+    )
     assert set(sections) == set(names)
     for name in names:
         documented = re.findall(r"^\| `(\w+)` \|", sections[name], flags=re.MULTILINE)
