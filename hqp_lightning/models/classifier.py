@@ -81,10 +81,10 @@ class ImageClassifier(L.LightningModule):
         warmup_epochs: epochs of linear warm-up, may be a fraction.
         decay_epochs: epochs of the final linear fall under ``"constant"``, may be a fraction.
         label_smoothing: of the training loss, in [0, 1).
-        distillation: part ``d`` of the training loss, in [0, 1], that comes from the network as it was given (so it must
-            be trained: ``checkpoint``, or weights in ``net``). A pruned network heals with fewer batches towards the
-            dense one's soft labels. The loss is ``(1 - d) * CE + d * T**2 * KL(teacher || student)``, the divergence of
-            outputs softened by the temperature ``T`` (G. Hinton et al., arXiv 1503.02531).
+        distillation: part ``d`` of the training loss, in [0, 1], that comes from the network as it was given (so it
+            must be trained: ``checkpoint``, or weights in ``net``). A pruned network heals with fewer batches towards
+            the dense one's soft labels. The loss is ``(1 - d) * CE + d * T**2 * KL(teacher || student)``, the
+            divergence of outputs softened by the temperature ``T`` (G. Hinton et al., arXiv 1503.02531).
         temperature: of the distillation.
         channels_last: keep weights and inputs in that memory format (quicker convolutions on most processors).
         checkpoint: file with a state dict of ``net``, loaded at once.
