@@ -237,6 +237,8 @@ class Report:
     control: ModelFigures | None = None
     control_accuracy_drop: float | None = None
     control_holdout_accuracy_drop: float | None = None
+    samples: int | None = None
+    holdout_samples: int | None = None
     steps: tuple[StepRecord, ...] = ()
     engines: tuple[EngineReport, ...] = ()
     channels: tuple[LayerChannels, ...] = ()

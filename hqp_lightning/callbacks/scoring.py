@@ -16,7 +16,7 @@ from hqp_lightning.callbacks.trainer import fixed_seed, loose, monitored
 from hqp_lightning.errors import ExportError
 from hqp_lightning.export.engines import Engine
 
-__all__ = ["holdout_loaders", "running_on", "score"]
+__all__ = ["counting", "holdout_loaders", "running_on", "score"]
 
 
 def score(trainer: Trainer, pl_module: LightningModule, loaders: Any, monitor: str) -> float:
@@ -77,6 +77,21 @@ def running_on(network: nn.Module, engine: Engine) -> Iterator[None]:
             f"validation_step never called {type(network).__name__}(...), so the engine can't be scored in its place; "
             "call the network itself there, or name the part that is called with module=..."
         )
+
+
+@contextmanager
+def counting(network: nn.Module) -> Iterator[list[int]]:
+    """Inside, the list collects the batch size of every call of ``network`` with a tensor."""
+    sizes: list[int] = []
+
+    def count(_: nn.Module, args: tuple[Any, ...]) -> None:
+        sizes.extend(len(x) for x in args[:1] if isinstance(x, Tensor))
+
+    handle = network.register_forward_pre_hook(count)
+    try:
+        yield sizes
+    finally:
+        handle.remove()
 
 
 def holdout_loaders(trainer: Trainer, holdout: Any) -> Any:

@@ -16,7 +16,7 @@ from hqp_lightning import export
 from hqp_lightning.callbacks.network import find_network
 from hqp_lightning.callbacks.options import ExportOptions
 from hqp_lightning.callbacks.quantizing import Quantized, quantize_within
-from hqp_lightning.callbacks.scoring import holdout_loaders, running_on, score
+from hqp_lightning.callbacks.scoring import counting, holdout_loaders, running_on, score
 from hqp_lightning.callbacks.state import Accepted, PruningState
 from hqp_lightning.callbacks.timing import build, time_engines, usable_backends
 from hqp_lightning.callbacks.trainer import batches, fixed_seed, loose
@@ -79,8 +79,9 @@ class _Shipping:
         int8_onnx, verdict = made.artifact, made.verdict
         pruned = self._figures(shipped, float_onnx)
         int8 = replace(pruned, accuracy=verdict.measured, file_bytes=int8_onnx.file_bytes)
+        held: list[int] = []
         if self.holdout is not None:
-            with running_on(self.network, made.engine):
+            with running_on(self.network, made.engine), counting(self.network) as held:
                 int8 = replace(int8, holdout_accuracy=self._score(self.holdout))
         made.engine.close()
         self._manifest(int8_onnx, verdict)
@@ -89,6 +90,8 @@ class _Shipping:
             baseline,
             pruned,
             int8,
+            samples=self.samples or None,
+            holdout_samples=sum(held) or None,
             steps=self.search.records if self.search else (),
             engines=time_engines(
                 self.backends,
@@ -143,8 +146,9 @@ class _Shipping:
 
     def _measure(self, artifact: OnnxArtifact) -> tuple[Engine, Verdict]:
         engine = build(self.backends[0], artifact, "int8", self.dirpath / "engines", self.options)
-        with running_on(self.network, engine):
+        with running_on(self.network, engine), counting(self.network) as sizes:
             measured = self._score(self.trainer.val_dataloaders)
+        self.samples = sum(sizes)
         return engine, judge(self.baseline, measured, self.budget)
 
     def _say_what_is_in_float(self, made: Quantized) -> None:

@@ -117,6 +117,8 @@ def assemble(
     int8: ModelFigures,
     *,
     control: ModelFigures | None = None,
+    samples: int | None = None,
+    holdout_samples: int | None = None,
     steps: Iterable[StepRecord] = (),
     engines: Iterable[EngineReport] = (),
     channels: Iterable[LayerChannels] = (),
@@ -132,6 +134,8 @@ def assemble(
         pruned: the pruned float model (equal to ``baseline`` in structure where nothing was pruned).
         int8: the artifact that ships.
         control: the dense model trained for the same epochs, if it was.
+        samples: how many the INT8 artifact's ``accuracy`` was measured on.
+        holdout_samples: how many its ``holdout_accuracy`` was.
         steps: every pruning step with its outcome, in order.
         engines: every timed engine.
         channels: output channels per layer, before and after.
@@ -173,6 +177,8 @@ def assemble(
         control=control,
         control_accuracy_drop=drop(control.accuracy, int8.accuracy) if control else None,
         control_holdout_accuracy_drop=drop(control.holdout_accuracy, int8.holdout_accuracy) if control else None,
+        samples=samples,
+        holdout_samples=holdout_samples,
         steps=tuple(steps),
         engines=engines,
         channels=tuple(channels),

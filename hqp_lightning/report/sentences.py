@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from hqp_lightning.core.verdict import drop_interval
 from hqp_lightning.records import Report, StepRecord
 from hqp_lightning.report.assemble import speed_pair
 from hqp_lightning.report.units import change, count, factor, fraction, ms, size
@@ -65,9 +66,16 @@ def verdict(report: Report) -> str:
 
 def other_drops(report: Report) -> tuple[str, ...]:
     """The drop of the INT8 artifact on held-out data and against the control, one sentence each."""
+    base, ours = report.baseline, report.int8
     lines = []
+    if text := _interval(report, base.accuracy, ours.accuracy, report.samples):
+        lines.append(f"On the data of the decisions the drop {text}.")
     if report.holdout_accuracy_drop is not None:
-        lines.append(f"On held-out data, which no decision saw, the drop is {fraction(report.holdout_accuracy_drop)}.")
+        lines.append(
+            "On held-out data, which no decision saw, the drop is "
+            f"{fraction(report.holdout_accuracy_drop)}"
+            f"{_interval(report, base.holdout_accuracy, ours.holdout_accuracy, report.holdout_samples, ' and')}."
+        )
     if report.control_accuracy_drop is not None:
         held = report.control_holdout_accuracy_drop
         lines.append(
@@ -75,6 +83,18 @@ def other_drops(report: Report) -> tuple[str, ...]:
             f"{fraction(report.control_accuracy_drop)}{'' if held is None else f', on held-out data {fraction(held)}'}."
         )
     return tuple(lines)
+
+
+def _interval(
+    report: Report, baseline: float | None, measured: float | None, samples: int | None, join: str = ""
+) -> str:
+    """The 95 % interval in words; nothing where the metric is no proportion or the number of samples is not known."""
+    if baseline is None or measured is None or not samples or report.budget.mode != "max":
+        return ""
+    if not (0 <= baseline <= 1 and 0 <= measured <= 1):
+        return ""
+    low, high = drop_interval(baseline, measured, samples)
+    return f"{join} lies within {fraction(low)} ... {fraction(high)} with 95 % confidence ({samples:,} samples)"
 
 
 def key_figures(report: Report) -> tuple[tuple[str, str, str], ...]:

@@ -189,6 +189,7 @@ def test_held_out_data_is_scored_at_every_stage(make_trainer, digits, tmp_path):
     files = {"model.dense.onnx": report.baseline, "model.onnx": report.pruned, "model.int8.onnx": report.int8}
     for name, figures in files.items():
         assert figures.holdout_accuracy == pytest.approx(accuracy_by_hand(tmp_path / name, x, y), abs=1e-6)
+    assert (report.samples, report.holdout_samples) == (200, 300)
     drop = report.baseline.holdout_accuracy - report.int8.holdout_accuracy
     assert report.holdout_accuracy_drop == pytest.approx(drop)
     manifest = read_manifest(tmp_path / "manifest.json")

@@ -3,7 +3,7 @@ import math
 import numpy as np
 import pytest
 
-from hqp_lightning.core.verdict import check_budget, judge, score_drop
+from hqp_lightning.core.verdict import check_budget, drop_interval, judge, score_drop
 from hqp_lightning.errors import ConfigurationError
 from hqp_lightning.records import Budget
 
@@ -69,3 +69,12 @@ def test_other_bad_budgets():
         check_budget(Budget(0.1, ""))
     good = Budget(0.015, "val_acc", "min")
     assert check_budget(good) is good
+
+
+def test_the_interval_covers_the_true_drop_as_often_as_it_says():
+    rng = np.random.default_rng(0)
+    n, p, q, hits = 500, 0.9, 0.88, 0
+    for _ in range(2000):
+        low, high = drop_interval(rng.binomial(n, p) / n, rng.binomial(n, q) / n, n)
+        hits += low <= p - q <= high
+    assert 0.935 < hits / 2000 < 0.965

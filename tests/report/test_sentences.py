@@ -4,7 +4,7 @@ from report_samples import STEPS
 
 from hqp_lightning.records import Budget
 from hqp_lightning.report import step_line
-from hqp_lightning.report.sentences import verdict
+from hqp_lightning.report.sentences import other_drops, verdict
 
 
 def test_a_kept_step_in_one_line():
@@ -34,3 +34,15 @@ def test_the_verdict_says_when_smaller_is_better(sample):
         "WITHIN BUDGET: INT8 val_loss (smaller is better) is 0.8900 against 0.9000 dense, "
         "a drop of -0.0100 where 0.0150 is allowed"
     )
+
+
+def test_the_drops_come_with_their_interval_where_the_samples_are_known(sample):
+    # by hand: sqrt((0.89 * 0.11 + 0.87 * 0.13) / 1000) * 1.96 = 0.0285
+    held = other_drops(sample(samples=None, holdout_samples=1000))[0]
+    assert held == (
+        "On held-out data, which no decision saw, the drop is 0.0200 and lies within -0.0085 ... 0.0485 with 95 % "
+        "confidence (1,000 samples)."
+    )
+    assert "200 samples" in other_drops(sample(samples=200))[0]
+    loss = other_drops(sample(budget=Budget(0.015, "val_loss", "min"), holdout_samples=1000))
+    assert not any("confidence" in line for line in loss)
