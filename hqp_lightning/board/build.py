@@ -36,24 +36,27 @@ class Log:
 
     def __init__(self, trt: Any, verbose: bool = False) -> None:
         errors: list[str] = []
+        warnings: list[str] = []
 
         class Logger(trt.ILogger):
             def __init__(self) -> None:
                 trt.ILogger.__init__(self)  # pybind11 does not accept super() here
 
             def log(self, severity: Any, msg: str) -> None:
-                failed = severity in (trt.ILogger.INTERNAL_ERROR, trt.ILogger.ERROR)
-                if failed:
+                if severity in (trt.ILogger.INTERNAL_ERROR, trt.ILogger.ERROR):
                     errors.append(msg)
-                if verbose or (failed and not errors[1:]):
+                elif severity == trt.ILogger.WARNING:
+                    warnings.append(msg)
+                if verbose:
                     print(f"TensorRT: {msg}", file=sys.stderr)
 
-        self.errors, self.logger = errors, Logger()
+        self.errors, self.warnings, self.logger = errors, warnings, Logger()
 
     def why(self) -> str:
         """The reason of a failure in words, with what to do where that is known."""
-        text = "; ".join(dict.fromkeys(self.errors[:3])) or "TensorRT gave no reason"
-        lower = " ".join(self.errors).lower()
+        said = self.errors or self.warnings  # a driver that does not fit is only warned of (8.5)
+        text = "; ".join(dict.fromkeys(said[:3])) or "TensorRT gave no reason"
+        lower = " ".join(said).lower()
         if "out of memory" in lower or "outofmemory" in lower or "insufficient memory" in lower:
             return f"GPU out of memory: stop other programs that use it, or take a smaller --batch-size ({text})"
         if "initialization failure" in lower or "driver version is insufficient" in lower:
@@ -112,6 +115,7 @@ def build_plan(
         if cache is not None and config.set_timing_cache(cache, ignore_mismatch=False):
             break
     log.errors.clear()  # a refused cache reports an error too
+    log.warnings.clear()
     asked = _asked_int8(trt, network)
     plan = builder.build_serialized_network(network, config)
     if plan is None:
