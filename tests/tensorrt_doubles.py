@@ -20,7 +20,12 @@ import onnxruntime
 
 RELEASES = json.loads((Path(__file__).parent / "fixtures" / "tensorrt_names.json").read_text())["releases"]
 PLAN = b"PLAN"
-KINDS = {"Conv": "CONVOLUTION", "Gemm": "MATRIX_MULTIPLY", "QuantizeLinear": "QUANTIZE", "DequantizeLinear": "DEQUANTIZE"}
+KINDS = {
+    "Conv": "CONVOLUTION",
+    "Gemm": "MATRIX_MULTIPLY",
+    "QuantizeLinear": "QUANTIZE",
+    "DequantizeLinear": "DEQUANTIZE",
+}
 
 
 def tensorrt(release, **behaviour):
@@ -109,7 +114,7 @@ def _getter(cls, properties):
     def get_known(self, key):
         if key not in properties:
             raise AttributeError(f"{cls} has no attribute {key}")
-        return None
+        return
 
     return get_known
 
@@ -248,8 +253,9 @@ _ANSWERS = {
     ("EngineInspector", "get_engine_information"): _inspection,
     ("IExecutionContext", "set_input_shape"): _set_input_shape,
     ("IExecutionContext", "get_tensor_shape"): _output_shape,
-    ("IExecutionContext", "set_tensor_address"): lambda self, name, address: self.addresses.update({name: address})
-    is None,
+    ("IExecutionContext", "set_tensor_address"): lambda self, name, address: (
+        self.addresses.update({name: address}) is None
+    ),
     ("IExecutionContext", "execute_async_v3"): _execute,
 }
 

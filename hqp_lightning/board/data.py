@@ -132,7 +132,10 @@ def _arrays(source: Path) -> tuple[list[tuple[Any, int]], bool]:
 
 
 def _open(image: Any) -> Any:
-    return _pil().open(image) if isinstance(image, Path) else image
+    if not isinstance(image, Path):
+        return image
+    with _pil().open(image) as opened:
+        return opened.convert("RGB")
 
 
 def _cut(image: Any, height: int, width: int) -> Any:

@@ -66,7 +66,9 @@ def test_build_bench_inspect_check(release, board, folder, capsys):
     np.savez(folder / "data.npz", images=images, labels=labels)
     assert main(["check", str(engine), str(folder / "data.npz")]) == 0
     said = capsys.readouterr().out
-    expected = (_reference(folder / "tensorrt" / f"model.int8{form}.onnx", images).argmax(1) == labels).sum() if form else 63
+    expected = (
+        (_reference(folder / "tensorrt" / f"model.int8{form}.onnx", images).argmax(1) == labels).sum() if form else 63
+    )
     assert f"top-1 {expected / 70:.4f} ({expected} of 70 images" in said
     assert "the manifest says 0.7500 for val_acc" in said
     assert not here.driver.buffers  # all memory was given back
@@ -90,7 +92,10 @@ def test_what_fell_back_is_said(board, folder, capsys):
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"driver": Driver(name=b"NVIDIA A100", capability=(8, 0))}, r"for the GPU Orin \(compute capability 8.7\), here is NVIDIA A100 \(8.0\)"),
+        (
+            {"driver": Driver(name=b"NVIDIA A100", capability=(8, 0))},
+            r"for the GPU Orin \(compute capability 8.7\), here is NVIDIA A100 \(8.0\)",
+        ),
         ({"release": "8.6.0"}, "is for TensorRT 10.3.0, here is 8.6.0: build it here: hqp-engine build"),
         ({"driver": Driver(init=100)}, r"cuInit returned 100\): no GPU is visible"),
         ({"driver": Driver(init=803)}, "reboot, or install the driver again"),

@@ -107,10 +107,18 @@ def _complaining(release, severity, *messages):
 @pytest.mark.parametrize(
     ("severity", "message", "expected"),
     [
-        ("ERROR", "[defaultAllocator.cpp] Requested amount of GPU memory; Cuda Runtime (out of memory)", "smaller --bat"),
+        (
+            "ERROR",
+            "[defaultAllocator.cpp] Requested amount of GPU memory; Cuda Runtime (out of memory)",
+            "smaller --bat",
+        ),
         ("ERROR", "CUDA initialization failure with error: 35", "driver is too old"),
         ("WARNING", "CUDA initialization failure with error: 35", "driver is too old"),
-        ("ERROR", "no implementation for node Foo", r"could not build .*model.onnx as fp32: no implementation for node"),
+        (
+            "ERROR",
+            "no implementation for node Foo",
+            r"could not build .*model.onnx as fp32: no implementation for node",
+        ),
         ("INFO", "all is well", "gave no reason"),
     ],
 )
