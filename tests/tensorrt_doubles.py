@@ -1,8 +1,8 @@
 """Doubles of TensorRT and of the CUDA driver, so that the board's code runs end to end on a CPU.
 
 A class, member, keyword or overload that a release does not have raises here as it would there: the names and
-signatures are those of the real bindings. Behind them stands onnxruntime: the "plan" is the ONNX file itself, behind its profile, a run
-reads and writes the very addresses that it was given, and the driver's memory is the process's own.
+signatures are those of the real bindings. Behind them stands onnxruntime: the "plan" is the profile and the ONNX file
+itself, a run reads and writes the very addresses that it was given, and the driver's memory is the process's own.
 """
 
 import ctypes

@@ -1,4 +1,4 @@
-"""The driver's calls: against the double, and, compiled with the C signatures of cuda.h, for the widths of arguments."""
+"""The driver's calls, against a library compiled with the C signatures of cuda.h, and what is said on failure."""
 
 import ctypes
 import shutil
@@ -17,7 +17,7 @@ LIBRARY = """
 #include <stdlib.h>
 #include <string.h>
 typedef unsigned long long P; typedef struct S { float now; } *E; typedef void *H;
-static H current; static float clock_;
+static H current, STREAM = (H)0x7fff00002000; static float clock_;
 int cuInit(unsigned f) { return f; }
 int cuCtxGetCurrent(H *c) { *c = current; return 0; }
 int cuCtxSetCurrent(H c) { current = c; return c == (H)0x7fff00001000 ? 0 : 201; }
@@ -30,8 +30,8 @@ int cuDriverGetVersion(int *v) { *v = 11040; return 0; }
 int cuMemGetInfo_v2(size_t *f, size_t *t) { *f = 3000000000u; *t = 8000000000u; return 0; }
 int cuMemAlloc_v2(P *p, size_t n) { if (n > 4000000000u) return 2; *p = (P)malloc(n); return 0; }
 int cuMemFree_v2(P p) { free((void *)p); return 0; }
-int cuMemcpyHtoDAsync_v2(P d, const void *s, size_t n, H t) { memcpy((void *)d, s, n); return t == (H)0x7fff00002000 ? 0 : 400; }
-int cuMemcpyDtoHAsync_v2(void *d, P s, size_t n, H t) { memcpy(d, (void *)s, n); return t == (H)0x7fff00002000 ? 0 : 400; }
+int cuMemcpyHtoDAsync_v2(P d, const void *s, size_t n, H t) { memcpy((void *)d, s, n); return t == STREAM ? 0 : 400; }
+int cuMemcpyDtoHAsync_v2(void *d, P s, size_t n, H t) { memcpy(d, (void *)s, n); return t == STREAM ? 0 : 400; }
 int cuStreamCreate(H *t, unsigned f) { *t = (H)0x7fff00002000; return f == 1 ? 0 : 1; }
 int cuStreamSynchronize(H t) { return t == (H)0x7fff00002000 ? 0 : 400; }
 int cuStreamDestroy_v2(H t) { return t == (H)0x7fff00002000 ? 0 : 400; }
