@@ -6,8 +6,12 @@ Two callbacks do the work::
     trainer.fit(model, datamodule)
 """
 
-from hqp_lightning.callbacks import FisherAccumulator, HQPPruning, Int8Export, hqp_callbacks, load_pruned
-from hqp_lightning.errors import ConfigurationError, ExportError, HQPError, SurgeryError
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from hqp_lightning.callbacks import FisherAccumulator, HQPPruning, Int8Export, hqp_callbacks, load_pruned
+    from hqp_lightning.errors import ConfigurationError, ExportError, HQPError, SurgeryError
 
 __all__ = [
     "ConfigurationError",
@@ -21,3 +25,11 @@ __all__ = [
     "load_pruned",
 ]
 __version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is asked for: ``hqp-engine`` runs where neither torch nor Lightning is."""
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    home = "errors" if name.endswith("Error") else "callbacks"
+    return getattr(import_module(f"{__name__}.{home}"), name)

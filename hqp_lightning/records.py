@@ -177,7 +177,7 @@ class ModelFigures:
 
 @dataclass(frozen=True, slots=True)
 class Latency:
-    """Wall time of one inference call, milliseconds, over ``runs`` calls after a warm-up."""
+    """Milliseconds of one inference call (wall time; on TensorRT GPU time), over ``runs`` calls after a warm-up."""
 
     median: float
     p95: float

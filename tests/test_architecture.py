@@ -1,6 +1,9 @@
 """The rooms import in one direction; the code itself is read, so that a lazy import counts as well."""
 
 import ast
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -14,13 +17,13 @@ ALLOWED = {
     "records": {"errors"},
     "core": {"records", "errors"},
     "surgery": {"core", "records", "errors"},
-    "export": {"core", "records", "errors"},
+    "export": {"board", "core", "records", "errors"},
     "report": {"core", "records", "errors"},
     "data": {"records", "errors"},
     "models": {"records", "errors"},
     "callbacks": {"surgery", "export", "report", "core", "records", "errors"},
     "app": {"data", "models", "callbacks", "surgery", "export", "report", "core", "records", "errors"},
-    "board": {"export", "report", "core", "records", "errors"},
+    "board": {"errors"},  # it runs alone on the board; what it does there, the export does here
     "__init__": {"callbacks", "surgery", "export", "report", "core", "records", "errors"},
 }
 LIGHTNING = {"lightning", "lightning_utilities", "pytorch_lightning", "lightning_fabric"}
@@ -89,13 +92,34 @@ def test_heavy_libraries_stay_where_they_belong(path):
         assert "torch_pruning" not in found
     if here != "app":
         assert not found & {"hydra", "omegaconf"}
-    if here == "board":
-        assert not found & {"torch", *LIGHTNING}
+    if here in ("board", "errors"):
+        assert found <= {*sys.stdlib_module_names, "hqp_lightning", "numpy", "tensorrt", "PIL"}
 
 
 @pytest.mark.parametrize("path", FILES, ids=NAMES)
 def test_runtimes_are_imported_when_they_are_used(path):
     assert not packages(at_top_level(path)) & RUNTIMES
+
+
+BOARD = [p for p in FILES if room(p) in ("board", "errors")]
+
+
+@pytest.mark.parametrize("path", BOARD, ids=[p.name for p in BOARD])
+def test_the_board_has_python_3_8(path):
+    """JetPack 5. The grammar here; names of later standard libraries show where there is such a Python."""
+    source = path.read_text(encoding="utf-8")
+    tree = ast.parse(source, feature_version=(3, 8))
+    future = "from __future__ import annotations" in source
+    annotated = any(isinstance(n, (ast.AnnAssign, ast.FunctionDef)) for n in ast.walk(tree))
+    assert future or not annotated, "annotations of later Pythons must not be evaluated"
+
+
+@pytest.mark.skipif(shutil.which("python3.8") is None, reason="no python3.8 on this machine")
+def test_the_board_compiles_on_python_3_8(tmp_path):
+    code = "import sys; [compile(open(p, encoding='utf-8').read(), p, 'exec') for p in sys.argv[1:]]"
+    done = subprocess.run(["python3.8", "-c", code, *BOARD], capture_output=True, text=True, check=False)
+    if "pyenv" not in done.stderr:  # a shim that stands for no interpreter
+        assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize("path", FILES, ids=NAMES)

@@ -205,6 +205,8 @@ class _Shipping:
                 "sha256": export.data_sha256(self._calibration()),
             },
             versions=versions(),
+            monitor=self.budget.monitor,
+            files=export.board_files(self.dirpath / "model.onnx", artifact.path),
         )
 
 

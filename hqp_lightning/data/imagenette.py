@@ -82,7 +82,7 @@ class ImagenetteDataModule(L.LightningDataModule):
     @property
     def preprocessing(self) -> dict[str, object]:
         """What a caller of the deployed model must do: resize (px), then ``(x - mean) / std`` on [0, 1]."""
-        return {"resize": self.image_size, "mean": list(_MEAN), "std": list(_STD)}
+        return {"crop": "square", "resize": self.image_size, "mean": list(_MEAN), "std": list(_STD)}
 
     def prepare_data(self) -> None:
         """Download, where that was asked for."""

@@ -12,13 +12,11 @@ from typing import Any
 
 import numpy as np
 
+from hqp_lightning.board import provenance
 from hqp_lightning.errors import ExportError
-from hqp_lightning.export.onnx import describe
 from hqp_lightning.records import OnnxArtifact
 
 __all__ = ["data_sha256", "read_manifest", "write_manifest"]
-
-SCHEMA_VERSION = 1
 
 
 def write_manifest(
@@ -30,6 +28,8 @@ def write_manifest(
     accuracy: float | None = None,
     calibration: Mapping[str, Any] | None = None,
     versions: Mapping[str, str] | None = None,
+    monitor: str | None = None,
+    files: Iterable[str | os.PathLike[str]] = (),
 ) -> Path:
     """Write the manifest of one ONNX file.
 
@@ -37,10 +37,13 @@ def write_manifest(
         path: the JSON file, usually ``manifest.json`` in the model's folder.
         artifact: the model; its path is stored relative to the manifest, so that the folder can move.
         classes: names in the order of the logits.
-        preprocessing: such as ``{"resize": [128, 128], "mean": [...], "std": [...]}``; None: not known.
+        preprocessing: such as ``{"crop": "square", "resize": 128, "mean": [...], "std": [...]}``, the steps of
+            `hqp_lightning.board.data.preprocess`; None: not known.
         accuracy: of this very file, a fraction.
         calibration: such as ``{"method": "mse", "samples": 512, "sha256": data_sha256(batches)}``.
         versions: package to version.
+        monitor: what ``accuracy`` is, as the training code calls it.
+        files: others of the folder that go to the board, to be hashed.
 
     Returns:
         The path written.
@@ -52,13 +55,15 @@ def write_manifest(
     model = asdict(artifact)
     model["path"] = os.path.relpath(artifact.path, path.parent)
     content = {
-        "schema_version": SCHEMA_VERSION,
+        "schema_version": provenance.SCHEMA_VERSION,
         "model": model,
         "preprocessing": preprocessing,
         "classes": None if classes is None else list(classes),
         "accuracy": accuracy,
+        "monitor": monitor,
         "calibration": calibration,
         "versions": dict(versions or {}),
+        "files": {Path(os.path.relpath(f, path.parent)).as_posix(): provenance.sha256(Path(f)) for f in files},
     }
     try:
         path.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n")
@@ -81,16 +86,9 @@ def read_manifest(path: str | os.PathLike[str], *, verify: bool = True) -> dict[
         ExportError: not a manifest of this schema, or the model is missing or another one.
     """
     path = Path(path)
-    try:
-        content = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise ExportError(f"could not read the manifest {path}: {error}") from error
-    if not isinstance(content, dict) or content.get("schema_version") != SCHEMA_VERSION:
-        raise ExportError(f"{path} is no manifest of schema version {SCHEMA_VERSION}")
+    content = provenance.read_manifest(path)
     if verify:
-        found = describe(path.parent / content["model"]["path"])
-        if found.sha256 != content["model"]["sha256"]:
-            raise ExportError(f"{found.path} is not the file that {path} describes (SHA-256 differs): export it again")
+        provenance.verify(path.parent / content["model"]["path"])
     return content
 
 

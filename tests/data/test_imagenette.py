@@ -38,7 +38,7 @@ def test_preprocessing_equals_torchvisions_transforms(imagenette_root, cache):
             v2.Normalize(p["mean"], p["std"]),
         ]
     )
-    assert p == {"resize": 128, "mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
+    assert p == {"crop": "square", "resize": 128, "mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
     source = ImageFolder(str(imagenette_root / "imagenette2-160" / "val"), transform=reference)
     # The square ones; in a wider picture the order of cutting and resizing decides about half a pixel.
     square = [i for i, (path, _) in enumerate(source.samples) if not path.endswith("_4.JPEG")]

@@ -1,0 +1,195 @@
+"""ONNX to a serialized engine, on TensorRT 8.5 to 11: what a release can do is asked with ``hasattr``."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+from hqp_lightning.errors import ExportError
+
+__all__ = ["MAX_BATCH", "PRECISIONS", "Log", "build_plan", "has_quantizers", "import_tensorrt"]
+
+PRECISIONS = ("fp32", "fp16", "int8")
+MAX_BATCH = 32  # largest batch of the profile unless more is asked for
+
+
+def import_tensorrt() -> Any:
+    """Import tensorrt.
+
+    Raises:
+        ExportError: it is not there, or its libraries do not load.
+    """
+    try:
+        import tensorrt
+    except ImportError as error:
+        raise ExportError(
+            f"no TensorRT for this Python ({sys.executable}: {error}). On a Jetson: sudo apt install "
+            "python3-libnvinfer, and the system's python3 (or a virtual environment with --system-site-packages); "
+            "elsewhere: pip install tensorrt"
+        ) from error
+    return tensorrt
+
+
+class Log:
+    """What TensorRT reported: ``logger`` is given to it, ``errors`` are the lines that say why a call failed."""
+
+    def __init__(self, trt: Any, verbose: bool = False) -> None:
+        errors: list[str] = []
+        warnings: list[str] = []
+
+        class Logger(trt.ILogger):
+            def __init__(self) -> None:
+                trt.ILogger.__init__(self)  # pybind11 does not accept super() here
+
+            def log(self, severity: Any, msg: str) -> None:
+                if severity in (trt.ILogger.INTERNAL_ERROR, trt.ILogger.ERROR):
+                    errors.append(msg)
+                elif severity == trt.ILogger.WARNING:
+                    warnings.append(msg)
+                if verbose:
+                    print(f"TensorRT: {msg}", file=sys.stderr)
+
+        self.errors, self.warnings, self.logger = errors, warnings, Logger()
+
+    def why(self) -> str:
+        """The reason of a failure in words, with what to do where that is known."""
+        said = self.errors or self.warnings  # a driver that does not fit is only warned of (8.5)
+        text = "; ".join(dict.fromkeys(said[:3])) or "TensorRT gave no reason"
+        lower = " ".join(said).lower()
+        if "out of memory" in lower or "outofmemory" in lower or "insufficient memory" in lower:
+            return f"GPU out of memory: stop other programs that use it, or take a smaller --batch-size ({text})"
+        if "initialization failure" in lower or "driver version is insufficient" in lower:
+            return f"the driver is too old for this TensorRT's CUDA: update it, or install an older TensorRT ({text})"
+        return text
+
+
+def has_quantizers(onnx: Path) -> bool:
+    """Whether an ONNX file has Q/DQ nodes; their names stand in the file as plain bytes."""
+    return b"QuantizeLinear" in onnx.read_bytes()
+
+
+def build_plan(
+    trt: Any,
+    onnx: Path,
+    precision: str,
+    *,
+    batch_size: int = 1,
+    max_batch: int | None = None,
+    timing_cache: Path | None = None,
+    verbose: bool = False,
+) -> tuple[bytes, list[str]]:
+    """Build a serialized engine.
+
+    Args:
+        trt: the tensorrt module.
+        onnx: in the form that the release takes, see `hqp_lightning.board.provenance.source_for`.
+        precision: ``"fp32"`` (TF32 off), ``"fp16"`` or ``"int8"`` (float parts in FP16, where a flag allows it).
+        batch_size: the size to optimise for.
+        max_batch: the engine takes 1 to so many; ``max(batch_size, 32)`` by default.
+        timing_cache: file with kernel timings, read if there and written, so that the next build is fast.
+        verbose: print everything that TensorRT reports.
+
+    Returns:
+        The plan, for this GPU and this TensorRT only, and the names of the layers that the model asks to be INT8.
+
+    Raises:
+        ExportError: an unsupported operator, a driver that does not fit, too little memory, or a failed build.
+    """
+    log = Log(trt, verbose)
+    try:
+        builder = trt.Builder(log.logger)
+    except TypeError as error:  # pybind11's way to say that the factory returned nothing
+        raise ExportError(f"TensorRT {trt.__version__} cannot start: {log.why()}") from error
+    network = builder.create_network(_network_flags(trt))
+    _parse(trt, network, log, onnx)
+    config = builder.create_builder_config()
+    _set_precision(trt, config, precision)
+    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # or the inspector sees only layer names
+    most = max(batch_size, MAX_BATCH) if max_batch is None else max_batch
+    _add_profile(builder, network, config, (1, batch_size, most))
+    _watch(trt, config)
+    cached = timing_cache.read_bytes() if timing_cache is not None and timing_cache.is_file() else b""
+    for data in (cached, b""):  # a cache from another GPU or release is refused, an empty one always fits
+        cache = config.create_timing_cache(data)
+        if cache is not None and config.set_timing_cache(cache, ignore_mismatch=False):
+            break
+    log.errors.clear()  # a refused cache reports an error too
+    log.warnings.clear()
+    asked = _asked_int8(trt, network)
+    plan = builder.build_serialized_network(network, config)
+    if plan is None:
+        raise ExportError(f"TensorRT {trt.__version__} could not build {onnx} as {precision}: {log.why()}")
+    if timing_cache is not None:
+        timing_cache.write_bytes(bytes(config.get_timing_cache().serialize()))
+    return bytes(plan), asked
+
+
+def _network_flags(trt: Any) -> int:
+    """8.x and 10.x want the explicit batch asked for; later releases know nothing else."""
+    flags = trt.NetworkDefinitionCreationFlag
+    return 1 << int(flags.EXPLICIT_BATCH) if hasattr(flags, "EXPLICIT_BATCH") else 0
+
+
+def _parse(trt: Any, network: Any, log: Log, onnx: Path) -> None:
+    parser = trt.OnnxParser(network, log.logger)
+    if parser.parse(onnx.read_bytes()):
+        return
+    errors = [parser.get_error(k) for k in range(parser.num_errors)]
+    reasons = "; ".join(_parser_error(e) for e in errors) or log.why()
+    unsupported = any("UNSUPPORTED" in str(e.code()) or "No importer registered" in e.desc() for e in errors)
+    advice = ": an operator that this release does not have; replace it in the model, or update TensorRT"
+    raise ExportError(f"TensorRT {trt.__version__} cannot parse {onnx}{advice if unsupported else ''} ({reasons})")
+
+
+def _parser_error(error: Any) -> str:
+    where = f"{error.node_operator()} {error.node_name()}: " if hasattr(error, "node_operator") else ""
+    return f"{where}{error.desc()}"
+
+
+def _set_precision(trt: Any, config: Any, precision: str) -> None:
+    if precision == "fp32":
+        config.clear_flag(trt.BuilderFlag.TF32)
+    for name in {"fp32": (), "fp16": ("FP16",), "int8": ("INT8", "FP16")}[precision]:
+        if hasattr(trt.BuilderFlag, name):  # gone where networks are strongly typed: the model's own types say it all
+            config.set_flag(getattr(trt.BuilderFlag, name))
+
+
+def _add_profile(builder: Any, network: Any, config: Any, batches: tuple[int, int, int]) -> None:
+    entry = network.get_input(0)
+    sample = tuple(entry.shape)[1:]
+    profile = builder.create_optimization_profile()
+    profile.set_shape(entry.name, *((n, *sample) for n in batches))
+    config.add_optimization_profile(profile)
+
+
+def _asked_int8(trt: Any, network: Any) -> list[str]:
+    """Convolutions and matrix products that read a dequantized tensor: INT8, if TensorRT fuses as it should."""
+    layers = [network.get_layer(k) for k in range(network.num_layers)]
+    dequantized = {x.get_output(0).name for x in layers if x.type == trt.LayerType.DEQUANTIZE}
+    kinds = (trt.LayerType.CONVOLUTION, trt.LayerType.MATRIX_MULTIPLY)
+    return [x.name for x in layers if x.type in kinds and x.get_input(0).name in dequantized]
+
+
+def _watch(trt: Any, config: Any) -> None:
+    """Show the progress on a terminal, where the release reports it (10 and later)."""
+    if not (hasattr(config, "progress_monitor") and sys.stderr.isatty()):
+        return
+
+    class Monitor(trt.IProgressMonitor):
+        def __init__(self) -> None:
+            trt.IProgressMonitor.__init__(self)
+            self._steps: dict[str, int] = {}
+
+        def phase_start(self, phase_name: str, parent_phase: str, num_steps: int) -> None:
+            self._steps[phase_name] = num_steps
+
+        def step_complete(self, phase_name: str, step: int) -> bool:
+            print(f"\r\033[K{phase_name}: {step + 1}/{self._steps[phase_name]}", end="", file=sys.stderr, flush=True)
+            return True  # False would cancel the build
+
+        def phase_finish(self, phase_name: str) -> None:
+            if self._steps.pop(phase_name, 0) and not self._steps:
+                print("\r\033[K", end="", file=sys.stderr, flush=True)
+
+    config.progress_monitor = Monitor()

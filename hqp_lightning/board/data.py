@@ -1,0 +1,154 @@
+"""Images and labels for a check on the board, prepared as the manifest says."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hqp_lightning.errors import ExportError
+
+__all__ = ["labelled_batches", "preprocess"]
+
+_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp"}
+_STEPS = {"crop", "resize", "center_crop", "interpolation", "mean", "std"}
+
+
+def preprocess(image: Any, steps: dict[str, Any]) -> np.ndarray:
+    """Turn an image into what the model takes.
+
+    Args:
+        image: a PIL image, or uint8 ``(height, width, 3)``.
+        steps: ``preprocessing`` of the manifest, done in this order, each where it is there: ``crop`` ("square": the
+            largest central one), ``resize`` (px of the shorter side, or ``[height, width]``), ``center_crop`` (px, or
+            ``[height, width]``), then to [0, 1], then ``(x - mean) / std`` for R, G, B. ``interpolation``:
+            "bilinear" (antialiased, the default), "bicubic" or "nearest".
+
+    Returns:
+        float32 ``(3, height, width)``.
+
+    Raises:
+        ExportError: a step that is not known, or no PIL.
+    """
+    pil = _pil()
+    unknown = sorted(set(steps) - _STEPS)
+    kind = steps.get("interpolation", "bilinear")
+    if unknown or steps.get("crop") not in (None, "square") or kind not in ("bilinear", "bicubic", "nearest"):
+        raise ExportError(
+            f"preprocessing {steps} of the manifest is not understood: expected crop: square, resize, center_crop, "
+            "interpolation: bilinear, bicubic or nearest, mean, std; or check with a .npz of prepared images"
+        )
+    image = (pil.fromarray(image) if isinstance(image, np.ndarray) else image).convert("RGB")
+    if steps.get("crop"):
+        image = _cut(image, min(image.size), min(image.size))
+    if (size := steps.get("resize")) is not None:
+        width, height = image.size
+        if not isinstance(size, (list, tuple)):  # the shorter side, as torchvision's Resize
+            short = min(width, height)
+            size = (int(size * height / short), int(size * width / short))
+        # PIL.Image.Resampling came with Pillow 9.1; the old names are there in every release.
+        image = image.resize((int(size[1]), int(size[0])), getattr(pil, kind.upper()))
+    if (size := steps.get("center_crop")) is not None:
+        size = size if isinstance(size, (list, tuple)) else (size, size)
+        image = _cut(image, int(size[0]), int(size[1]))
+    values = np.asarray(image, np.float32) / np.float32(255)
+    values = (values - np.asarray(steps.get("mean", 0.0), np.float32)) / np.asarray(steps.get("std", 1.0), np.float32)
+    return np.ascontiguousarray(values.transpose(2, 0, 1))
+
+
+def labelled_batches(
+    source: Path, manifest: dict[str, Any] | None, batch_size: int, limit: int | None = None
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Yield ``(images, labels)``: float32 ``(n, 3, height, width)`` and class indices ``(n,)``.
+
+    Args:
+        source: a folder ``class/image.jpg``, or a .npz with ``images`` and ``labels``: float32 images
+            ``(n, 3, height, width)`` are taken as prepared, uint8 ones ``(n, height, width, 3)`` are preprocessed.
+        manifest: content of manifest.json; needed unless the images are prepared.
+        batch_size: images in a batch; the last may be smaller.
+        limit: use so many, evenly spread over all; None: all.
+
+    Raises:
+        ExportError: no images, no preprocessing, or folders that are not the model's classes.
+    """
+    steps = (manifest or {}).get("preprocessing")
+    if source.is_dir():
+        samples = _folder(source, (manifest or {}).get("classes"))
+        prepared = False
+    elif source.is_file():
+        samples, prepared = _arrays(source)
+    else:
+        raise ExportError(f"no folder and no .npz file at {source}")
+    if not samples:
+        raise ExportError(f"no images in {source}: expected class/image.jpg")
+    if steps is None and not prepared:
+        raise ExportError(
+            "the manifest has no preprocessing, so images cannot be prepared as in training: give the datamodule a "
+            "`preprocessing` and export again, or check with a .npz of prepared float32 images"
+        )
+    if limit is not None and limit < len(samples):
+        samples = [samples[k * len(samples) // limit] for k in range(limit)]
+    for start in range(0, len(samples), batch_size):
+        part = samples[start : start + batch_size]
+        images = [image if prepared else preprocess(_open(image), steps or {}) for image, _ in part]
+        yield np.stack(images), np.array([label for _, label in part])
+
+
+def _folder(source: Path, classes: Sequence[str] | None) -> list[tuple[Any, int]]:
+    """Folders named as the classes, or, if there are as many, in alphabetical order (torchvision's ImageFolder)."""
+    names = sorted(p.name for p in source.iterdir() if p.is_dir())
+    known = list(classes or ())
+    if known and set(names) <= set(known):
+        index = {name: known.index(name) for name in names}
+    elif not known or len(names) == len(known):
+        index = {name: k for k, name in enumerate(names)}
+    else:
+        raise ExportError(
+            f"{source} has {len(names)} folders ({', '.join(names[:3])} ...), the model {len(known)} classes "
+            f"({', '.join(known[:3])} ...): name the folders as the classes"
+        )
+    return [
+        (path, index[name])
+        for name in names
+        for path in sorted((source / name).rglob("*"))
+        if path.suffix.lower() in _SUFFIXES
+    ]
+
+
+def _arrays(source: Path) -> tuple[list[tuple[Any, int]], bool]:
+    try:
+        with np.load(source) as content:
+            images, labels = content["images"], content["labels"]
+    except (OSError, ValueError, KeyError) as error:
+        raise ExportError(f"{source} is no .npz with the arrays images and labels: {error}") from error
+    if images.ndim != 4 or len(images) != len(labels) or (images.dtype == np.uint8 and images.shape[-1] != 3):
+        raise ExportError(
+            f"{source}: images {images.dtype} {images.shape}, labels {labels.shape}; expected float32 "
+            "(n, channels, height, width) or uint8 (n, height, width, 3), and (n,)"
+        )
+    return [(image, int(label)) for image, label in zip(images, labels)], images.dtype != np.uint8
+
+
+def _open(image: Any) -> Any:
+    if not isinstance(image, Path):
+        return image
+    with _pil().open(image) as opened:
+        return opened.convert("RGB")
+
+
+def _cut(image: Any, height: int, width: int) -> Any:
+    """The central rectangle, rounded as torchvision does."""
+    left, top = int(round((image.size[0] - width) / 2.0)), int(round((image.size[1] - height) / 2.0))
+    return image.crop((left, top, left + width, top + height))
+
+
+def _pil() -> Any:
+    try:
+        from PIL import Image
+    except ImportError as error:
+        raise ExportError(
+            "images need Pillow (on a Jetson: sudo apt install python3-pil), or check with a .npz of prepared images"
+        ) from error
+    return Image

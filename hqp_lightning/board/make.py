@@ -1,0 +1,65 @@
+"""The whole way from a model to a checked engine on disk, for ``hqp-engine build`` and for the export."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from hqp_lightning.board.build import build_plan
+from hqp_lightning.board.engine import LoadedEngine
+from hqp_lightning.board.layers import Layer, fell_back, read_layers
+from hqp_lightning.board.provenance import write_note
+
+__all__ = ["Made", "fallback_lines", "make"]
+
+
+class Made:
+    """An engine that was built here.
+
+    Attributes:
+        engine: loaded, to be closed by whoever asked for it.
+        inspection: the inspector's JSON.
+        layers: the same, parsed.
+        asked: names of the model's layers that should be INT8.
+    """
+
+    def __init__(self, engine: LoadedEngine, inspection: str, asked: list[str]) -> None:
+        self.engine, self.inspection, self.asked = engine, inspection, asked
+        self.layers = read_layers(inspection)
+
+
+def make(trt: Any, cuda: Any, source: Path, path: Path, precision: str, **options: Any) -> Made:
+    """Build ``source``, load the engine, and only then write it to ``path``, with its note.
+
+    Args:
+        trt: the tensorrt module.
+        cuda: the GPU.
+        source: the model in the form that this release takes.
+        path: the engine to write; one that is there stays as it was if anything fails.
+        precision: ``"fp32"``, ``"fp16"`` or ``"int8"``.
+        options: of `hqp_lightning.board.build.build_plan`.
+
+    Raises:
+        ExportError: the model cannot be built, or the engine cannot be loaded.
+    """
+    plan, asked = build_plan(trt, source, precision, **options)
+    engine = LoadedEngine(trt, cuda, plan, path)
+    try:
+        made = Made(engine, engine.layers(), asked)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(plan)
+        facts = {"batch_size": engine.batch_size, "max_batch": engine.max_batch, "int8_asked": asked}
+        write_note(path, source, trt, cuda, precision=precision, **facts)
+    except BaseException:
+        engine.close()
+        raise
+    return made
+
+
+def fallback_lines(layers: list[Layer], asked: list[str]) -> list[str]:
+    """Say which layers should be INT8 and are not, one line each, and how many."""
+    if not asked:
+        return []
+    floats = fell_back(layers, asked)
+    lines = [f"warning: {x.name} should be INT8 and runs in {x.precision}" for x in floats]
+    return [*lines, f"{len(asked)} convolutions and matrix products asked for INT8, {len(floats)} layers fell back"]

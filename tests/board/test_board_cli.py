@@ -1,0 +1,223 @@
+"""``hqp-engine`` end to end on doubles: what it prints, what it writes, and what it refuses."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pytest
+from tensorrt_doubles import RELEASES, Driver, named
+
+import hqp_lightning
+from hqp_lightning.board.cli import main
+from hqp_lightning.export.board_files import write_program
+
+ROOT = Path(hqp_lightning.__file__).parents[1]
+
+
+@pytest.fixture
+def folder(exported, tmp_path):
+    """A copy of the export folder, as on the board."""
+    return Path(shutil.copytree(exported, tmp_path / "deploy"))
+
+
+def _reference(path, images):
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    return session.run(None, {"input": images})[0]
+
+
+@pytest.mark.parametrize("release", RELEASES)
+def test_build_bench_inspect_check(release, board, folder, capsys):
+    here = board(release)
+    engine = folder / "model.engine"
+    assert main(["build", str(folder / "model.int8.onnx"), "-o", str(engine), "--batch-size", "4"]) == 0
+    said = capsys.readouterr().out
+    assert "model.int8.onnx: SHA-256 as in manifest.json" in said
+    assert "3 convolutions and matrix products asked for INT8, 0 layers fell back" in said
+    note = json.loads((folder / "model.engine.json").read_text())
+    assert note["gpu"] == {"name": "Orin", "compute_capability": "8.7", "multiprocessors": 8}
+    assert (note["tensorrt"], note["precision"], note["batch_size"], note["max_batch"]) == (release, "int8", 4, 32)
+    form = {"8": ".trt8", "1": ""}[release[0]] if not release.startswith("11") else ".fp16"
+    assert note["source"]["path"] == f"model.int8{form}.onnx"
+
+    assert main(["bench", str(engine), "--runs", "10", "--warmup", "3"]) == 0
+    said = capsys.readouterr().out
+    # A span of the driver's clock is 0.5 ms, whatever lies inside: 10 calls of 4 images in 0.5 ms.
+    assert "latency 0.500 ms median, 0.500 ms p95 of 10 calls after 3" in said
+    assert "throughput 80000 images/s" in said
+    assert len(named(here.trt, "IExecutionContext.execute_async_v3")) == 3 + 10 + 10
+
+    assert main(["inspect", str(engine)]) == 0
+    assert "3 layers: 3 INT8" in capsys.readouterr().out
+    assert main(["inspect", str(engine), "--json"]) == 0
+    assert len(json.loads(capsys.readouterr().out)["Layers"]) == 3
+
+    images = np.random.default_rng(1).normal(size=(70, 3, 8, 8)).astype(np.float32)  # more than the profile takes
+    labels = _reference(folder / "model.int8.onnx", images).argmax(1)
+    labels[:7] = (labels[:7] + 1) % 10
+    np.savez(folder / "data.npz", images=images, labels=labels)
+    assert main(["check", str(engine), str(folder / "data.npz")]) == 0
+    said = capsys.readouterr().out
+    expected = (
+        (_reference(folder / "tensorrt" / f"model.int8{form}.onnx", images).argmax(1) == labels).sum() if form else 63
+    )
+    assert f"top-1 {expected / 70:.4f} ({expected} of 70 images" in said
+    assert "the manifest says 0.7500 for val_acc" in said
+    assert not here.driver.buffers  # all memory was given back
+    assert not here.driver.streams
+    assert not here.driver.events
+
+
+def test_what_fell_back_is_said(board, folder, capsys):
+    here = board()
+    here.trt.float_layers.add("/2/Conv")
+    engine = folder / "model.engine"
+    for command in (["build", str(folder / "model.int8.onnx"), "-o", str(engine)], ["inspect", str(engine)]):
+        assert main(command) == 0
+        said = capsys.readouterr().out
+        assert "warning: /2/Conv + Relu should be INT8 and runs in FP16" in said
+        assert "3 convolutions and matrix products asked for INT8, 1 layers fell back" in said
+    assert main(["build", str(folder / "model.onnx"), "-o", str(engine)]) == 0  # fp16: nothing was asked for
+    assert "fell back" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (
+            {"driver": Driver(name=b"NVIDIA A100", capability=(8, 0))},
+            r"for the GPU Orin \(compute capability 8.7\), here is NVIDIA A100 \(8.0\)",
+        ),
+        ({"release": "8.6.0"}, "is for TensorRT 10.3.0, here is 8.6.0: build it here: hqp-engine build"),
+        ({"driver": Driver(init=100)}, r"cuInit returned 100\): no GPU is visible"),
+        ({"driver": Driver(init=803)}, "reboot, or install the driver again"),
+        ({"driver": Driver(memory=100)}, "GPU out of memory: 0 MB asked for"),
+    ],
+)
+def test_an_engine_of_elsewhere_is_refused_before_tensorrt_sees_it(change, said, board, folder, capsys):
+    board()
+    engine = folder / "model.engine"
+    assert main(["build", str(folder / "model.int8.onnx"), "-o", str(engine)]) == 0
+    elsewhere = board(**change)
+    assert main(["bench", str(engine)]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("hqp-engine: ")
+    assert error.count("\n") == 1
+    assert re.search(said, error)
+    if "memory" not in said:
+        assert not named(elsewhere.trt, "Runtime.__init__")
+
+
+def test_another_power_mode_is_only_a_warning(board, folder, capsys):
+    board()
+    engine = folder / "model.engine"
+    main(["build", str(folder / "model.int8.onnx"), "-o", str(engine)])
+    board(driver=Driver(multiprocessors=4))
+    assert main(["inspect", str(engine)]) == 0
+    assert "warning" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["build", "missing.onnx", "-o", "e"], "no ONNX file at"),
+        (["build", "model.onnx", "-o", "e", "--precision", "int8"], "int8 takes a model with Q/DQ nodes"),
+        (["build", "model.int8.onnx", "-o", "e", "--precision", "fp16"], "fp16 takes the float model.onnx"),
+        (["build", "model.onnx", "-o", "e", "--batch-size", "8", "--max-batch", "4"], "batch size 8, largest 4"),
+        (["bench", "missing.engine"], "no engine at missing.engine: build it here"),
+        (["bench", "bare.engine"], "no readable note bare.engine.json"),
+        (["bench", "model.engine", "--runs", "0"], "runs=0"),
+        (["bench", "model.engine", "--batch-size", "33"], "expected"),
+        (["check", "model.engine", "missing"], "no folder and no .npz"),
+    ],
+)
+def test_bad_input_gets_one_line(arguments, said, board, folder, capsys, monkeypatch):
+    board()
+    monkeypatch.chdir(folder)
+    main(["build", "model.int8.onnx", "-o", "model.engine"])
+    Path("bare.engine").write_bytes(b"PLAN")
+    assert main(arguments) == 1
+    error = capsys.readouterr().err
+    assert said in error
+    assert error.count("\n") == 1
+    assert not Path("e").exists()
+
+
+def test_other_bytes_are_refused(board, folder, capsys):
+    board()
+    engine = folder / "model.engine"
+    main(["build", str(folder / "model.int8.onnx"), "-o", str(engine)])
+    for path, command in (
+        (engine, ["bench", str(engine)]),
+        (folder / "model.int8.onnx", ["build", str(folder / "model.int8.onnx"), "-o", str(engine)]),
+    ):
+        content = path.read_bytes()
+        path.write_bytes(content + b"\0")
+        assert main(command) == 1
+        assert "SHA-256 differs" in capsys.readouterr().err
+        path.write_bytes(content)
+    board("8.6.0")
+    form = folder / "tensorrt" / "model.int8.trt8.onnx"
+    form.write_bytes(form.read_bytes() + b"\0")
+    assert main(["build", str(folder / "model.int8.onnx"), "-o", str(engine)]) == 1
+    assert "trt8.onnx is not the file" in capsys.readouterr().err
+
+
+def test_a_failed_build_leaves_the_old_engine(board, folder, capsys):
+    board()
+    engine = folder / "model.engine"
+    main(["build", str(folder / "model.int8.onnx"), "-o", str(engine)])
+    before = engine.read_bytes(), (folder / "model.engine.json").read_bytes()
+    failing = board(Runtime__deserialize_cuda_engine=lambda self, plan: None)
+    assert main(["build", str(folder / "model.int8.onnx"), "-o", str(engine)]) == 1
+    assert "cannot load" in capsys.readouterr().err
+    assert (engine.read_bytes(), (folder / "model.engine.json").read_bytes()) == before
+    assert not failing.driver.buffers
+
+
+def test_without_tensorrt_it_says_where_to_get_it(board, folder, capsys, monkeypatch):
+    board()
+    monkeypatch.setitem(sys.modules, "tensorrt", None)
+    assert main(["build", str(folder / "model.int8.onnx"), "-o", "e"]) == 1
+    assert "sudo apt install python3-libnvinfer" in capsys.readouterr().err
+
+
+HEAVY = "torch", "lightning", "onnx", "onnxruntime", "torchvision", "matplotlib"
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_it_runs_without_torch(packed, folder, tmp_path):
+    """In a process where importing torch, lightning or onnx fails, from the package and from the one file."""
+    program = write_program(tmp_path / "hqp-engine.pyz") if packed else ROOT
+    code = (
+        f"import sys, runpy; sys.modules.update(dict.fromkeys({HEAVY!r})); sys.path.insert(0, {str(program)!r})\n"
+        f"sys.argv = ['hqp-engine', 'build', {str(folder / 'model.int8.onnx')!r}, '-o', 'e']\n"
+        "runpy.run_module('hqp_lightning.board', run_name='__main__')"
+    )
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, env=environment, check=False
+    )
+    assert "Traceback" not in done.stderr
+    if done.returncode:  # no GPU here, or no TensorRT
+        assert done.stderr.startswith("hqp-engine: no ")
+    if packed:
+        names = zipfile.ZipFile(program).namelist()
+        assert {n.split("/")[0] for n in names} == {"hqp_lightning", "__main__.py"}
+        assert {n.split("/")[1] for n in names if "/" in n} == {"__init__.py", "errors.py", "board"}
+        direct = subprocess.run([sys.executable, program, "--help"], capture_output=True, text=True, check=True)
+        assert "bench" in direct.stdout
+
+
+def test_the_program_is_reproducible(tmp_path):
+    first = write_program(tmp_path / "a.pyz").read_bytes()
+    assert write_program(tmp_path / "b.pyz").read_bytes() == first
+    assert first.startswith(b"#!/usr/bin/env python3\n")
