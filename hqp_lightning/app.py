@@ -21,7 +21,7 @@ from hqp_lightning.configs import cause, check_overrides, check_values, fail, of
 from hqp_lightning.data import count_classes
 from hqp_lightning.errors import ConfigurationError
 from hqp_lightning.records import ModelFigures, Report
-from hqp_lightning.sweeps import Found, find_earlier, note_failure, note_settings, objectives
+from hqp_lightning.sweeps import Found, find_earlier, note_failure, note_settings, objectives, set_logs_aside
 
 __all__ = ["CONFIG_DIR", "RECIPE_DIR", "main", "run", "with_control"]
 
@@ -51,6 +51,8 @@ def run(cfg: DictConfig) -> Report | None:
     _check(cfg)
     earlier = find_earlier(cfg) if cfg.resume else Found()
     note_settings(cfg)
+    if earlier.checkpoint is not None:
+        set_logs_aside(Path(cfg.output_dir))
     report = earlier.report or _fit(cfg, earlier.checkpoint or cfg.ckpt_path)
     if report is None:
         return None
@@ -159,6 +161,8 @@ def _job(cfg: DictConfig) -> tuple[float, float] | None:
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     # Lightning 2.6's own use of torch 2.15; nothing that the user could change.
     warnings.filterwarnings("ignore", message=".*LeafSpec", category=FutureWarning)
+    # A resumed run goes on in its folder; its log was set aside.
+    warnings.filterwarnings("ignore", message="(Experiment logs|Checkpoint) directory .* exists and is not empty")
     try:
         report = run(cfg)
     except Exception as error:

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from omegaconf import DictConfig, OmegaConf
 
 from hqp_lightning.errors import ConfigurationError
 from hqp_lightning.records import Report
 from hqp_lightning.report import read_json
 
-__all__ = ["FAILURE", "Found", "find_earlier", "note_failure", "note_settings"]
+__all__ = ["FAILURE", "Found", "find_earlier", "note_failure", "note_settings", "set_logs_aside"]
 
+_log = logging.getLogger(__name__)
 FAILURE, _SETTINGS = "failure.json", "settings.json"
 # Not what the run does, but where and how it was started, and what comes after it.
 _NOT_SETTINGS = ("output_dir", "resume", "ckpt_path", "control")
@@ -50,6 +53,12 @@ def note_failure(folder: Path, error: BaseException) -> None:
     (folder / FAILURE).write_text(json.dumps(reason, indent=2) + "\n", encoding="utf-8")
 
 
+def set_logs_aside(folder: Path) -> None:
+    """Rename every ``metrics.csv`` to the next free ``metrics.N.csv``: Lightning's logger deletes what it finds."""
+    for log in list(folder.rglob("metrics.csv")):
+        log.rename(log.with_suffix(f".{len(list(log.parent.glob('metrics.*.csv'))) + 1}.csv"))
+
+
 def find_earlier(cfg: DictConfig) -> Found:
     """Look in ``output_dir`` for an earlier start of this run.
 
@@ -57,7 +66,7 @@ def find_earlier(cfg: DictConfig) -> Found:
         cfg: the composed configuration.
 
     Returns:
-        The finished report, or the newest checkpoint, or neither.
+        The finished report, or the newest checkpoint from which there is still something to train, or neither.
 
     Raises:
         ConfigurationError: the folder holds a run of other settings.
@@ -78,7 +87,16 @@ def find_earlier(cfg: DictConfig) -> Found:
     if report is not None and report.is_file():
         return Found(report=read_json(report))
     saved = [p for p in folder.rglob("*.ckpt") if not set(_RESULTS) & set(p.relative_to(folder).parts)]
-    return Found(checkpoint=max(saved, key=lambda p: p.stat().st_mtime_ns, default=None))
+    newest = max(saved, key=lambda p: p.stat().st_mtime_ns, default=None)
+    if newest is not None and _epoch(newest) + 1 >= cfg.trainer.max_epochs:
+        # Lightning would end at once, without the hooks and loaders that judging and export need.
+        _log.warning("hqp: %s is of the last epoch, and nothing was exported; training starts anew", newest)
+        newest = None
+    return Found(checkpoint=newest)
+
+
+def _epoch(checkpoint: Path) -> int:
+    return int(torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)["epoch"])
 
 
 def _settings(cfg: DictConfig) -> dict[str, Any]:

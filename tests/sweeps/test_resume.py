@@ -1,4 +1,5 @@
 import pytest
+import torch
 from omegaconf import OmegaConf
 from test_pareto import report
 
@@ -8,8 +9,8 @@ from hqp_lightning.sweeps import Found, find_earlier, note_failure, note_setting
 
 
 def config(folder, **values):
-    settings = {"hqp": {"max_drop": 0.01}, "export": {"dirpath": "${output_dir}/deploy"}, "resume": True}
-    return OmegaConf.create({**settings, "output_dir": str(folder), "ckpt_path": None, **values})
+    settings = {"hqp": {"max_drop": 0.01}, "export": {"dirpath": "${output_dir}/deploy"}, "trainer": {"max_epochs": 3}}
+    return OmegaConf.create({**settings, "resume": True, "output_dir": str(folder), "ckpt_path": None, **values})
 
 
 def test_an_empty_folder_has_nothing(tmp_path):
@@ -24,9 +25,11 @@ def test_the_newest_checkpoint_of_training_is_found(tmp_path):
     for i, name in enumerate(["metrics/checkpoints/b.ckpt", "metrics/checkpoints/a.ckpt", "deploy/pruned.ckpt"]):
         path = tmp_path / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.touch()
+        torch.save({"epoch": 1}, path)
         os.utime(path, (i, i))
     assert find_earlier(config(tmp_path)) == Found(checkpoint=tmp_path / "metrics/checkpoints/a.ckpt")
+    torch.save({"epoch": 2}, tmp_path / "metrics/checkpoints/a.ckpt")  # the last of three
+    assert find_earlier(config(tmp_path)) == Found()
 
 
 def test_a_finished_run_is_read(tmp_path):
