@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import os
 import sys
 import warnings
 from pathlib import Path
@@ -12,14 +11,17 @@ from typing import Any
 
 import hydra
 import lightning as L
-from hydra.core.config_store import ConfigStore
-from hydra.errors import InstantiationException
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from hydra.utils import instantiate
 from lightning.pytorch.callbacks import ModelCheckpoint
 from omegaconf import DictConfig, OmegaConf
 
-from hqp_lightning.errors import ConfigurationError, HQPError
+from hqp_lightning.configs import cause, check_overrides, check_values, fail, offer_recipes, offer_timm
+from hqp_lightning.data import count_classes
+from hqp_lightning.errors import ConfigurationError
 from hqp_lightning.records import ModelFigures, Report
+from hqp_lightning.sweeps import Found, find_earlier, note_failure, note_settings, objectives, set_logs_aside
 
 __all__ = ["CONFIG_DIR", "RECIPE_DIR", "main", "run", "with_control"]
 
@@ -28,12 +30,10 @@ _PACKAGE = Path(__file__).resolve().parent
 # A wheel carries both folders inside the package; in the source tree they stand beside it.
 _ROOT = _PACKAGE if (_PACKAGE / "conf").is_dir() else _PACKAGE.parent
 CONFIG_DIR, RECIPE_DIR = _ROOT / "conf", _ROOT / "recipes"
-for _file in RECIPE_DIR.glob("*.yaml"):
-    # Every recipe says how to read it with "@package _global_"; Hydra's store wants that as an argument.
-    ConfigStore.instance().store(
-        group="recipe", name=_file.stem, node=OmegaConf.load(_file), package="_global_", provider="hqp_lightning"
-    )
+offer_recipes(RECIPE_DIR)
+OmegaConf.register_new_resolver("count_classes", count_classes, replace=True)
 _CALLBACKS = ("hqp", "export")
+_EXAMPLE = "resnet18_digits"
 
 
 def run(cfg: DictConfig) -> Report | None:
@@ -49,17 +49,25 @@ def run(cfg: DictConfig) -> Report | None:
         ConfigurationError: a value is missing or of the wrong type, before anything is loaded.
     """
     _check(cfg)
-    callbacks = _callbacks(cfg)
-    model, data, trainer = _build(cfg, callbacks)
-    trainer.fit(model, datamodule=data, ckpt_path=cfg.ckpt_path)
-    if not _is_on(cfg, "export"):
+    earlier = find_earlier(cfg) if cfg.resume else Found()
+    note_settings(cfg)
+    if earlier.checkpoint is not None:
+        set_logs_aside(Path(cfg.output_dir))
+    report = earlier.report or _fit(cfg, earlier.checkpoint or cfg.ckpt_path)
+    if report is None:
         return None
-    report: Report = callbacks[-1].report
-    if cfg.control:
+    if cfg.control and report.control is None:
         report = with_control(report, _dense_figures(cfg, report))
         _write(report, Path(cfg.export.dirpath))
     print(f"Report: {Path(cfg.export.dirpath) / 'report.html'}")
     return report
+
+
+def _fit(cfg: DictConfig, checkpoint: Path | str | None) -> Report | None:
+    callbacks = _callbacks(cfg)
+    model, data, trainer = _build(cfg, callbacks)
+    trainer.fit(model, datamodule=data, ckpt_path=checkpoint)
+    return callbacks[-1].report if _is_on(cfg, "export") else None
 
 
 def with_control(report: Report, control: ModelFigures) -> Report:
@@ -88,9 +96,10 @@ def _check(cfg: DictConfig) -> None:
     missing = sorted(OmegaConf.missing_keys(cfg))
     if missing:
         raise ConfigurationError(f"no value for {', '.join(missing)}; add {' '.join(f'{k}=...' for k in missing)}")
-    for key, kind in (("control", bool), ("seed", int)):
+    for key, kind in (("control", bool), ("resume", bool), ("seed", int)):
         if not isinstance(cfg[key], kind):
             raise ConfigurationError(f"{key} must be of type {kind.__name__}, got {cfg[key]!r}")
+    check_values(cfg)
     if cfg.control and not all(_is_on(cfg, name) for name in _CALLBACKS):
         raise ConfigurationError("control=true compares with a pruned and exported model; it needs hqp and export")
 
@@ -146,29 +155,42 @@ def _write(report: Report, folder: Path) -> None:
     print_report(report)
 
 
-def _cause(error: BaseException) -> BaseException:
-    while isinstance(error, InstantiationException) and error.__cause__ is not None:
-        error = error.__cause__
-    return error
-
-
 @hydra.main(version_base="1.3", config_path=str(CONFIG_DIR), config_name="config")
-def main(cfg: DictConfig) -> float | None:
-    """Run ``hqp recipe=NAME [key=value ...]``; returns the INT8 accuracy, as an objective for sweepers."""
+def _job(cfg: DictConfig) -> tuple[float, float] | None:
     # The recipes' loaders serve thousands of images a second from memory: workers would only copy.
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     # Lightning 2.6's own use of torch 2.15; nothing that the user could change.
     warnings.filterwarnings("ignore", message=".*LeafSpec", category=FutureWarning)
+    # A resumed run goes on in its folder; its log was set aside.
+    warnings.filterwarnings("ignore", message="(Experiment logs|Checkpoint) directory .* exists and is not empty")
     try:
         report = run(cfg)
-    except (HQPError, InstantiationException) as error:
-        cause = _cause(error)
-        if os.environ.get("HYDRA_FULL_ERROR") == "1" or not isinstance(cause, HQPError | TypeError):
-            raise
-        print(f"hqp: error: {cause}", file=sys.stderr)
-        raise SystemExit(1) from None
-    return None if report is None else report.int8.accuracy
+    except Exception as error:
+        if HydraConfig.get().mode != RunMode.MULTIRUN:
+            fail(error)
+        # The other runs of a sweep go on, and the table at its end says why this one has no figures.
+        _log.exception("hqp: this run failed")
+        note_failure(Path(cfg.output_dir), cause(error))
+        return None
+    return None if report is None else objectives(report)
+
+
+def main() -> None:
+    """Run ``hqp recipe=NAME [key=value ...]``; a sweeper gets the INT8 accuracy and the latency."""
+    arguments = sys.argv[1:]
+    offer_timm(arguments, CONFIG_DIR)
+    if "--help" in arguments and not any(a.startswith("recipe=") for a in arguments):
+        sys.argv.append(f"recipe={_EXAMPLE}")  # help shows a composed configuration, and that needs a recipe
+    elif not any(a.startswith("-") for a in arguments) or "-m" in arguments or "--multirun" in arguments:
+        try:
+            check_overrides(arguments, CONFIG_DIR)
+        except ConfigurationError as error:
+            fail(error)
+    _job()
 
 
 if __name__ == "__main__":
-    main()
+    # Not this copy's: other processes of a sweep have to find what they run under the module's own name.
+    from hqp_lightning.app import main as command
+
+    command()

@@ -1,8 +1,12 @@
+import hashlib
+import pickle
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+from torchvision.datasets import CIFAR10
 
 WNIDS = "n01440764 n02102040 n02979186 n03000684 n03028079 n03394916 n03417042 n03425413 n03445777 n03888257"
 
@@ -21,3 +25,34 @@ def imagenette_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 # The public archive holds pictures whose shorter side is 160 px.
                 coarse.resize((160 + 20 * (i == 4), 160), Image.Resampling.BICUBIC).save(folder / f"{wnid}_{i}.JPEG")
     return root
+
+
+@pytest.fixture(scope="session")
+def imagenet_root(imagenette_root: Path) -> Path:
+    """The same pictures in the layout of torchvision's ImageNet."""
+    root, wnids = imagenette_root / "imagenette2-160", WNIDS.split()
+    torch.save(({w: (f"name of {w}",) for w in wnids}, wnids), root / "meta.bin")
+    return root
+
+
+@pytest.fixture
+def cifar_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """CIFAR-10's files with few generated images, and their checksums where torchvision has the published ones."""
+    folder = tmp_path / CIFAR10.base_folder
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+
+    def write(name, content):
+        data = pickle.dumps(content)
+        (folder / name).write_bytes(data)
+        return [name, hashlib.md5(data).hexdigest()]
+
+    def batch(name, n):
+        pixels = rng.integers(0, 256, (n, 3072), dtype=np.uint8)
+        return write(name, {"data": pixels, "labels": [i % 10 for i in range(n)]})
+
+    monkeypatch.setattr(CIFAR10, "train_list", [batch(f"data_batch_{i}", 20) for i in range(1, 6)])
+    monkeypatch.setattr(CIFAR10, "test_list", [batch("test_batch", 40)])
+    name, md5 = write("batches.meta", {"label_names": [f"class {i}" for i in range(10)]})
+    monkeypatch.setattr(CIFAR10, "meta", {"filename": name, "key": "label_names", "md5": md5})
+    return tmp_path

@@ -1,6 +1,16 @@
 """Data modules of the recipes."""
 
+from hqp_lightning.data.cifar10 import CIFAR10DataModule
 from hqp_lightning.data.digits import DigitsDataModule
+from hqp_lightning.data.imagenet import ImageNetDataModule
 from hqp_lightning.data.imagenette import ImagenetteDataModule
+from hqp_lightning.data.photos import ImageFolderDataModule, count_classes
 
-__all__ = ["DigitsDataModule", "ImagenetteDataModule"]
+__all__ = [
+    "CIFAR10DataModule",
+    "DigitsDataModule",
+    "ImageFolderDataModule",
+    "ImageNetDataModule",
+    "ImagenetteDataModule",
+    "count_classes",
+]

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import lightning as L
 import torch
 from sklearn.datasets import load_digits
 from torch import Tensor
 from torch.nn import functional as F
-from torch.utils.data import DataLoader
 
-from hqp_lightning.data.batches import Batch, ImageBatches, image_loader, stratified_halves
+from hqp_lightning.data.batches import stratified_halves
+from hqp_lightning.data.crops import random_shifts
+from hqp_lightning.data.splits import SplitDataModule
 from hqp_lightning.errors import ConfigurationError
 
 __all__ = ["DigitsDataModule"]
@@ -18,7 +18,7 @@ __all__ = ["DigitsDataModule"]
 _MEAN, _STD = 0.3053, 0.3236
 
 
-class DigitsDataModule(L.LightningDataModule):
+class DigitsDataModule(SplitDataModule):
     """1,797 digits of 8x8 px in 10 classes, upsampled, in three equal channels, normalised, all in memory.
 
     They are divided with a fixed seed, stratified by class: 60 % for training, 20 % to take decisions on
@@ -44,14 +44,13 @@ class DigitsDataModule(L.LightningDataModule):
     classes: tuple[str, ...] = tuple(str(i) for i in range(10))
 
     def __init__(self, image_size: int = 32, batch_size: int = 64, seed: int = 0, max_shift: int = 2) -> None:
-        super().__init__()
+        super().__init__(batch_size, seed)
         if min(image_size, batch_size) < 1 or max_shift < 0:
             raise ConfigurationError(
                 f"image_size and batch_size must be at least 1 and max_shift at least 0, got {image_size=}, "
                 f"{batch_size=}, {max_shift=}"
             )
-        self.image_size, self.batch_size, self.seed, self.max_shift = image_size, batch_size, seed, max_shift
-        self._sets: dict[str, tuple[Tensor, Tensor]] = {}
+        self.image_size, self.max_shift = image_size, max_shift
 
     @property
     def preprocessing(self) -> dict[str, object]:
@@ -72,34 +71,9 @@ class DigitsDataModule(L.LightningDataModule):
         parts = {"train": train, "val": [rest[i] for i in val], "test": [rest[i] for i in test]}
         self._sets = {name: (images[part].contiguous(), labels[part]) for name, part in parts.items()}
 
-    def train_dataloader(self) -> DataLoader[Batch]:
-        """60 %: shuffled and, where asked, shifted."""
-        return self._loader("train")
+    def _prepare(self, images: Tensor, generator: torch.Generator | None) -> Tensor:
+        return images
 
-    def val_dataloader(self) -> DataLoader[Batch]:
-        """20 %: the decision split."""
-        return self._loader("val")
-
-    def test_dataloader(self) -> DataLoader[Batch]:
-        """20 %: the held-out split, which no decision sees."""
-        return self._loader("test")
-
-    def _loader(self, name: str) -> DataLoader[Batch]:
-        train = name == "train"
-        dataset = ImageBatches(*self._sets[name], self._shift if train else _unchanged, seed=self.seed)
-        return image_loader(dataset, batch_size=self.batch_size, train=train, seed=self.seed)
-
-    def _shift(self, images: Tensor, generator: torch.Generator | None) -> Tensor:
-        if not self.max_shift:
-            return images
-        n, _, height, width = images.shape
+    def _augment(self, images: Tensor, generator: torch.Generator | None) -> Tensor:
         # The border of the digits is background, the same value everywhere, so repeating the edge invents nothing.
-        padded = F.pad(images, (self.max_shift,) * 4, mode="replicate")
-        top, left = torch.randint(2 * self.max_shift + 1, (2, n, 1, 1, 1), generator=generator)
-        rows = top + torch.arange(height).view(1, 1, -1, 1)
-        columns = left + torch.arange(width).view(1, 1, 1, -1)
-        return padded[torch.arange(n).view(-1, 1, 1, 1), torch.arange(images.shape[1]).view(1, -1, 1, 1), rows, columns]
-
-
-def _unchanged(images: Tensor, generator: torch.Generator | None) -> Tensor:
-    return images
+        return random_shifts(images, self.max_shift, generator, mode="replicate")

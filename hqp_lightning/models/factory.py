@@ -1,4 +1,4 @@
-"""torchvision's classifiers, with the recipe's number of classes and weights."""
+"""torchvision's and timm's classifiers, with the recipe's number of classes and weights."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import torchvision
 from torch import nn
 
 from hqp_lightning.errors import ConfigurationError
+from hqp_lightning.models.timm_models import build_timm
 
 __all__ = ["build_network", "load_weights_"]
 
@@ -21,10 +22,10 @@ def build_network(
     checkpoint: str | Path | None = None,
     bn_momentum: float | None = None,
 ) -> nn.Module:
-    """Build a classifier of torchvision for ``num_classes``.
+    """Build a classifier of torchvision or timm for ``num_classes``.
 
     Args:
-        name: as in ``torchvision.models.list_models()``, for example ``"resnet18"``.
+        name: as in ``torchvision.models.list_models()``, for example ``"resnet18"``, or ``"timm/NAME"``.
         num_classes: outputs of the head.
         weights: torchvision's pretrained weights, for example ``"DEFAULT"`` (downloaded once); the head, if it does
             not fit, starts afresh.
@@ -36,7 +37,8 @@ def build_network(
         The network, in training mode.
 
     Raises:
-        ConfigurationError: an unknown name or weights, or a checkpoint that does not fit.
+        ConfigurationError: an unknown name or weights, weights that can't be downloaded, or a checkpoint that does not
+            fit.
 
     Example:
         >>> build_network("resnet18", num_classes=7).fc
@@ -44,17 +46,10 @@ def build_network(
     """
     if num_classes < 1:
         raise ConfigurationError(f"num_classes must be at least 1, got {num_classes}")
-    known = torchvision.models.list_models(module=torchvision.models)
-    if name not in known:
-        raise ConfigurationError(f"torchvision has no classifier {name!r}; it has {', '.join(known)}")
-    if weights is None:
-        net = torchvision.models.get_model(name, weights=None, num_classes=num_classes)
+    if name.startswith("timm/"):
+        net = build_timm(name.removeprefix("timm/"), num_classes, weights)
     else:
-        try:
-            net = torchvision.models.get_model(name, weights=weights)
-        except (ValueError, KeyError) as error:
-            raise ConfigurationError(f"no weights {weights!r} of {name}: {error}; try 'DEFAULT'") from error
-        _fit_head_(net, num_classes)
+        net = _build_torchvision(name, num_classes, weights)
     if bn_momentum is not None:
         for module in net.modules():
             if isinstance(module, nn.modules.batchnorm._BatchNorm):
@@ -62,6 +57,28 @@ def build_network(
     if checkpoint is not None:
         load_weights_(net, checkpoint)
     return net
+
+
+def _build_torchvision(name: str, num_classes: int, weights: str | None) -> nn.Module:
+    known = torchvision.models.list_models(module=torchvision.models)
+    if name not in known:
+        raise ConfigurationError(f"torchvision has no classifier {name!r}; it has {', '.join(known)}")
+    if weights is None:
+        dense: nn.Module = torchvision.models.get_model(name, weights=None, num_classes=num_classes)
+        return dense
+    try:
+        pretrained: nn.Module = torchvision.models.get_model(name, weights=weights)
+    except (ValueError, KeyError) as error:
+        raise ConfigurationError(f"no weights {weights!r} of {name}: {error}; try 'DEFAULT'") from error
+    except OSError as error:  # urllib's errors are of this kind
+        url = torchvision.models.get_model_weights(name)[weights].url
+        folder = Path(torch.hub.get_dir()) / "checkpoints"
+        raise ConfigurationError(
+            f"could not download the weights of {name}: {error}. Put {url} into {folder}, or leave them out with "
+            "model.net.weights=null"
+        ) from error
+    _fit_head_(pretrained, num_classes)
+    return pretrained
 
 
 def load_weights_(net: nn.Module, path: str | Path) -> None:

@@ -9,6 +9,7 @@ from hydra.errors import ConfigCompositionException, InstantiationException, Mis
 from test_recipes import composed, small
 
 from hqp_lightning import app
+from hqp_lightning.configs import cause
 from hqp_lightning.errors import ConfigurationError
 from hqp_lightning.records import Budget, ModelFigures, Report
 from hqp_lightning.report import read_json
@@ -98,9 +99,9 @@ def test_an_error_of_ours_is_found_behind_hydras():
     cfg = composed("resnet18_digits", "data.batch_size=0")
     with pytest.raises(InstantiationException) as caught:
         app._build(cfg, [])
-    cause = app._cause(caught.value)
-    assert isinstance(cause, ConfigurationError)
-    assert "batch_size=0" in str(cause)
+    found = cause(caught.value)
+    assert isinstance(found, ConfigurationError)
+    assert "batch_size=0" in str(found)
 
 
 def _hqp(tmp_path, *arguments, **environment):
@@ -129,6 +130,6 @@ def test_console_command_runs_a_sweep_from_any_folder(tmp_path):
     overrides = [o for o in SMALL if "max_drop" not in o]
     result = _hqp(tmp_path, "-m", "recipe=resnet18_digits", *overrides, "hqp.max_drop=0.98,0.99")
     assert result.returncode == 0, result.stderr
-    reports = [read_json(p) for p in sorted(tmp_path.glob("multirun/*/*_resnet18_digits/deploy/report.json"))]
+    reports = [read_json(p) for p in sorted(tmp_path.glob("outputs/multirun/*/*_resnet18_digits/deploy/report.json"))]
     assert [r.budget.max_drop for r in reports] == [0.98, 0.99]
     assert result.stdout.count("report.html") >= 2

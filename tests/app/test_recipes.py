@@ -7,13 +7,20 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
 from hqp_lightning import app
+from hqp_lightning.configs import check_values
 from hqp_lightning.report import read_json
 
 RECIPES = sorted(path.stem for path in app.RECIPE_DIR.glob("*.yaml"))
+# Every network and every kind of data once; all the others are built, which is what they could fail at.
+RUN = [
+    *("resnet18_digits", "mobilenetv3_small_digits", "resnet18_imagenette", "mobilenetv3_small_imagenette"),
+    *("resnet18_cifar10", "mobilenetv3_large_imagenet", "imagefolder"),
+]
 SMALL = [
     "data.image_size=32",
     "data.batch_size=4",
     "trainer.accelerator=cpu",
+    "trainer.precision=32-true",
     "trainer.max_epochs=2",
     "trainer.limit_train_batches=2",
     "+trainer.limit_test_batches=2",
@@ -35,16 +42,28 @@ def composed(recipe, *overrides):
 
 
 def small(recipe, tmp_path, root, *overrides):
-    extra = [f"output_dir={tmp_path}", "model.checkpoint=null"]
-    if "imagenette" in recipe:
-        extra.append(f"data.root={root}")
+    extra = [f"output_dir={tmp_path}", "model.checkpoint=null", "model.net.weights=null"]
+    if "digits" not in recipe:
+        extra += [f"data.root={root}", "data.num_workers=0"]
+    if recipe.endswith("imagenet"):
+        extra.append("model.num_classes=10")
     return composed(recipe, *SMALL, *extra, *overrides)
 
 
+@pytest.fixture
+def root(recipe, request):
+    """Pictures in the layout that the recipe's data module reads."""
+    if "cifar10" in recipe:
+        return request.getfixturevalue("cifar_root")
+    if recipe.endswith("imagenette"):
+        return request.getfixturevalue("imagenette_root")
+    return request.getfixturevalue("imagenet_root")
+
+
 def test_the_published_recipes_are_there():
-    assert {
-        f"{model}_{data}" for model in ("resnet18", "mobilenetv3_small") for data in ("digits", "imagenette")
-    } <= set(RECIPES)
+    networks = "resnet18", "mobilenetv3_small", "mobilenetv3_large"
+    expected = {f"{network}_{data}" for network in networks for data in ("imagenet", "imagenette", "cifar10")}
+    assert expected | {"resnet18_digits", "mobilenetv3_small_digits", "imagefolder"} == set(RECIPES)
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
@@ -71,9 +90,9 @@ def composed_choice(recipe, group):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("recipe", RECIPES)
-def test_recipe_runs_to_the_report(recipe, tmp_path, imagenette_root):
-    cfg = small(recipe, tmp_path, imagenette_root)
+@pytest.mark.parametrize("recipe", RUN)
+def test_recipe_runs_to_the_report(recipe, tmp_path, root):
+    cfg = small(recipe, tmp_path, root)
     report = app.run(cfg)
     assert report == read_json(tmp_path / "deploy" / "report.json")
     assert report.budget.monitor == "val_acc"
@@ -84,11 +103,13 @@ def test_recipe_runs_to_the_report(recipe, tmp_path, imagenette_root):
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
-def test_every_part_of_a_recipe_builds(recipe, tmp_path, imagenette_root):
-    cfg = small(recipe, tmp_path, imagenette_root)
+def test_every_part_of_a_recipe_builds(recipe, tmp_path, root):
+    cfg = small(recipe, tmp_path, root)
+    check_values(cfg)
     callbacks = app._callbacks(cfg)
     assert [type(c).__name__ for c in callbacks] == ["HQPPruning", "Int8Export"]
     model, data, trainer = app._build(cfg, callbacks)
+    data.prepare_data()
     data.setup("fit")
     images, labels = next(iter(data.train_dataloader()))
     assert images.shape == (4, 3, 32, 32)

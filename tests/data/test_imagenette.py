@@ -7,7 +7,7 @@ from torchvision.datasets import ImageFolder, Imagenette
 from torchvision.transforms import v2
 
 from hqp_lightning.data import ImagenetteDataModule
-from hqp_lightning.data.imagenette import random_resized_crops
+from hqp_lightning.data.crops import random_resized_crops
 from hqp_lightning.errors import ConfigurationError
 
 SHARED = Path(__file__).parents[2] / ".." / "shared"

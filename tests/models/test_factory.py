@@ -86,3 +86,38 @@ def test_what_is_no_state_dict_is_refused(tmp_path):
     torch.save(_linear(), tmp_path / "pickled.pth")  # a whole module: reading it would run code
     with pytest.raises(ConfigurationError, match="does not hold a plain state dict"):
         load_weights_(_linear(), tmp_path / "pickled.pth")
+
+
+def test_a_failed_download_names_the_file_and_where_to_put_it(monkeypatch):
+    def fail(*args, **kwargs):
+        raise OSError("no route to host")
+
+    monkeypatch.setattr(torchvision.models, "get_model", fail)
+    with pytest.raises(ConfigurationError, match=r"no route to host\. Put https://\S+/resnet18-\w+\.pth into "):
+        build_network("resnet18", 10, weights="DEFAULT")
+
+
+def test_timms_network_is_timms():
+    timm = pytest.importorskip("timm")
+    torch.manual_seed(3)
+    reference = timm.create_model("resnet10t", num_classes=7).eval()
+    torch.manual_seed(3)
+    net = build_network("timm/resnet10t", 7).eval()
+    x = torch.randn(2, 3, 64, 64)
+    assert torch.equal(net(x), reference(x))
+    with pytest.raises(ConfigurationError, match="timm has no model 'resnet10tt'; did you mean resnet10t"):
+        build_network("timm/resnet10tt", 7)
+
+
+def test_timm_weights_that_do_not_come_are_explained(monkeypatch):
+    timm = pytest.importorskip("timm")
+    create = timm.create_model
+
+    def offline(name, pretrained, **kwargs):
+        if pretrained:
+            raise OSError("no route to host")
+        return create(name, **kwargs)
+
+    monkeypatch.setattr(timm, "create_model", offline)
+    with pytest.raises(ConfigurationError, match=r"no route to host\. timm knows resnet10t\.\S+.*model\.checkpoint="):
+        build_network("timm/resnet10t", 7, weights="DEFAULT")
