@@ -51,6 +51,11 @@ def check_trainer(trainer: Trainer, owner: Callback) -> None:
             f"{name} changes the shapes of the network's parameters, which {type(strategy).__name__} shards or "
             "replaces; use Trainer(strategy='ddp') on several devices, or devices=1."
         )
+    if getattr(strategy, "_start_method", "popen") != "popen":
+        raise ConfigurationError(
+            f"{name} does not work with processes that are forked or spawned (ddp_spawn, ddp_fork): their "
+            "weights come back to a network that was not pruned. Use strategy='ddp' in a script."
+        )
     if getattr(strategy, "_ddp_comm_state", None) is not None:
         raise ConfigurationError(
             f"{name} does not work with a ddp_comm_state: it is sized by gradients whose shapes a prune changes. Leave "

@@ -1,9 +1,12 @@
 """Two processes on a CPU (gloo): the same steps on every rank, and the result of one process."""
 
+import multiprocessing
+import os
 from datetime import timedelta
 
 import pytest
 import torch
+from lightning.fabric.plugins.environments.lightning import find_free_network_port
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.strategies import DDPStrategy
@@ -26,8 +29,22 @@ pytestmark = pytest.mark.filterwarnings(
 )
 
 
-def two_processes():
-    return {"strategy": DDPStrategy(start_method="fork", timeout=timedelta(seconds=60)), "devices": 2}
+def two_processes(work):
+    """Run ``work(trainer settings)`` on two ranks, as ``torchrun`` or SLURM would; forked, to be quick."""
+    port = find_free_network_port()
+
+    def on_rank(rank):
+        os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), WORLD_SIZE="2", NODE_RANK="0")
+        os.environ["LOCAL_RANK"] = str(rank)
+        work({"strategy": DDPStrategy(timeout=timedelta(seconds=60)), "devices": 2})
+
+    processes = [multiprocessing.get_context("fork").Process(target=on_rank, args=(r,)) for r in range(2)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(90)
+        process.kill()
+    assert [p.exitcode for p in processes] == [0, 0]
 
 
 class Diary(Callback):
@@ -59,9 +76,17 @@ class Diary(Callback):
 def run(make_trainer, folder, model, loaders, pruning, *others, epochs, distributed=True, settings=None, **kwargs):
     """Fit; returns what each rank wrote."""
     folder.mkdir(exist_ok=True)
-    settings = {**(two_processes() if distributed else {}), **(settings or {})}
-    trainer = make_trainer(epochs, [pruning, *others, Diary(folder)], **settings)
-    trainer.fit(model, *loaders, **kwargs)
+
+    def work(strategy):
+        trainer = make_trainer(
+            epochs, [pruning, *others, Diary(folder)], **strategy, **(settings or {}), enable_checkpointing=bool(others)
+        )
+        trainer.fit(model, *loaders, **kwargs)
+
+    if distributed:
+        two_processes(work)
+    else:
+        work({})
     return [torch.load(folder / f"rank{r}.pt", weights_only=False) for r in range(2 if distributed else 1)]
 
 
@@ -123,7 +148,6 @@ def test_two_processes_give_the_result_of_one_through_prune_roll_back_prune(digi
     assert [r[0] for r in single["records"]] == ["kept", "rolled_back", "kept"]
     assert_equal_ranks(ranks)
     assert ranks[0]["records"] == single["records"]
-    assert ranks[0]["predicted"] == pytest.approx(single["predicted"], rel=1e-4)
     assert_close(ranks[0], single, rtol=1e-5, atol=1e-6)
 
 

@@ -6,7 +6,6 @@ from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import (
     EarlyStopping,
     GradientAccumulationScheduler,
-    LearningRateFinder,
     LearningRateMonitor,
     ModelCheckpoint,
     ModelSummary,
@@ -199,51 +198,6 @@ def test_loaders_with_persistent_workers_lose_no_batch(loaders, make_trainer):
     assert len(pruning.records) == 2
     epoch = torch.cat(list(b[0] for b in train))
     assert torch.equal(torch.cat(seen.rows), torch.cat([epoch, epoch]))
-
-
-@pytest.mark.parametrize("how", ["whole_module", "network_in_place"])
-def test_a_compiled_module(loaders, make_trainer, how):
-    torch._dynamo.reset()
-    model, plain = Scripted(SCORES, optimizer="sgd"), Scripted(SCORES, optimizer="sgd")
-    plain.load_state_dict(model.state_dict())
-    if how == "whole_module":
-        compiled = torch.compile(model, backend="eager")
-    else:
-        compiled = model
-        model.net.compile(backend="eager")
-    ran = []
-    for module in (compiled, plain):
-        pruning = HQPPruning("val_acc", 0.02, step=0.2, min_step=0.05)
-        make_trainer(3, [pruning]).fit(module, *loaders)
-        ran.append(pruning)
-    assert steps(ran[0]) == steps(ran[1]) == STORY
-    for (name, a), b in zip(model.state_dict().items(), plain.state_dict().values(), strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6, msg=lambda m, n=name: f"{n}: {m}")
-
-
-def test_a_network_inside_a_compiled_wrapper(loaders, make_trainer, tmp_path):
-    torch._dynamo.reset()
-    model = Scripted(SCORES)
-    model.net = torch.compile(model.net, backend="eager")
-    pruning = HQPPruning("val_acc", 0.02, step=0.2, min_step=0.05)
-    trainer = make_trainer(3, [pruning])
-    trainer.fit(model, *loaders)
-    assert steps(pruning) == STORY
-    trainer.save_checkpoint(tmp_path / "x.ckpt", weights_only=True)
-    fresh = Scripted(SCORES)
-    fresh.net = torch.compile(fresh.net, backend="eager")
-    load_pruned(fresh, tmp_path / "x.ckpt")
-    assert fresh.net._orig_mod[0].out_channels == model.net._orig_mod[0].out_channels
-
-
-@pytest.mark.filterwarnings("ignore:Checkpoint directory")
-def test_the_learning_rate_finder_runs_before(loaders, make_trainer):
-    pruning = HQPPruning("val_acc", 0.02, step=0.2, min_step=0.05)
-    model = Scripted(SCORES)
-    model.lr = 1e-3
-    finder = LearningRateFinder(num_training_steps=6, update_attr=False)
-    make_trainer(3, [finder, pruning], enable_checkpointing=True).fit(model, *loaders)
-    assert steps(pruning) == STORY
 
 
 def test_checkpoints_in_the_middle_of_an_epoch(loaders, make_trainer, tmp_path):

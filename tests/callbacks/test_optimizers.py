@@ -12,6 +12,8 @@ from hqp_lightning import HQPPruning
 
 from .conftest import Scripted, cut_by_hand
 
+pytestmark = pytest.mark.filterwarnings("ignore:Attribute .schedule. removed from hparams")
+
 EPOCH = 5  # batches
 
 
@@ -38,9 +40,9 @@ OPTIMIZERS = {
 class Any(Scripted):
     """A classifier with the given optimizer and scheduler."""
 
-    def __init__(self, optimizer="adamw_groups", scheduler=None):
-        super().__init__([0.9])
-        self.make, self.schedule = OPTIMIZERS[optimizer], scheduler
+    def __init__(self, optimizer="adamw_groups", schedule=None):
+        super().__init__([0.9])  # its hyperparameters are saved, the schedule is a function
+        self.make, self.schedule = OPTIMIZERS[optimizer], schedule
         if optimizer == "head_only":
             self.net.requires_grad_(False)
             self.net[-1].requires_grad_(True)

@@ -222,6 +222,13 @@ def test_a_communication_hook_whose_state_is_sized_by_the_gradients():
         check_trainer(setting, Int8Export("deploy"))
 
 
+@pytest.mark.parametrize("start", ["spawn", "fork"])
+def test_processes_whose_weights_come_back_to_an_unpruned_network(start):
+    setting = trainer_in_setup(DDPStrategy(start_method=start))
+    with pytest.raises(ConfigurationError, match="forked or spawned"):
+        check_trainer(setting, HQPPruning("val_acc", 0.01))
+
+
 def trainer_in_setup(of_strategy):
     class Stub:
         enable_validation, strategy, callbacks = True, of_strategy, []
