@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
-from lightning.pytorch.strategies import SingleDeviceStrategy
+from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, SingleDeviceStrategy, XLAStrategy
 from torch import nn
 
 from hqp_lightning.callbacks.network import LossFn, network_inputs
@@ -43,10 +43,23 @@ def check_trainer(trainer: Trainer, owner: Callback) -> None:
             f"{name} judges the model by its validation metric, but validation is off: give fit a validation loader, "
             "define validation_step, and leave limit_val_batches above 0."
         )
-    if not isinstance(trainer.strategy, SingleDeviceStrategy):
+    strategy = trainer.strategy
+    if not isinstance(strategy, (SingleDeviceStrategy, DDPStrategy)) or isinstance(
+        strategy, (DeepSpeedStrategy, XLAStrategy)
+    ):
         raise ConfigurationError(
-            f"{name} changes the network's parameters in place, which {type(trainer.strategy).__name__} does not "
-            "follow yet; use one device, Trainer(devices=1)."
+            f"{name} changes the shapes of the network's parameters, which {type(strategy).__name__} shards or "
+            "replaces; use Trainer(strategy='ddp') on several devices, or devices=1."
+        )
+    if getattr(strategy, "_start_method", "popen") != "popen":
+        raise ConfigurationError(
+            f"{name} does not work with processes that are forked or spawned (ddp_spawn, ddp_fork): their "
+            "weights come back to a network that was not pruned. Use strategy='ddp' in a script."
+        )
+    if getattr(strategy, "_ddp_comm_state", None) is not None:
+        raise ConfigurationError(
+            f"{name} does not work with a ddp_comm_state: it is sized by gradients whose shapes a prune changes. Leave "
+            "it out; a ddp_comm_hook without a state, such as fp16_compress_hook, is fine."
         )
     refused = [c for c in loose(trainer).callbacks if {b.__name__ for b in type(c).__mro__} & set(_NEIGHBOURS_REFUSED)]
     if refused:

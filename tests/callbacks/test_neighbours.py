@@ -200,6 +200,45 @@ def test_loaders_with_persistent_workers_lose_no_batch(loaders, make_trainer):
     assert torch.equal(torch.cat(seen.rows), torch.cat([epoch, epoch]))
 
 
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
+@pytest.mark.parametrize("how", ["whole_module", "network_in_place"])
+def test_a_compiled_module(loaders, make_trainer, how):
+    torch._dynamo.reset()
+    model, plain = Scripted(SCORES, optimizer="sgd"), Scripted(SCORES, optimizer="sgd")
+    plain.load_state_dict(model.state_dict())
+    if how == "whole_module":
+        compiled = torch.compile(model, backend="eager")
+    else:
+        compiled = model
+        model.net.compile(backend="eager")
+    ran = []
+    for module in (compiled, plain):
+        pruning = HQPPruning("val_acc", 0.02, step=0.2, min_step=0.05)
+        make_trainer(3, [pruning]).fit(module, *loaders)
+        ran.append(pruning)
+    assert steps(ran[0]) == steps(ran[1]) == STORY
+    for (name, a), b in zip(model.state_dict().items(), plain.state_dict().values(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6, msg=lambda m, n=name: f"{n}: {m}")
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
+def test_a_network_inside_a_compiled_wrapper(loaders, make_trainer, tmp_path):
+    torch._dynamo.reset()
+    model = Scripted([0.0], int8=SCORES)  # the wrapper has a forward of its own, as an engine's stand-in has
+    model.net = torch.compile(model.net, backend="eager")
+    pruning = HQPPruning("val_acc", 0.02, step=0.2, min_step=0.05)
+    trainer = make_trainer(3, [pruning])
+    trainer.fit(model, *loaders)
+    assert steps(pruning) == STORY
+    trainer.save_checkpoint(tmp_path / "x.ckpt", weights_only=True)
+    fresh = Scripted(SCORES)
+    fresh.net = torch.compile(fresh.net, backend="eager")
+    load_pruned(fresh, tmp_path / "x.ckpt")
+    assert fresh.net._orig_mod[0].out_channels == model.net._orig_mod[0].out_channels
+
+
 def test_checkpoints_in_the_middle_of_an_epoch(loaders, make_trainer, tmp_path):
     pruning = HQPPruning("val_acc", 0.02, step=0.2, min_step=0.05)
     checkpoint = ModelCheckpoint(tmp_path / "a", "{step}", every_n_train_steps=2, save_top_k=-1)

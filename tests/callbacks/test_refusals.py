@@ -206,13 +206,27 @@ def test_a_step_that_would_break_the_model_is_refused_and_recorded(loaders, make
     assert model.net(torch.rand(2, 1, 8, 8)).shape == (2, 10)
 
 
-@pytest.mark.parametrize("strategy", [DDPStrategy, FSDPStrategy, DeepSpeedStrategy, ModelParallelStrategy, XLAStrategy])
-def test_strategies_of_several_devices(make_trainer, strategy):
+@pytest.mark.parametrize("strategy", [FSDPStrategy, DeepSpeedStrategy, ModelParallelStrategy, XLAStrategy])
+def test_strategies_that_shard_the_parameters(make_trainer, strategy):
     trainer = make_trainer(1, [])
     setting = trainer_in_setup(strategy.__new__(strategy))  # some can't be made without their own packages
-    with pytest.raises(ConfigurationError, match=f"{strategy.__name__} does not follow yet; use one device"):
+    with pytest.raises(ConfigurationError, match=f"{strategy.__name__} shards or replaces; use"):
         check_trainer(setting, HQPPruning("val_acc", 0.01))
-    check_trainer(trainer_in_setup(trainer.strategy), HQPPruning("val_acc", 0.01))
+    for fine in (trainer.strategy, DDPStrategy()):
+        check_trainer(trainer_in_setup(fine), HQPPruning("val_acc", 0.01))
+
+
+def test_a_communication_hook_whose_state_is_sized_by_the_gradients():
+    setting = trainer_in_setup(DDPStrategy(ddp_comm_state=object()))
+    with pytest.raises(ConfigurationError, match="does not work with a ddp_comm_state"):
+        check_trainer(setting, Int8Export("deploy"))
+
+
+@pytest.mark.parametrize("start", ["spawn", "fork"])
+def test_processes_whose_weights_come_back_to_an_unpruned_network(start):
+    setting = trainer_in_setup(DDPStrategy(start_method=start))
+    with pytest.raises(ConfigurationError, match="forked or spawned"):
+        check_trainer(setting, HQPPruning("val_acc", 0.01))
 
 
 def trainer_in_setup(of_strategy):

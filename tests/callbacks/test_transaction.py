@@ -213,3 +213,26 @@ def test_every_file_of_a_run_loads_with_its_own_structure(files, loaders, tmp_pa
     last = load_pruned(Classifier, tmp_path / "full" / "last.ckpt")
     assert channels(last) == channels(model)
     assert "optimizer_states" not in torch.load(tmp_path / "light" / "epoch=2.ckpt", weights_only=True)
+
+
+def test_an_unpruned_checkpoint_grows_a_pruned_live_module_back(files, loaders, make_trainer, tmp_path):
+    trainer, model, pruning = files
+    scores = pruning.state.dense.score, pruning.records[-1].accuracy  # a loaded file brings its own state along
+    assert channels(model) != [32, 64, 64]
+    (dense,) = trainer.validate(model, loaders[1], ckpt_path=tmp_path / "full" / "epoch=0.ckpt", verbose=False)
+    assert channels(model) == [32, 64, 64]
+    assert dense["val_acc"] == pytest.approx(scores[0], abs=1e-6)
+    fresh = Classifier()
+    fresh.load_state_dict(torch.load(tmp_path / "full" / "epoch=0.ckpt", weights_only=True)["state_dict"])
+    x = loaders[1].dataset.tensors[0]
+    assert torch.equal(model.eval().net(x), fresh.eval().net(x))
+    (pruned,) = trainer.validate(model, loaders[1], ckpt_path=tmp_path / "light" / "epoch=2.ckpt", verbose=False)
+    assert pruned["val_acc"] == pytest.approx(scores[1], abs=1e-6)
+
+
+@pytest.mark.filterwarnings("ignore:.*with multiple `ModelCheckpoint` callbacks")
+def test_the_best_checkpoint_is_loaded_again_after_fit(files, loaders):
+    trainer, model, pruning = files
+    best = trainer.checkpoint_callback
+    (result,) = trainer.validate(model, loaders[1], ckpt_path="best", verbose=False)
+    assert result["val_acc"] == pytest.approx(float(best.best_model_score), abs=1e-6)
