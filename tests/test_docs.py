@@ -83,6 +83,8 @@ def test_python_blocks_run(tmp_path, monkeypatch):
     namespace = {"model": MyModule(), "datamodule": MyData(), "MyModule": MyModule}
     monkeypatch.chdir(tmp_path)
     for page in PAGES:
+        if page.name == "supported.md":  # a longer story, in test_docs_supported.py
+            continue
         for block in blocks(page, "python"):
             exec(compile(block, page.name, "exec"), namespace)
     assert (tmp_path / "deploy" / "model.int8.onnx").is_file()

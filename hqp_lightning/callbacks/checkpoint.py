@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 import torch
 from lightning.pytorch import LightningModule
 
+from hqp_lightning.callbacks.averaging import copies
 from hqp_lightning.errors import ConfigurationError
 from hqp_lightning.surgery import Structure, apply_structure_, record
 
@@ -39,7 +40,10 @@ def on_save_checkpoint(self: LightningModule, checkpoint: dict[str, Any]) -> Non
 def on_load_checkpoint(self: LightningModule, checkpoint: dict[str, Any]) -> None:
     """Apply the structure, then call the user's hook."""
     if STRUCTURE_KEY in checkpoint:
-        apply_structure_(self, Structure.from_plain(checkpoint[STRUCTURE_KEY]))
+        structure = Structure.from_plain(checkpoint[STRUCTURE_KEY])
+        # An averaged copy loads its weights in its callback's turn; it has to fit by then, too.
+        for module in (self, *(copies(self._trainer) if self._trainer is not None else [])):
+            apply_structure_(module, structure)
     type(self).on_load_checkpoint(self, checkpoint)
 
 

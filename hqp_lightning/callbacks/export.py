@@ -15,6 +15,7 @@ from hqp_lightning.callbacks.checkpoint import carry_structure
 from hqp_lightning.callbacks.network import LossFn, find_network
 from hqp_lightning.callbacks.options import ExportOptions
 from hqp_lightning.callbacks.pruning import HQPPruning
+from hqp_lightning.callbacks.ranks import first_rank_only
 from hqp_lightning.callbacks.shipping import ship
 from hqp_lightning.callbacks.trainer import check_trainer, loose, monitored
 from hqp_lightning.core.verdict import check_budget
@@ -99,9 +100,12 @@ class Int8Export(Callback):
         if stage == "fit":
             check_trainer(trainer, self)
             self._budget(trainer)
-            find_network(pl_module, self._path(trainer))
             _check_writable(self.dirpath)
             carry_structure(pl_module)
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Refuse a path that is not there; ``configure_model`` may have made the network only now."""
+        find_network(pl_module, self._path(trainer))
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """The monitor has to be there from the first validation on."""
@@ -110,13 +114,17 @@ class Int8Export(Callback):
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Ship."""
-        if loose(trainer).fast_dev_run or not trainer.is_global_zero:
+        if loose(trainer).fast_dev_run:
             return
-        network = self._path(trainer)
-        pruning, budget = self._pruning(trainer), self._budget(trainer)
-        search = pruning.state if pruning else None
-        self.report = ship(trainer, pl_module, network, budget, search, self.dirpath, self.options)
+        with first_rank_only(trainer, pl_module) as mine:
+            if mine:
+                network = self._path(trainer)
+                pruning, budget = self._pruning(trainer), self._budget(trainer)
+                search = pruning.state if pruning else None
+                self.report = ship(trainer, pl_module, network, budget, search, self.dirpath, self.options)
         trainer.save_checkpoint(self.dirpath / "pruned.ckpt", weights_only=True)
+        if self.report is None:
+            return
         write_json(self.report, self.dirpath / "report.json")
         write_html(self.report, self.dirpath / "report.html")
         print_report(self.report)

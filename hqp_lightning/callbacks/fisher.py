@@ -11,6 +11,7 @@ from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor
 
 from hqp_lightning.callbacks.network import LossFn, find_network, fisher_context, network_inputs, per_sample_loss
+from hqp_lightning.callbacks.ranks import merged
 from hqp_lightning.core import fisher
 from hqp_lightning.core.saliency import ESTIMATORS, saliency
 from hqp_lightning.errors import ConfigurationError
@@ -102,11 +103,7 @@ class FisherAccumulator(Callback):
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Add up the ranks."""
-        if trainer.world_size > 1 and self.state.samples:
-            reduce = trainer.strategy.reduce
-            sums = {n: reduce(s.to(pl_module.device), reduce_op="sum") for n, s in self.state.sums.items()}
-            samples = reduce(torch.tensor(self.state.samples, device=pl_module.device), reduce_op="sum")
-            self.state = fisher.FisherState(sums, int(samples))
+        self.groups, self.state = merged(trainer, self.groups, self.state)
 
     def compute(self) -> dict[str, Tensor]:
         """Mean Fisher values: by group name (gate) or parameter name (weight)."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import Trainer
 from torch import nn
 
 from hqp_lightning.callbacks.options import PruningOptions
@@ -15,16 +15,16 @@ from hqp_lightning.surgery import take
 __all__ = ["healed", "judge_", "may_step_", "note_"]
 
 
-def note_(state: PruningState, pl_module: LightningModule, network: nn.Module, score: float, mode: str) -> None:
+def note_(state: PruningState, module: nn.Module, network: nn.Module, score: float, mode: str) -> None:
     """A score without a pending step: keep the weights if they are the best of their structure.
 
-    The dense model's best score is the baseline, unless the user gave one.
+    The dense model's best score is the baseline, unless the user gave one. ``module`` is what was scored.
     """
     best = state.accepted[-1] if state.accepted else state.dense
     if best is not None and score_drop(best.score, score, mode) >= 0:
         return
     index, macs = (best.index, best.macs) if best else (0, state.dense_macs)
-    model = Accepted(index, score, macs, sum(p.numel() for p in network.parameters()), take(pl_module))
+    model = Accepted(index, score, macs, sum(p.numel() for p in network.parameters()), take(module))
     if state.accepted:
         state.accepted[-1] = model
     else:
@@ -34,7 +34,7 @@ def note_(state: PruningState, pl_module: LightningModule, network: nn.Module, s
 def judge_(
     state: PruningState,
     trainer: Trainer,
-    pl_module: LightningModule,
+    module: nn.Module,
     score: float,
     budget: Budget,
     options: PruningOptions,
@@ -51,7 +51,7 @@ def judge_(
     state.rollback_due = not kept
     if kept:
         state.undo, state.rejected = None, []
-        accepted = Accepted(record.index, score, record.macs, record.params, take(pl_module))
+        accepted = Accepted(record.index, score, record.macs, record.params, take(module))
         state.accepted = [*state.accepted, accepted][-options.max_snapshots :]
     state.search = advance(state.search, kept)
     return record

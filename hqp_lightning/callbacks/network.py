@@ -21,7 +21,8 @@ LossFn = Callable[[LightningModule, Any], Tensor]
 def find_network(pl_module: LightningModule, path: str | None) -> tuple[str, nn.Module]:
     """The network to prune and its qualified name (``""`` for the LightningModule itself).
 
-    Without a path this is the only child that holds parameters, else the LightningModule itself.
+    Without a path this is the only child that holds parameters, else the LightningModule itself; inside a wrapper of
+    ``torch.compile`` it is what was compiled, whose parameters are the same.
 
     Raises:
         ConfigurationError: no module has that path.
@@ -30,9 +31,10 @@ def find_network(pl_module: LightningModule, path: str | None) -> tuple[str, nn.
     if path is None:
         networks = {n: c for n, c in children.items() if not isinstance(c, Metric)}
         own = any(True for _ in pl_module.parameters(recurse=False))
-        return next(iter(networks.items())) if len(networks) == 1 and not own else ("", pl_module)
+        found = next(iter(networks.items())) if len(networks) == 1 and not own else ("", pl_module)
+        return _uncompiled(*found)
     try:
-        return path, pl_module.get_submodule(path)
+        return _uncompiled(path, pl_module.get_submodule(path))
     except AttributeError:
         raise ConfigurationError(
             f"module={path!r} is not in {type(pl_module).__name__}; its children with parameters are "
@@ -91,6 +93,11 @@ def fisher_context(trainer: Trainer) -> Iterator[None]:
     """Gradients inside validation: it runs under ``no_grad`` in ``fit`` and ``inference_mode`` in ``validate``."""
     with torch.inference_mode(False), torch.enable_grad(), trainer.precision_plugin.val_step_context():
         yield
+
+
+def _uncompiled(name: str, network: nn.Module) -> tuple[str, nn.Module]:
+    inner = network._modules.get("_orig_mod")
+    return (name, network) if inner is None else (f"{name}._orig_mod", inner)
 
 
 class _CaughtError(Exception):

@@ -8,17 +8,30 @@ from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
+from torch.distributed.optim import ZeroRedundancyOptimizer
 
+from hqp_lightning.callbacks.averaging import averages, copies, scored
 from hqp_lightning.callbacks.network import find_network
 from hqp_lightning.callbacks.options import PruningOptions
+from hqp_lightning.callbacks.ranks import average_batchnorm_
 from hqp_lightning.callbacks.state import PruningState
 from hqp_lightning.callbacks.trainer import batches, fixed_seed, schedulers
 from hqp_lightning.core.selection import Caps, propose
 from hqp_lightning.errors import ConfigurationError, SurgeryError
 from hqp_lightning.records import PruningStep, StepRecord
-from hqp_lightning.surgery import Shadow, apply_cut_, recalibrate_batchnorm_, restore_, slice_optimizers_, take
+from hqp_lightning.surgery import (
+    Cut,
+    Shadow,
+    Snapshot,
+    apply_cut_,
+    recalibrate_batchnorm_,
+    restore_,
+    slice_optimizers_,
+    take,
+)
+from hqp_lightning.surgery.strategy import rewrapped
 
-__all__ = ["dense_shadow", "prune_", "undo_"]
+__all__ = ["dense_shadow", "leave_", "prune_", "undo_"]
 
 
 def dense_shadow(
@@ -29,6 +42,11 @@ def dense_shadow(
     Raises:
         ConfigurationError: the batch does not fit, the network can't be traced, or has nothing to prune.
     """
+    if any(isinstance(o, ZeroRedundancyOptimizer) for o in trainer.optimizers):
+        raise ConfigurationError(
+            "ZeroRedundancyOptimizer keeps a share of the state on every rank, which a prune can't slice; use the "
+            "optimizer that it wraps."
+        )
     _, network = find_network(pl_module, options.module)
     trainer.validating = True
     trainer.fit_loop.epoch_loop.val_loop.setup_data()
@@ -38,6 +56,7 @@ def dense_shadow(
     if inputs is None:
         raise ConfigurationError("the validation loader is empty, so there is nothing to judge a step by.")
     example = tuple(x[:2].detach().cpu().clone() if isinstance(x, torch.Tensor) else x for x in inputs)
+    example = trainer.strategy.broadcast(example)  # one shape everywhere
     shadow = Shadow(network, example, options.ignore)
     if not shadow.groups():
         raise ConfigurationError(
@@ -81,21 +100,56 @@ def prune_(
     )
     state.pending = planned
     state.rejected.append(dict(step.removed))  # until it is kept
-    cut = shadow.cut(step.removed)
-    undo = take(pl_module, trainer.optimizers, schedulers(trainer))
     try:
-        apply_cut_(network, cut)
-        slice_optimizers_(trainer.optimizers, network, cut)
-        seconds = time.perf_counter() - started
-        with fixed_seed(), trainer.precision_plugin.val_step_context():
-            inputs = batches(trainer, pl_module, network, options.loss_fn, "train", options.recalibrate_batches)
-            recalibrate_batchnorm_(network, inputs)
-    except Exception as error:
-        restore_(undo, pl_module, trainer.optimizers, schedulers(trainer))
-        raise SurgeryError(f"step {planned.index} failed and was taken back: {error}") from error
+        cut = shadow.cut(step.removed)
+        undo, finished = _operate(trainer, pl_module, cut, options)
+    except SurgeryError:
+        raise
+    except BaseException:  # also an interrupt: what is saved on the way out must be whole
+        state.pending = None
+        state.rejected.pop()
+        raise
     state.undo = undo
-    state.pending = replace(planned, macs=cut.macs, params=cut.params, surgery_s=seconds)
+    state.pending = replace(planned, macs=cut.macs, params=cut.params, surgery_s=finished - started)
     return state.pending
+
+
+def _operate(trainer: Trainer, pl_module: LightningModule, cut: Cut, options: PruningOptions) -> tuple[Snapshot, float]:
+    """Apply a cut to all that lives, on every rank or on none; returns what undoes it, and when it was done."""
+    undo, failure, finished = take(*_everything(trainer, pl_module)), None, 0.0
+    # Averaged copies lose the same channels; their old BatchNorm statistics would fit as little as the network's.
+    networks = [find_network(m, options.module)[1] for m in (pl_module, *copies(trainer))]
+    with rewrapped(trainer.strategy, pl_module):
+        try:
+            for network in networks:
+                apply_cut_(network, cut)
+            slice_optimizers_(trainer.optimizers, networks[0], cut)
+            finished = time.perf_counter()
+            for network in networks:
+                with fixed_seed(), trainer.precision_plugin.val_step_context():
+                    inputs = batches(
+                        trainer, pl_module, networks[0], options.loss_fn, "train", options.recalibrate_batches
+                    )
+                    recalibrate_batchnorm_(network, inputs)
+        except Exception as error:
+            failure = error
+        except BaseException:
+            restore_(undo, *_everything(trainer, pl_module))
+            raise
+        done = trainer.strategy.reduce_boolean_decision(failure is None)
+        if done:
+            for network in networks:
+                average_batchnorm_(trainer, network)
+        else:
+            restore_(undo, *_everything(trainer, pl_module))
+    if not done:
+        raise SurgeryError(f"the surgery failed and was taken back: {failure or 'on another rank'}") from failure
+    return undo, finished
+
+
+def _everything(trainer: Trainer, pl_module: LightningModule) -> tuple[Any, ...]:
+    """What a step changes, in the order of the arguments of :func:`take` and :func:`restore_`."""
+    return pl_module, trainer.optimizers, schedulers(trainer), averages(trainer)
 
 
 def _untried(shadow: Shadow, wanted: float, state: PruningState, options: PruningOptions) -> PruningStep:
@@ -110,7 +164,19 @@ def _untried(shadow: Shadow, wanted: float, state: PruningState, options: Prunin
 
 
 def undo_(trainer: Trainer, pl_module: LightningModule, state: PruningState) -> None:
-    """Take the rejected step back: structure, weights, buffers, optimizer and scheduler."""
+    """Take the rejected step back: structure, weights, buffers, optimizer, scheduler and averages."""
     if state.undo is not None:
-        restore_(state.undo, pl_module, trainer.optimizers, schedulers(trainer))
+        with rewrapped(trainer.strategy, pl_module):
+            restore_(state.undo, *_everything(trainer, pl_module))
     state.undo, state.rollback_due = None, False
+
+
+def leave_(trainer: Trainer, pl_module: LightningModule, state: PruningState) -> None:
+    """When training ends: undo what is due, and put the last accepted model in place."""
+    if state.rollback_due:
+        undo_(trainer, pl_module, state)
+    judged = scored(trainer, pl_module)
+    if state.accepted or judged is not pl_module:
+        last = state.accepted[-1].snapshot if state.accepted else take(judged)
+        for model in {pl_module, judged}:  # an averaging callback may yet copy the one to the other
+            restore_(last, model)

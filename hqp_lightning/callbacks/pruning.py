@@ -8,11 +8,12 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from hqp_lightning.callbacks.averaging import scored
 from hqp_lightning.callbacks.checkpoint import carry_structure
 from hqp_lightning.callbacks.fisher import FisherAccumulator
 from hqp_lightning.callbacks.judging import healed, judge_, may_step_, note_
 from hqp_lightning.callbacks.network import LossFn, find_network
-from hqp_lightning.callbacks.operation import dense_shadow, prune_, undo_
+from hqp_lightning.callbacks.operation import dense_shadow, leave_, prune_, undo_
 from hqp_lightning.callbacks.options import PruningOptions
 from hqp_lightning.callbacks.state import PruningState
 from hqp_lightning.callbacks.trainer import announce, check_trainer, loose, monitored, validate_now
@@ -20,7 +21,6 @@ from hqp_lightning.core.search import Search, advance, finish
 from hqp_lightning.core.verdict import check_budget
 from hqp_lightning.errors import SurgeryError
 from hqp_lightning.records import Budget, StepRecord
-from hqp_lightning.surgery import restore_
 
 __all__ = ["HQPPruning"]
 
@@ -122,10 +122,13 @@ class HQPPruning(Callback):
         """Refuse what can't work, and make checkpoints carry the structure."""
         if stage == "fit":
             check_trainer(trainer, self)
-            find_network(pl_module, self.options.module)
             others = [c for c in loose(trainer).callbacks if isinstance(c, FisherAccumulator)]
             self._fisher = others[0] if others else self.own_fisher
             carry_structure(pl_module)
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Refuse a path that is not there; ``configure_model`` may have made the network only now."""
+        find_network(pl_module, self.options.module)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Trace the network once, and measure the baseline if pruning may start at once."""
@@ -162,11 +165,11 @@ class HQPPruning(Callback):
             return
         if self._fisher is self.own_fisher:
             self.own_fisher.on_validation_end(trainer, pl_module)
-        state, options = self.state, self.options
+        state, options, model = self.state, self.options, scored(trainer, pl_module)
         if state.pending is None:
-            note_(state, pl_module, find_network(pl_module, options.module)[1], score, self.budget.mode)
+            note_(state, model, find_network(pl_module, options.module)[1], score, self.budget.mode)
         elif healed(trainer, state.pending, options.every_n_epochs):
-            record = judge_(state, trainer, pl_module, score, self.budget, options)
+            record = judge_(state, trainer, model, score, self.budget, options)
             if record is not None:
                 self._tell(trainer, record)
         if state.pending is None and not state.rollback_due:
@@ -194,10 +197,7 @@ class HQPPruning(Callback):
         if state.pending is not None:
             self._tell(trainer, state.close("rolled_back", "fit ended before a validation could judge it"))
             state.rollback_due = True
-        if state.rollback_due:
-            undo_(trainer, pl_module, state)
-        if state.accepted:
-            restore_(state.accepted[-1].snapshot, pl_module)
+        leave_(trainer, pl_module, state)
         state.search = finish(state.search, "fit ended")
         _log.info("hqp: search ended (%s)", state.search.ended)
 

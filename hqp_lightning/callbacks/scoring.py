@@ -6,11 +6,16 @@ import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import torch
+from lightning.fabric.utilities.distributed import DistributedSamplerWrapper
 from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.plugins.environments import LightningEnvironment
+from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, DistributedSampler, SequentialSampler
+from torchmetrics import Metric
 
 from hqp_lightning.callbacks.trainer import fixed_seed, loose, monitored
 from hqp_lightning.errors import ExportError
@@ -22,7 +27,8 @@ __all__ = ["counting", "holdout_loaders", "running_on", "score"]
 def score(trainer: Trainer, pl_module: LightningModule, loaders: Any, monitor: str) -> float:
     """The monitored metric of ``pl_module`` over ``loaders``: its ``validation_step``, its hooks, its metrics.
 
-    A second Trainer runs the loop, so that the callbacks, loggers and checkpoints of the first see nothing of it.
+    A second Trainer runs the loop, so that the callbacks, loggers and checkpoints of the first see nothing of it. In a
+    distributed run it may be called on one rank alone: it scores all of the data there, and waits for nobody.
 
     Args:
         trainer: the trainer of the run; its validation limit and accelerator are used.
@@ -33,7 +39,7 @@ def score(trainer: Trainer, pl_module: LightningModule, loaders: Any, monitor: s
     attached, training, device = pl_module._trainer, {m: m.training for m in pl_module.modules()}, pl_module.device
     cpu = trainer.strategy.root_device.type == "cpu"
     try:
-        with _quiet(), fixed_seed():
+        with _quiet(), fixed_seed(), _alone(pl_module):
             second = Trainer(
                 accelerator="cpu" if cpu else "auto",
                 devices=1,
@@ -42,8 +48,9 @@ def score(trainer: Trainer, pl_module: LightningModule, loaders: Any, monitor: s
                 enable_progress_bar=False,
                 enable_model_summary=False,
                 limit_val_batches=trainer.limit_val_batches,
+                plugins=[LightningEnvironment()],  # not the cluster's, which expects as many devices as were started
             )
-            second.validate(pl_module, dataloaders=loaders, verbose=False)
+            second.validate(pl_module, dataloaders=_whole(loaders), verbose=False)
         return monitored(second, monitor)
     finally:
         pl_module._trainer = attached
@@ -103,6 +110,43 @@ def holdout_loaders(trainer: Trainer, holdout: Any) -> Any:
         return trainer.lightning_module.test_dataloader()
     data.setup("test")
     return data.test_dataloader()
+
+
+@contextmanager
+def _alone(pl_module: LightningModule) -> Iterator[None]:
+    """Inside, torchmetrics do not look for other processes, which are not scoring."""
+    asked = {m: m.distributed_available_fn for m in pl_module.modules() if isinstance(m, Metric)}
+    for metric in asked:
+        metric.distributed_available_fn = lambda: False
+    try:
+        yield
+    finally:
+        for metric, function in asked.items():
+            metric.distributed_available_fn = function
+
+
+def _whole(loaders: Any) -> Any:
+    """The loaders without the sampler that gives every rank its share."""
+    return apply_to_collection(loaders, DataLoader, _undistributed)
+
+
+def _undistributed(loader: DataLoader) -> DataLoader:
+    share, data = loader.sampler, cast(Any, loader.dataset)
+    if not isinstance(share, DistributedSampler):
+        return loader
+    # Lightning's wrapper has the user's own sampler inside.
+    inner = isinstance(share, DistributedSamplerWrapper)
+    order = cast(Any, share.dataset)._sampler if inner else SequentialSampler(data)
+    return DataLoader(
+        data,
+        batch_size=None if loader.batch_sampler is None else loader.batch_size or 1,
+        sampler=order,
+        num_workers=loader.num_workers,
+        collate_fn=loader.collate_fn,
+        pin_memory=loader.pin_memory,
+        worker_init_fn=loader.worker_init_fn,
+        multiprocessing_context=loader.multiprocessing_context,
+    )
 
 
 @contextmanager

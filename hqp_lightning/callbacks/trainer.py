@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,17 +12,18 @@ import numpy as np
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
-from lightning.pytorch.strategies import SingleDeviceStrategy
+from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, SingleDeviceStrategy, XLAStrategy
 from torch import nn
 
 from hqp_lightning.callbacks.network import LossFn, network_inputs
+from hqp_lightning.callbacks.ranks import mean_score
 from hqp_lightning.errors import ConfigurationError
 from hqp_lightning.records import Budget, StepRecord
 from hqp_lightning.report import step_line
 
 __all__ = ["announce", "batches", "check_trainer", "fixed_seed", "loose", "monitored", "schedulers", "validate_now"]
 
-_NEIGHBOURS_REFUSED = ("StochasticWeightAveraging", "WeightAveraging", "EMAWeightAveraging", "ModelPruning")
+_NEIGHBOURS_REFUSED = ("StochasticWeightAveraging", "ModelPruning")
 
 
 def loose(trainer: Trainer) -> Any:
@@ -41,21 +43,34 @@ def check_trainer(trainer: Trainer, owner: Callback) -> None:
             f"{name} judges the model by its validation metric, but validation is off: give fit a validation loader, "
             "define validation_step, and leave limit_val_batches above 0."
         )
-    if not isinstance(trainer.strategy, SingleDeviceStrategy):
+    strategy = trainer.strategy
+    if not isinstance(strategy, (SingleDeviceStrategy, DDPStrategy)) or isinstance(
+        strategy, (DeepSpeedStrategy, XLAStrategy)
+    ):
         raise ConfigurationError(
-            f"{name} changes the network's parameters in place, which {type(trainer.strategy).__name__} does not "
-            "follow yet; use one device, Trainer(devices=1)."
+            f"{name} changes the shapes of the network's parameters, which {type(strategy).__name__} shards or "
+            "replaces; use Trainer(strategy='ddp') on several devices, or devices=1."
+        )
+    if getattr(strategy, "_start_method", "popen") != "popen":
+        raise ConfigurationError(
+            f"{name} does not work with processes that are forked or spawned (ddp_spawn, ddp_fork): their "
+            "weights come back to a network that was not pruned. Use strategy='ddp' in a script."
+        )
+    if getattr(strategy, "_ddp_comm_state", None) is not None:
+        raise ConfigurationError(
+            f"{name} does not work with a ddp_comm_state: it is sized by gradients whose shapes a prune changes. Leave "
+            "it out; a ddp_comm_hook without a state, such as fp16_compress_hook, is fine."
         )
     refused = [c for c in loose(trainer).callbacks if {b.__name__ for b in type(c).__mro__} & set(_NEIGHBOURS_REFUSED)]
     if refused:
         raise ConfigurationError(
             f"{name} does not work beside {type(refused[0]).__name__}: it keeps a copy of the weights, or masks, "
-            "that a structural prune would leave behind. Remove it, or use it in a later fit."
+            "that a structural prune would leave behind. Remove it, use it in a later fit, or take EMAWeightAveraging."
         )
 
 
 def monitored(trainer: Trainer, monitor: str) -> float:
-    """The latest value of the monitored metric.
+    """The latest value of the monitored metric, averaged over the ranks.
 
     Raises:
         ConfigurationError: validation did not log it; the message lists what it logged.
@@ -66,7 +81,7 @@ def monitored(trainer: Trainer, monitor: str) -> float:
             f"monitor={monitor!r} was not logged by validation; it logged {sorted(metrics) or 'nothing'}. "
             "Log it in validation_step with self.log(...), on_epoch=True."
         )
-    return float(metrics[monitor])
+    return mean_score(trainer, float(metrics[monitor]))
 
 
 def announce(trainer: Trainer, record: StepRecord, budget: Budget, dense_macs: float) -> None:
@@ -105,6 +120,10 @@ def batches(
     loader = _first(loaders)
     if loader is None:
         return
+    if getattr(loader, "persistent_workers", False):
+        # Such a loader has one iterator only, and the epoch that is about to begin holds it already.
+        loader = copy.copy(loader)
+        loader._iterator = None
     for i, batch in enumerate(loader):
         if i == limit:
             return

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from hqp_lightning.errors import ConfigurationError
 from hqp_lightning.surgery.cost import layer_macs
@@ -33,6 +34,9 @@ def copied(module: nn.Module) -> nn.Module:
             f"{type(module).__name__} can't be copied, which planning a prune needs: {error}. "
             "Don't keep tensors with a graph, open files or loaders on the module, or name the network with module=..."
         ) from error
+    for m in twin.modules():
+        if isinstance(m, nn.SyncBatchNorm):  # whose training mode waits for other processes, on their GPUs
+            m.__class__ = _LocalBatchNorm  # type: ignore[assignment]
     return twin.cpu().float().eval().requires_grad_(True)
 
 
@@ -63,6 +67,11 @@ def training_shapes(module: nn.Module, example: Sequence[Any]) -> tuple[tuple[in
         return None
     finally:
         module.eval()
+
+
+class _LocalBatchNorm(_BatchNorm):
+    def _check_input_dim(self, input: Tensor) -> None:
+        pass
 
 
 def _one_on_cpu(x: Tensor) -> Tensor:

@@ -52,11 +52,12 @@ def apply_cut_(module: nn.Module, cut: Cut) -> None:
 def slice_optimizers_(optimizers: Iterable[Optimizer], module: nn.Module, cut: Cut) -> None:
     """Slice momentum, exp_avg and the like of every parameter in ``module``; call it after :func:`apply_cut_`.
 
-    State tensors of the parameter's old size are sliced with the parameter's own indices; others (step counters)
-    stay.
+    State tensors of the parameter's old shape are sliced with the parameter's own indices; single numbers (step
+    counters) stay.
 
     Raises:
-        SurgeryError: an optimizer keeps state of another shape (factored, as Adafactor's), which has no such slice.
+        SurgeryError: an optimizer keeps state of another shape (factored as Adafactor's, flat as that of LBFGS, or the
+            block scales of an 8-bit optimizer), which has no such slice.
     """
     kept = {id(p): cut.kept[n] for n, p in module.named_parameters() if n in cut.kept}
     for optimizer in optimizers:
@@ -65,8 +66,8 @@ def slice_optimizers_(optimizers: Iterable[Optimizer], module: nn.Module, cut: C
             if index is None:
                 continue
             for key, value in state.items():
-                if isinstance(value, Tensor) and value.dim() == index.dim() and value.shape != index.shape:
-                    if value.numel() <= int(index.max()):
+                if isinstance(value, Tensor) and value.numel() > 1 and value.shape != index.shape:
+                    if value.dim() != index.dim() or value.numel() <= int(index.max()):
                         raise SurgeryError(
                             f"{type(optimizer).__name__} keeps {key!r} of shape {tuple(value.shape)} for a parameter "
                             f"of shape {tuple(index.shape)}, which can't be pruned along; use SGD, Adam or AdamW."

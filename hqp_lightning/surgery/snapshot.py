@@ -1,4 +1,4 @@
-"""Take and restore everything that a rollback needs: structure, tensors, optimizers, schedulers."""
+"""Take and restore everything that a rollback needs: structure, tensors, optimizers, schedulers, averaged copies."""
 
 from __future__ import annotations
 
@@ -25,12 +25,14 @@ class Snapshot:
         tensors: every parameter and buffer by name, persistent or not.
         optimizers: per optimizer, ``{"state": {parameter name: state}, "groups": [hyperparameters]}``.
         schedulers: state dict of every scheduler.
+        averages: a snapshot of every averaged copy of the module.
     """
 
     structure: Structure
     tensors: Mapping[str, Tensor]
     optimizers: Sequence[Mapping[str, Any]] = ()
     schedulers: Sequence[Mapping[str, Any]] = ()
+    averages: Sequence[Snapshot] = ()
 
     def to_plain(self) -> dict[str, Any]:
         """For a checkpoint: tensors, dicts, lists and numbers."""
@@ -39,22 +41,29 @@ class Snapshot:
             "tensors": dict(self.tensors),
             "optimizers": [dict(o) for o in self.optimizers],
             "schedulers": [dict(s) for s in self.schedulers],
+            "averages": [a.to_plain() for a in self.averages],
         }
 
     @classmethod
     def from_plain(cls, plain: Mapping[str, Any]) -> Snapshot:
         """Inverse of :meth:`to_plain`."""
-        structure = Structure.from_plain(plain["structure"])
-        return cls(structure, plain["tensors"], tuple(plain["optimizers"]), tuple(plain["schedulers"]))
+        structure, averages = Structure.from_plain(plain["structure"]), map(cls.from_plain, plain["averages"])
+        return cls(structure, plain["tensors"], (*plain["optimizers"],), (*plain["schedulers"],), (*averages,))
 
 
-def take(module: nn.Module, optimizers: Iterable[Optimizer] = (), schedulers: Iterable[Any] = ()) -> Snapshot:
+def take(
+    module: nn.Module,
+    optimizers: Iterable[Optimizer] = (),
+    schedulers: Iterable[Any] = (),
+    averages: Iterable[nn.Module] = (),
+) -> Snapshot:
     """Copy ``module`` (and, for an undo, what trains it) to the CPU.
 
     Args:
         module: usually the whole LightningModule.
         optimizers: optimizers over its parameters; their state is kept by parameter name.
         schedulers: anything with ``state_dict`` and ``load_state_dict``.
+        averages: modules that hold an averaged copy of ``module``.
     """
     names = {id(p): n for n, p in module.named_parameters()}
     return Snapshot(
@@ -62,11 +71,16 @@ def take(module: nn.Module, optimizers: Iterable[Optimizer] = (), schedulers: It
         {n: _saved(t) for n, t in _tensors(module)},
         tuple(_optimizer_state(o, names) for o in optimizers),
         tuple(copy.deepcopy(s.state_dict()) for s in schedulers),
+        tuple(take(a) for a in averages),
     )
 
 
 def restore_(
-    snapshot: Snapshot, module: nn.Module, optimizers: Iterable[Optimizer] = (), schedulers: Iterable[Any] = ()
+    snapshot: Snapshot,
+    module: nn.Module,
+    optimizers: Iterable[Optimizer] = (),
+    schedulers: Iterable[Any] = (),
+    averages: Iterable[nn.Module] = (),
 ) -> None:
     """Put everything back, in place and bit for bit; parameters keep their identity, gradients are dropped.
 
@@ -83,6 +97,8 @@ def restore_(
         _restore_optimizer_(optimizer, saved, names)
     for scheduler, state in zip(schedulers, snapshot.schedulers, strict=False):
         scheduler.load_state_dict(copy.deepcopy(dict(state)))
+    for average, copied in zip(averages, snapshot.averages, strict=False):
+        restore_(copied, average)
 
 
 def _optimizer_state(optimizer: Optimizer, names: Mapping[int, str]) -> dict[str, Any]:

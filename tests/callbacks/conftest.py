@@ -24,6 +24,23 @@ def small_net():
     )
 
 
+READERS = {"0": "net.3.weight", "3": "net.7.weight", "7": "net.11.weight"}
+WRITERS = {"0": ["net.0", "net.1"], "3": ["net.3", "net.4"], "7": ["net.7"]}
+
+
+def cut_by_hand(tensors, removed):
+    """The convolutions of ``small_net`` lose output channels, their norms the same, their readers inputs.
+
+    ``tensors`` are parameters, buffers or an optimizer's state, by the parameter's name; replaced in the dict.
+    """
+    for group, channels in removed.items():
+        for name, t in tensors.items():
+            if name.rpartition(".")[0] in WRITERS[group] and t.dim():
+                tensors[name] = t[[c for c in range(len(t)) if c not in channels]]
+        reader = tensors[READERS[group]]
+        tensors[READERS[group]] = reader[:, [c for c in range(reader.shape[1]) if c not in channels]]
+
+
 class Classifier(LightningModule):
     """What a user has: nothing in here knows of pruning."""
 

@@ -2,7 +2,14 @@
 
 import pytest
 import torch
-from lightning.pytorch.callbacks import EMAWeightAveraging, StochasticWeightAveraging
+from lightning.pytorch.callbacks import ModelPruning, StochasticWeightAveraging
+from lightning.pytorch.strategies import (
+    DDPStrategy,
+    DeepSpeedStrategy,
+    FSDPStrategy,
+    ModelParallelStrategy,
+    XLAStrategy,
+)
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -162,7 +169,7 @@ def test_export_arguments_out_of_range(tmp_path, arguments, message):
         Int8Export(tmp_path, **arguments)
 
 
-@pytest.mark.parametrize("neighbour", [StochasticWeightAveraging(1e-2), EMAWeightAveraging()])
+@pytest.mark.parametrize("neighbour", [StochasticWeightAveraging(1e-2), ModelPruning("l1_unstructured", amount=0.1)])
 def test_callbacks_that_keep_a_copy_of_the_weights(loaders, make_trainer, neighbour):
     with pytest.raises(ConfigurationError, match=f"does not work beside {type(neighbour).__name__}"):
         fit(make_trainer, loaders, [HQPPruning("val_acc", 0.01), neighbour])
@@ -199,16 +206,31 @@ def test_a_step_that_would_break_the_model_is_refused_and_recorded(loaders, make
     assert model.net(torch.rand(2, 1, 8, 8)).shape == (2, 10)
 
 
-def test_a_strategy_that_wraps_the_parameters(loaders, make_trainer):
-    trainer = make_trainer(1, [], strategy="ddp")
-    with pytest.raises(ConfigurationError, match=r"DDPStrategy does not follow yet; use one device"):
-        check_trainer(_with_validation(trainer), HQPPruning("val_acc", 0.01))
+@pytest.mark.parametrize("strategy", [FSDPStrategy, DeepSpeedStrategy, ModelParallelStrategy, XLAStrategy])
+def test_strategies_that_shard_the_parameters(make_trainer, strategy):
+    trainer = make_trainer(1, [])
+    setting = trainer_in_setup(strategy.__new__(strategy))  # some can't be made without their own packages
+    with pytest.raises(ConfigurationError, match=f"{strategy.__name__} shards or replaces; use"):
+        check_trainer(setting, HQPPruning("val_acc", 0.01))
+    for fine in (trainer.strategy, DDPStrategy()):
+        check_trainer(trainer_in_setup(fine), HQPPruning("val_acc", 0.01))
 
 
-def _with_validation(trainer):
-    """A trainer as it is in ``setup``, without starting its processes."""
+def test_a_communication_hook_whose_state_is_sized_by_the_gradients():
+    setting = trainer_in_setup(DDPStrategy(ddp_comm_state=object()))
+    with pytest.raises(ConfigurationError, match="does not work with a ddp_comm_state"):
+        check_trainer(setting, Int8Export("deploy"))
 
+
+@pytest.mark.parametrize("start", ["spawn", "fork"])
+def test_processes_whose_weights_come_back_to_an_unpruned_network(start):
+    setting = trainer_in_setup(DDPStrategy(start_method=start))
+    with pytest.raises(ConfigurationError, match="forked or spawned"):
+        check_trainer(setting, HQPPruning("val_acc", 0.01))
+
+
+def trainer_in_setup(of_strategy):
     class Stub:
-        enable_validation, strategy, callbacks = True, trainer.strategy, trainer.callbacks
+        enable_validation, strategy, callbacks = True, of_strategy, []
 
     return Stub()

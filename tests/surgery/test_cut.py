@@ -153,14 +153,37 @@ def test_the_next_step_equals_that_of_an_optimizer_over_the_sliced_parameters():
         torch.testing.assert_close(p.detach(), value - 0.1 * (0.9 * momentum + grads[n]))
 
 
-def test_factored_state_is_refused():
+class BlockScales(torch.optim.SGD):
+    """Keeps one scale per block of a parameter, as 8-bit optimizers do."""
+
+    def step(self, closure=None):
+        super().step(closure)
+        for p in self.state:
+            self.state[p]["absmax"] = torch.ones(3)
+
+
+@pytest.mark.parametrize(
+    ("make", "key"),
+    [
+        (torch.optim.Adafactor, "row_var"),
+        (torch.optim.LBFGS, "d"),
+        (lambda p: BlockScales(p, 0.1, momentum=0.9), "absmax"),
+    ],
+)
+def test_state_of_another_shape_is_refused(make, key):
     network = nn.Sequential(nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 4))
-    optimizer = torch.optim.Adafactor(network.parameters())
-    network(torch.randn(3, 8)).sum().backward()
-    optimizer.step()
+    optimizer, x = make(network.parameters()), torch.randn(3, 8)
+
+    def closure():
+        optimizer.zero_grad()
+        loss = network(x).square().sum()
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)
     cut = plan(network, example=torch.zeros(2, 8))[2]
     apply_cut_(network, cut)
-    with pytest.raises(SurgeryError, match="Adafactor keeps 'row_var'"):
+    with pytest.raises(SurgeryError, match=f"{type(optimizer).__name__} keeps '{key}'"):
         slice_optimizers_([optimizer], network, cut)
 
 

@@ -1,0 +1,76 @@
+"""What the processes of a distributed run have to agree on; with one process everything is as it was."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from hqp_lightning.core.fisher import FisherState
+from hqp_lightning.errors import ExportError
+from hqp_lightning.records import ChannelGroup
+from hqp_lightning.surgery import restore_, take
+
+__all__ = ["average_batchnorm_", "first_rank_only", "mean_score", "merged"]
+
+
+def mean_score(trainer: Trainer, score: float) -> float:
+    """The mean over the ranks, so that all come to the same verdict; a synchronised metric stays what it is."""
+    if trainer.world_size == 1:
+        return score
+    value = torch.tensor(score, dtype=torch.float64, device=trainer.strategy.root_device)
+    return float(trainer.strategy.reduce(value, reduce_op="mean"))
+
+
+def merged(
+    trainer: Trainer, groups: Sequence[ChannelGroup], state: FisherState
+) -> tuple[tuple[ChannelGroup, ...], FisherState]:
+    """Fisher sums and samples added over the ranks; a rank that saw no batch gets the groups from one that did."""
+    if trainer.world_size == 1:
+        return tuple(groups), state
+    shapes = {n: tuple(s.shape) for n, s in state.sums.items()}
+    told: list[tuple[tuple[ChannelGroup, ...], dict[str, tuple[int, ...]]]] = [((), {})] * trainer.world_size
+    torch.distributed.all_gather_object(told, (tuple(groups), shapes))
+    everywhere, shapes = next((t for t in told if t[1]), ((), {}))
+    device, reduce, sums = trainer.strategy.root_device, trainer.strategy.reduce, {}
+    for name, shape in shapes.items():
+        own = state.sums.get(name, torch.zeros(shape))
+        sums[name] = reduce(own.to(device, copy=True), reduce_op="sum")
+    samples = reduce(torch.tensor(state.samples, device=device), reduce_op="sum")
+    return everywhere, FisherState(sums, int(samples))
+
+
+def average_batchnorm_(trainer: Trainer, module: nn.Module) -> None:
+    """Running means and variances become their mean over the ranks, in place."""
+    if trainer.world_size == 1:
+        return
+    for norm in module.modules():
+        if isinstance(norm, _BatchNorm) and norm.running_mean is not None and norm.running_var is not None:
+            for buffer in (norm.running_mean, norm.running_var):
+                buffer.copy_(trainer.strategy.reduce(buffer.clone(), reduce_op="mean"))
+
+
+@contextmanager
+def first_rank_only(trainer: Trainer, pl_module: LightningModule) -> Iterator[bool]:
+    """Work of one rank while the others wait, and then hold the model that it left; yields whether this is that rank.
+
+    Raises:
+        ExportError: on the ranks that waited, if the first one failed.
+    """
+    if trainer.world_size == 1:
+        yield True
+        return
+    model = None
+    try:
+        yield trainer.is_global_zero
+        model = take(pl_module) if trainer.is_global_zero else None
+    finally:
+        model = trainer.strategy.broadcast(model)
+    if model is None:
+        raise ExportError("the first rank failed, see its error; the other ranks only waited for it.")
+    if not trainer.is_global_zero:
+        restore_(model, pl_module)

@@ -1,0 +1,311 @@
+"""What else is in a serious user's loop: callbacks, loggers, and the Trainer's settings."""
+
+import pytest
+import torch
+from lightning.pytorch import Callback
+from lightning.pytorch.callbacks import (
+    EarlyStopping,
+    GradientAccumulationScheduler,
+    LearningRateMonitor,
+    ModelCheckpoint,
+    ModelSummary,
+    RichProgressBar,
+    Timer,
+    TQDMProgressBar,
+)
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from torch import nn
+from torch.utils.data import DataLoader
+
+from hqp_lightning import HQPPruning, Int8Export, load_pruned
+
+from .conftest import Classifier, Scripted, small_net
+
+SCORES = [0.9, 0.89, 0.5, 0.885]
+
+
+def steps(pruning):
+    return [(r.epoch, r.outcome) for r in pruning.records]
+
+
+STORY = [(0, "kept"), (1, "rolled_back"), (2, "kept")]
+
+CALLBACKS = {
+    "rich_progress_bar": lambda: RichProgressBar(),
+    "tqdm_progress_bar": lambda: TQDMProgressBar(),
+    "model_summary": lambda: ModelSummary(max_depth=2),
+    "timer": lambda: Timer(),
+    "accumulation_scheduler": lambda: GradientAccumulationScheduler({0: 1, 2: 2}),
+    "patient_early_stopping": lambda: EarlyStopping("val_acc", mode="max", patience=5),
+}
+
+
+@pytest.mark.parametrize("first", [True, False])
+@pytest.mark.parametrize("name", CALLBACKS)
+def test_beside_other_callbacks_in_either_order(loaders, make_trainer, name, first):
+    pruning, other = HQPPruning("val_acc", 0.02, step=0.2, min_step=0.05), CALLBACKS[name]()
+    settings = {"enable_progress_bar": True} if "bar" in name else {}
+    settings |= {"enable_model_summary": True} if "summary" in name else {}
+    make_trainer(3, [other, pruning] if first else [pruning, other], **settings).fit(Scripted(SCORES), *loaders)
+    assert steps(pruning) == STORY
+
+
+def test_early_stopping_ends_with_the_last_accepted_model(loaders, make_trainer):
+    pruning, model = HQPPruning("val_acc", 0.02, step=0.2, min_step=0.05), Scripted(SCORES)
+    trainer = make_trainer(9, [pruning, EarlyStopping("val_acc", mode="max", patience=1)])
+    trainer.fit(model, *loaders)
+    assert trainer.current_epoch == 2
+    assert steps(pruning) == STORY[:2]
+    assert sum(p.numel() for p in model.net.parameters()) == pruning.records[0].params
+
+
+@pytest.mark.parametrize("logger", [CSVLogger, TensorBoardLogger])
+def test_loggers_get_the_steps_and_the_learning_rate(loaders, make_trainer, tmp_path, logger):
+    if logger is TensorBoardLogger:
+        pytest.importorskip("tensorboard")
+    pruning, written = HQPPruning("val_acc", 0.02, step=0.2, min_step=0.05), logger(tmp_path)
+    callbacks = [LearningRateMonitor("step"), pruning]
+    make_trainer(3, callbacks, logger=written, log_every_n_steps=1).fit(Scripted(SCORES), *loaders)
+    assert steps(pruning) == STORY
+    if logger is CSVLogger:
+        lines = (tmp_path / "lightning_logs" / "version_0" / "metrics.csv").read_text().splitlines()
+        assert {"hqp/kept", "hqp/macs", "lr-AdamW", "val_acc"} <= set(lines[0].split(","))
+    else:
+        from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+        events = EventAccumulator(written.log_dir).Reload()
+        assert [e.value for e in events.Scalars("hqp/kept")] == [1, 0, 1]
+        assert [e.value for e in events.Scalars("hqp/macs")] == [r.macs for r in pruning.records]
+        assert "lr-AdamW" in events.Tags()["scalars"]
+
+
+def test_several_validations_an_epoch(loaders, make_trainer):
+    # 5 batches: validation after the 2nd and the 4th; the epoch's end has none of its own, so the next one judges.
+    pruning = HQPPruning("val_acc", 0.02, step=0.2, min_step=0.05)
+    model = Scripted([0.9, 0.1, 0.1, 0.89, 0.5, 0.885])
+    make_trainer(3, [pruning], val_check_interval=0.4).fit(model, *loaders)
+    assert steps(pruning)[0] == (0, "kept")
+    assert pruning.records[0].accuracy == pytest.approx(0.89)
+
+
+def test_a_validation_every_second_epoch(loaders, make_trainer):
+    pruning = HQPPruning("val_acc", 0.02, step=0.2, min_step=0.05)
+    make_trainer(6, [pruning], check_val_every_n_epoch=2).fit(Scripted(SCORES), *loaders)
+    assert steps(pruning) == [(0, "kept"), (2, "rolled_back"), (4, "kept")]
+
+
+def test_a_limited_validation(loaders, make_trainer, digits):
+    pruning = HQPPruning("val_acc", 0.9, step=0.2)
+    model = Classifier()
+    make_trainer(1, [pruning], limit_val_batches=1).fit(model, *loaders)
+    x, y = digits[0][1200:1264], digits[1][1200:1264]
+    with torch.no_grad():
+        accuracy = float((model.eval().net(x).argmax(1) == y).double().mean())
+    assert pruning.records[0].accuracy == pytest.approx(accuracy, abs=1e-6)
+
+
+class TwoLoaders(Classifier):
+    def validation_step(self, batch, batch_idx, dataloader_idx=0):
+        x, y = batch
+        accuracy = (self.net(x).argmax(1) == y).double().mean()
+        self.log("val_acc", accuracy, batch_size=len(y))
+
+
+def test_several_validation_loaders_are_scored_on_the_first_and_judged_by_the_named_metric(loaders, make_trainer):
+    train, val = loaders
+    both = [val, DataLoader(train.dataset, 64)]
+    pruning = HQPPruning("val_acc/dataloader_idx_1", 0.9, step=0.2)
+    model = TwoLoaders()
+    make_trainer(1, [pruning]).fit(model, train, both)
+    assert pruning.own_fisher.state.samples == len(val.dataset)
+    x, y = train.dataset.tensors
+    with torch.no_grad():
+        accuracy = float((model.eval().net(x).argmax(1) == y).double().mean())
+    assert pruning.records[0].accuracy == pytest.approx(accuracy, abs=1e-6)
+
+
+@pytest.mark.filterwarnings("ignore:You requested to overfit:UserWarning")
+def test_overfit_batches(loaders, make_trainer):
+    pruning = HQPPruning("val_acc", 0.02, step=0.2, min_step=0.05)
+    make_trainer(3, [pruning], overfit_batches=2).fit(Scripted(SCORES), *loaders)
+    assert steps(pruning) == STORY
+
+
+@pytest.mark.parametrize("batches", [True, 2])
+def test_fast_dev_run_touches_nothing(loaders, make_trainer, tmp_path, batches):
+    pruning, export = HQPPruning("val_acc", 0.02), Int8Export(tmp_path / "deploy")
+    model = Classifier()
+    make_trainer(1, [pruning, export], fast_dev_run=batches).fit(model, *loaders)
+    assert pruning.records == ()
+    assert model.net[0].out_channels == 32
+    assert list((tmp_path / "deploy").iterdir()) == []
+
+
+@pytest.mark.parametrize("sanity", [1, -1])
+def test_a_sanity_check_is_no_measurement(loaders, make_trainer, sanity):
+    pruning = HQPPruning("val_acc", 0.02, step=0.2, min_step=0.05)
+    make_trainer(3, [pruning], num_sanity_val_steps=sanity).fit(Scripted(SCORES), *loaders)
+    assert steps(pruning) == STORY
+    assert pruning.state.dense.score == pytest.approx(0.9)
+
+
+class Late(Scripted):
+    """Builds its network in ``configure_model``, and brings its callbacks along."""
+
+    def __init__(self, scores, callbacks=()):
+        super().__init__(scores)
+        self.net, self.brought = None, list(callbacks)
+
+    def configure_model(self):
+        if self.net is None:
+            self.net = small_net()
+
+    def configure_callbacks(self):
+        return self.brought
+
+
+def test_configure_model_builds_the_network_later(loaders, make_trainer):
+    pruning, model = HQPPruning("val_acc", 0.02, step=0.2, min_step=0.05), Late(SCORES)
+    make_trainer(3, [pruning]).fit(model, *loaders)
+    assert steps(pruning) == STORY
+
+
+def test_a_wrong_path_is_refused_even_if_the_network_is_built_later(loaders, make_trainer):
+    from hqp_lightning import ConfigurationError
+
+    with pytest.raises(ConfigurationError, match=r"module='backbone' is not in Late.*\['net'\]"):
+        make_trainer(1, [HQPPruning("val_acc", 0.02, module="backbone")]).fit(Late(SCORES), *loaders)
+
+
+def test_configure_callbacks_brings_the_pruning(loaders, make_trainer):
+    pruning = HQPPruning("val_acc", 0.02, step=0.2, min_step=0.05)
+    make_trainer(3, []).fit(Late(SCORES, [pruning]), *loaders)
+    assert steps(pruning) == STORY
+
+
+def test_loaders_with_persistent_workers_lose_no_batch(loaders, make_trainer):
+    class Seen(Callback):
+        def __init__(self):
+            self.rows = []
+
+        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+            self.rows.append(batch[0].clone())
+
+    train, val = loaders
+    workers = DataLoader(train.dataset, 64, num_workers=1, persistent_workers=True)
+    pruning, seen = HQPPruning("val_acc", 0.02, step=0.2, recalibrate_batches=2), Seen()
+    make_trainer(2, [pruning, seen]).fit(Scripted([0.9]), workers, val)
+    assert len(pruning.records) == 2
+    epoch = torch.cat(list(b[0] for b in train))
+    assert torch.equal(torch.cat(seen.rows), torch.cat([epoch, epoch]))
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
+@pytest.mark.parametrize("how", ["whole_module", "network_in_place"])
+def test_a_compiled_module(loaders, make_trainer, how):
+    torch._dynamo.reset()
+    model, plain = Scripted(SCORES, optimizer="sgd"), Scripted(SCORES, optimizer="sgd")
+    plain.load_state_dict(model.state_dict())
+    if how == "whole_module":
+        compiled = torch.compile(model, backend="eager")
+    else:
+        compiled = model
+        model.net.compile(backend="eager")
+    ran = []
+    for module in (compiled, plain):
+        pruning = HQPPruning("val_acc", 0.02, step=0.2, min_step=0.05)
+        make_trainer(3, [pruning]).fit(module, *loaders)
+        ran.append(pruning)
+    assert steps(ran[0]) == steps(ran[1]) == STORY
+    for (name, a), b in zip(model.state_dict().items(), plain.state_dict().values(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6, msg=lambda m, n=name: f"{n}: {m}")
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
+def test_a_network_inside_a_compiled_wrapper(loaders, make_trainer, tmp_path):
+    torch._dynamo.reset()
+    model = Scripted([0.0], int8=SCORES)  # the wrapper has a forward of its own, as an engine's stand-in has
+    model.net = torch.compile(model.net, backend="eager")
+    pruning = HQPPruning("val_acc", 0.02, step=0.2, min_step=0.05)
+    trainer = make_trainer(3, [pruning])
+    trainer.fit(model, *loaders)
+    assert steps(pruning) == STORY
+    trainer.save_checkpoint(tmp_path / "x.ckpt", weights_only=True)
+    fresh = Scripted(SCORES)
+    fresh.net = torch.compile(fresh.net, backend="eager")
+    load_pruned(fresh, tmp_path / "x.ckpt")
+    assert fresh.net._orig_mod[0].out_channels == model.net._orig_mod[0].out_channels
+
+
+def test_checkpoints_in_the_middle_of_an_epoch(loaders, make_trainer, tmp_path):
+    pruning = HQPPruning("val_acc", 0.02, step=0.2, min_step=0.05)
+    checkpoint = ModelCheckpoint(tmp_path / "a", "{step}", every_n_train_steps=2, save_top_k=-1)
+    make_trainer(2, [pruning, checkpoint], enable_checkpointing=True).fit(Scripted(SCORES), *loaders)
+    for path in (tmp_path / "a").iterdir():
+        load_pruned(Scripted([0.0]), path)
+
+
+class TwoNetworks(Scripted):
+    """A teacher that stays as it is beside the student that is pruned."""
+
+    def __init__(self, scores):
+        super().__init__(scores)
+        self.teacher = nn.Sequential(
+            nn.Conv2d(1, 16, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 10)
+        )
+        self.teacher.requires_grad_(False)
+
+    def training_step(self, batch, batch_idx):
+        logits = self.net(batch[0])
+        return nn.functional.mse_loss(logits, self.teacher(batch[0])) + nn.functional.cross_entropy(logits, batch[1])
+
+
+def test_one_of_two_networks_is_pruned(loaders, make_trainer):
+    model = TwoNetworks(SCORES)
+    before = {n: t.clone() for n, t in model.teacher.state_dict().items()}
+    pruning = HQPPruning("val_acc", 0.02, step=0.2, min_step=0.05, module="net")
+    make_trainer(3, [pruning]).fit(model, *loaders)
+    assert steps(pruning) == STORY
+    assert all(torch.equal(t, before[n]) for n, t in model.teacher.state_dict().items())
+    assert sum(p.numel() for p in model.net.parameters()) == pruning.records[-1].params
+
+
+class IsTheNetwork(Classifier):
+    """The LightningModule itself is the network: ``self(x)``."""
+
+    def __init__(self):
+        super().__init__()
+        del self.net
+        self.stem, self.deep = nn.Conv2d(1, 32, 3, padding=1), nn.Conv2d(32, 32, 3, padding=1)
+        self.norm, self.head = nn.BatchNorm2d(32), nn.Linear(32, 10)
+
+    def forward(self, x):
+        return self.head(self.norm(self.deep(self.stem(x).relu())).relu().mean((2, 3)))
+
+    def training_step(self, batch, batch_idx):
+        return nn.functional.cross_entropy(self(batch[0]), batch[1])
+
+    def validation_step(self, batch, batch_idx):
+        self.accuracy(self(batch[0]), batch[1])
+        self.log("val_acc", self.accuracy)
+
+
+def test_the_module_itself_is_the_network(loaders, make_trainer):
+    pruning, model = HQPPruning("val_acc", 0.9, step=0.2), IsTheNetwork()
+    make_trainer(2, [pruning]).fit(model, *loaders)
+    assert [r.outcome for r in pruning.records] == ["kept", "kept"]
+    assert model.stem.out_channels + model.deep.out_channels < 64
+    assert model.head.out_features == 10
+
+
+def test_a_frozen_backbone_stays_frozen_and_is_pruned_consistently(loaders, make_trainer):
+    model = Scripted(SCORES)
+    model.net[:6].requires_grad_(False)
+    frozen = {n for n, p in model.named_parameters() if not p.requires_grad}
+    pruning = HQPPruning("val_acc", 0.02, step=0.2, min_step=0.05)
+    make_trainer(3, [pruning]).fit(model, *loaders)
+    assert steps(pruning) == STORY
+    assert {n for n, p in model.named_parameters() if not p.requires_grad} == frozen
+    assert all(p.grad is None for p in model.parameters() if not p.requires_grad)

@@ -1,0 +1,253 @@
+"""The optimizers, schedulers and precision of the user's loop go on through a prune as if nothing had happened."""
+
+import copy
+
+import pytest
+import torch
+from lightning.pytorch import Callback
+from torch import nn
+from torch.optim import lr_scheduler
+
+from hqp_lightning import HQPPruning
+
+from .conftest import Scripted, cut_by_hand
+
+pytestmark = pytest.mark.filterwarnings("ignore:Attribute .schedule. removed from hparams")
+
+EPOCH = 5  # batches
+
+
+def decay_groups(module):
+    """Weight decay for the kernels only, as most recipes have it."""
+    kernels = [p for p in module.parameters() if p.dim() > 1]
+    return [{"params": kernels}, {"params": [p for p in module.parameters() if p.dim() == 1], "weight_decay": 0.0}]
+
+
+OPTIMIZERS = {
+    "sgd_momentum": lambda m: torch.optim.SGD(m.parameters(), 0.05, momentum=0.9),
+    "sgd_nesterov_groups": lambda m: torch.optim.SGD(
+        decay_groups(m), 0.05, momentum=0.9, nesterov=True, weight_decay=1e-2
+    ),
+    "adam_amsgrad": lambda m: torch.optim.Adam(m.parameters(), 1e-3, amsgrad=True),
+    "adamw_groups": lambda m: torch.optim.AdamW(decay_groups(m), 1e-3),
+    "adamw_fused": lambda m: torch.optim.AdamW(m.parameters(), 1e-3, fused=True),
+    "adamw_foreach": lambda m: torch.optim.AdamW(m.parameters(), 1e-3, foreach=True),
+    "rmsprop": lambda m: torch.optim.RMSprop(m.parameters(), 1e-3, momentum=0.9, centered=True),
+    "head_only": lambda m: torch.optim.Adam(list(m.parameters())[-2:], 1e-3),
+}
+
+
+class Any(Scripted):
+    """A classifier with the given optimizer and scheduler."""
+
+    def __init__(self, optimizer="adamw_groups", schedule=None):
+        super().__init__([0.9])  # its hyperparameters are saved, the schedule is a function
+        self.make, self.schedule = OPTIMIZERS[optimizer], schedule
+        if optimizer == "head_only":
+            self.net.requires_grad_(False)
+            self.net[-1].requires_grad_(True)
+
+    def configure_optimizers(self):
+        optimizer = self.make(self.net)
+        return {"optimizer": optimizer, **({"lr_scheduler": self.schedule(optimizer)} if self.schedule else {})}
+
+
+class PlainLoop(Callback):
+    """After a prune, trains a copy of everything for the epoch in a loop of plain torch, and compares."""
+
+    def __init__(self, train, accumulate=1, clip=None, bf16=False):
+        self.train, self.accumulate, self.clip, self.bf16, self.compared = train, accumulate, clip, bf16, 0
+
+    def on_train_epoch_start(self, trainer, pl_module):
+        network = copy.deepcopy(pl_module.net)
+        optimizer = pl_module.make(network)
+        optimizer.load_state_dict(copy.deepcopy(trainer.optimizers[0].state_dict()))
+        for i, (x, y) in enumerate(self.train):
+            with torch.autocast("cpu", torch.bfloat16, enabled=self.bf16):
+                loss = nn.functional.cross_entropy(network(x), y)
+            (loss / self.accumulate).backward()
+            if (i + 1) % self.accumulate == 0 or i + 1 == EPOCH:
+                if self.clip:
+                    torch.nn.utils.clip_grad_norm_(network.parameters(), self.clip)
+                optimizer.step()
+                optimizer.zero_grad()
+        self.network, self.optimizer = network, optimizer
+
+    def on_train_epoch_end(self, trainer, pl_module):
+        expected = self.network.state_dict()
+        for name, value in pl_module.net.state_dict().items():
+            torch.testing.assert_close(value, expected[name], rtol=1e-6, atol=1e-7, msg=lambda m, n=name: f"{n}: {m}")
+        states = zip(trainer.optimizers[0].state.values(), self.optimizer.state.values(), strict=True)
+        for mine, reference in states:
+            for key, value in reference.items():
+                torch.testing.assert_close(mine[key], value, rtol=1e-5, atol=1e-7)
+        self.compared += 1
+
+
+@pytest.mark.parametrize("kind", OPTIMIZERS)
+def test_training_goes_on_as_in_a_loop_of_plain_torch(loaders, make_trainer, kind):
+    pruning, plain = HQPPruning("val_acc", 0.05, step=0.2), PlainLoop(loaders[0])
+    model = Any(kind)
+    flags = [p.requires_grad for p in model.parameters()]
+    make_trainer(3, [pruning, plain]).fit(model, *loaders)
+    assert [r.outcome for r in pruning.records] == ["kept"] * 3
+    assert plain.compared == 3
+    assert [p.requires_grad for p in model.parameters()] == flags
+
+
+@pytest.mark.parametrize(
+    ("settings", "same"),
+    [
+        ({"accumulate_grad_batches": 2}, {"accumulate": 2}),
+        ({"gradient_clip_val": 0.05}, {"clip": 0.05}),
+        ({"accumulate_grad_batches": 3, "gradient_clip_val": 0.05}, {"accumulate": 3, "clip": 0.05}),
+        ({"precision": "bf16-mixed"}, {"bf16": True}),
+    ],
+)
+def test_accumulation_clipping_and_mixed_precision(loaders, make_trainer, settings, same):
+    pruning, plain = HQPPruning("val_acc", 0.05, step=0.2), PlainLoop(loaders[0], **same)
+    make_trainer(2, [pruning, plain], **settings).fit(Any("sgd_momentum"), *loaders)
+    assert [r.outcome for r in pruning.records] == ["kept"] * 2
+    assert plain.compared == 2
+
+
+class Sliced(Callback):
+    """Stands after the pruning; ``Before`` stands before it. Compares with what is sliced by hand."""
+
+    def __init__(self):
+        self.compared = 0
+
+    def on_train_epoch_start(self, trainer, pl_module):
+        state = trainer.callbacks[1].state
+        if state.pending is None or not state.rejected:
+            return
+        for before, optimizer in zip(trainer.callbacks[0].states, trainer.optimizers, strict=True):
+            held = [p for g in optimizer.param_groups for p in g["params"]]
+            names = {id(p): n for n, p in pl_module.named_parameters()}
+            assert [names[id(p)] for p in held] == before["held"]
+            for key, tensors in before["state"].items():
+                expected = {**dict.fromkeys(["net.3.weight", "net.7.weight", "net.11.weight"], EMPTY), **tensors}
+                cut_by_hand(expected, state.rejected[-1])
+                for p in held:
+                    assert torch.equal(optimizer.state[p][key], expected[names[id(p)]]), (key, names[id(p)])
+                    self.compared += 1
+
+
+EMPTY = torch.zeros(64, 64)
+
+
+class Before(Callback):
+    def on_train_epoch_start(self, trainer, pl_module):
+        names = {id(p): n for n, p in pl_module.named_parameters()}
+        self.states = []
+        for optimizer in trainer.optimizers:
+            state = {}
+            for p, values in optimizer.state.items():
+                for key, value in values.items():
+                    if isinstance(value, torch.Tensor) and value.dim():
+                        state.setdefault(key, {})[names[id(p)]] = value.clone()
+            held = [names[id(p)] for g in optimizer.param_groups for p in g["params"]]
+            self.states.append({"held": held, "state": state})
+
+
+class Manual(Scripted):
+    """Two optimizers of different kinds, each over a part of the network, stepped by hand."""
+
+    def __init__(self):
+        super().__init__([0.9])
+        self.automatic_optimization = False
+
+    def configure_optimizers(self):
+        front, back = self.net[:4], self.net[4:]
+        return [
+            torch.optim.SGD(front.parameters(), 0.05, momentum=0.9),
+            torch.optim.AdamW(back.parameters(), 1e-3),
+        ]
+
+    def training_step(self, batch, batch_idx):
+        loss = nn.functional.cross_entropy(self.net(batch[0]), batch[1])
+        for optimizer in self.optimizers():
+            optimizer.zero_grad()
+        self.manual_backward(loss)
+        for optimizer in self.optimizers():
+            optimizer.step()
+
+
+@pytest.mark.parametrize(("model", "states"), [(Manual, 1 * 4 + 2 * 6), (lambda: Any("adam_amsgrad"), 3 * 10)])
+def test_every_state_equals_the_one_sliced_by_hand(loaders, make_trainer, model, states):
+    sliced = Sliced()
+    pruning = HQPPruning("val_acc", 0.05, step=0.2, start_epoch=1)
+    made = model()
+    make_trainer(2, [Before(), pruning, sliced]).fit(made, *loaders)
+    assert [r.outcome for r in pruning.records] == ["kept"]
+    assert sliced.compared == states
+    assert sum(p.numel() for p in made.net.parameters()) == pruning.records[0].params
+
+
+def one_cycle(optimizer):
+    cycle = lr_scheduler.OneCycleLR(optimizer, 0.1, total_steps=4 * EPOCH)
+    return {"scheduler": cycle, "interval": "step"}
+
+
+def warm_up(optimizer):
+    ramp = lr_scheduler.LinearLR(optimizer, 0.1, total_iters=2 * EPOCH)
+    decay = lr_scheduler.CosineAnnealingLR(optimizer, 2 * EPOCH)
+    return {"scheduler": lr_scheduler.SequentialLR(optimizer, [ramp, decay], [2 * EPOCH]), "interval": "step"}
+
+
+SCHEDULES = {
+    "one_cycle": one_cycle,
+    "warm_up": warm_up,
+    "step": lambda o: {"scheduler": lr_scheduler.StepLR(o, 2), "interval": "epoch"},
+    "plateau": lambda o: {
+        "scheduler": lr_scheduler.ReduceLROnPlateau(o, "max", patience=0, factor=0.5),
+        "monitor": "val_acc",
+    },
+}
+
+
+class Rates(Callback):
+    def __init__(self):
+        self.seen = []
+
+    def on_train_batch_start(self, trainer, *_):
+        self.seen.append(trainer.optimizers[0].param_groups[0]["lr"])
+
+
+def rates_of_plain_torch(kind, scores):
+    """Learning rate of every batch, from the scheduler alone."""
+    optimizer = OPTIMIZERS["sgd_momentum"](nn.Linear(1, 1))
+    config, rates = SCHEDULES[kind](optimizer), []
+    for score in scores:
+        for _ in range(EPOCH):
+            rates.append(optimizer.param_groups[0]["lr"])
+            optimizer.step()
+            if config.get("interval") == "step":
+                config["scheduler"].step()
+        if "monitor" in config:
+            config["scheduler"].step(score)
+        elif config["interval"] == "epoch":
+            config["scheduler"].step()
+    return rates
+
+
+@pytest.mark.parametrize("kind", SCHEDULES)
+def test_schedulers_do_not_notice_a_prune(loaders, make_trainer, kind):
+    scores = [0.9, 0.91, 0.905, 0.906, 0.92]
+    pruning, rates, model = HQPPruning("val_acc", 0.05, step=0.1), Rates(), Any("sgd_momentum", SCHEDULES[kind])
+    model.scores = list(scores)
+    make_trainer(4, [pruning, rates]).fit(model, *loaders)
+    assert [r.outcome for r in pruning.records] == ["kept"] * 4
+    assert rates.seen == pytest.approx(rates_of_plain_torch(kind, scores[1:]))
+
+
+@pytest.mark.parametrize("kind", SCHEDULES)
+def test_schedulers_go_back_with_a_rollback(loaders, make_trainer, kind):
+    pruning = HQPPruning("val_acc", 0.05, step=0.1, min_step=0.1, start_epoch=1)
+    rates, model = Rates(), Any("sgd_momentum", SCHEDULES[kind])
+    model.scores = [0.9, 0.91, 0.5, 0.92]
+    make_trainer(3, [pruning, rates]).fit(model, *loaders)
+    assert [r.outcome for r in pruning.records] == ["rolled_back"]
+    # The epoch of the step that failed is run again at the same rates.
+    first_two = rates_of_plain_torch(kind, [0.91, 0.5])
+    assert rates.seen == pytest.approx(first_two + first_two[EPOCH:])

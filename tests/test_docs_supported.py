@@ -1,0 +1,46 @@
+"""The code that the documentation shows runs."""
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from callbacks.conftest import Classifier
+from lightning.pytorch import LightningDataModule, seed_everything
+from sklearn.datasets import load_digits
+from torch.utils.data import DataLoader, TensorDataset
+
+from hqp_lightning import load_pruned
+from hqp_lightning.report import read_json
+
+DOCS = Path(__file__).parents[1] / "docs"
+
+
+class Digits(LightningDataModule):
+    def __init__(self):
+        super().__init__()
+        data = load_digits()
+        self.x = torch.tensor(data.images / 16, dtype=torch.float32).unsqueeze(1)
+        self.y = torch.tensor(data.target)
+
+    def train_dataloader(self):
+        return DataLoader(TensorDataset(self.x[:640], self.y[:640]), 32)
+
+    def val_dataloader(self):
+        return DataLoader(TensorDataset(self.x[1200:1400], self.y[1200:1400]), 64)
+
+
+@pytest.mark.filterwarnings(
+    "ignore:Checkpoint directory", "ignore:Precision bf16-mixed is not supported by the model summary"
+)
+def test_the_loop_with_everything_in_it(tmp_path, monkeypatch, capsys):
+    (code,) = re.findall(r"```python\n(.*?)```", (DOCS / "supported.md").read_text(encoding="utf-8"), re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    seed_everything(0, verbose=False)
+    model = Classifier()
+    exec(code, {"model": model, "datamodule": Digits()})
+    report = read_json("deploy/report.json")
+    assert report.within_budget
+    assert {r.epoch for r in report.steps} & {4, 5}  # made after the resumption
+    loaded = load_pruned(Classifier, "deploy/pruned.ckpt")
+    assert sum(p.numel() for p in loaded.net.parameters()) == report.pruned.params

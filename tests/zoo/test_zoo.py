@@ -1,0 +1,170 @@
+"""Published classifiers as they are: prune, train a step, roll back, prune again, export; at 64 px, random weights."""
+
+import copy
+
+import pytest
+import torch
+from networks import gates_at_inputs
+from torch import nn
+from torch.nn import functional as F
+from torchvision import models
+
+from hqp_lightning.errors import SurgeryError
+from hqp_lightning.export import export_onnx
+from hqp_lightning.surgery import Shadow, apply_cut_, apply_structure_, record, restore_, slice_optimizers_, take
+
+PX = 64
+
+
+def vgg16_bn():
+    network = models.vgg16_bn(num_classes=10)
+    # 128 wide instead of 4096: half a gigabyte of random weights would test nothing more. And at 64 px there are 2x2
+    # positions, which ONNX can't pool to 7x7; 2x2 keeps several inputs per channel.
+    network.avgpool = nn.AdaptiveAvgPool2d(2)
+    network.classifier[0], network.classifier[3] = nn.Linear(512 * 4, 128), nn.Linear(128, 128)
+    network.classifier[6] = nn.Linear(128, 10)
+    return network
+
+
+TORCHVISION = {
+    "resnet18": models.resnet18,
+    "resnet50": models.resnet50,
+    "mobilenet_v2": models.mobilenet_v2,
+    "mobilenet_v3_small": models.mobilenet_v3_small,
+    "mobilenet_v3_large": models.mobilenet_v3_large,
+    "efficientnet_b0": models.efficientnet_b0,
+    "regnet_y_400mf": models.regnet_y_400mf,
+    "regnet_x_400mf": models.regnet_x_400mf,
+    "convnext_tiny": models.convnext_tiny,
+    "densenet121": models.densenet121,
+    "googlenet": lambda num_classes: models.googlenet(num_classes=num_classes, aux_logits=False, init_weights=False),
+    "vgg16_bn": lambda num_classes: vgg16_bn(),
+}
+TIMM = ["resnet18", "mobilenetv3_small_100", "efficientnet_lite0", "repvgg_a0"]
+
+
+def build(name):
+    torch.manual_seed(0)
+    if name in TORCHVISION:
+        network = TORCHVISION[name](num_classes=10)
+    else:
+        network = pytest.importorskip("timm").create_model(name.removeprefix("timm_"), num_classes=10)
+    with torch.no_grad():
+        for m in network.modules():
+            if isinstance(m, nn.BatchNorm2d):
+                m.running_mean.normal_(0, 0.1)
+                m.running_var.uniform_(0.5, 1.5)
+    return network
+
+
+def some_channels(groups, fraction, seed):
+    """Random gates of every group, with all the channels tied to them."""
+    generator = torch.Generator().manual_seed(seed)
+    removed = {}
+    for g in groups:
+        gates = torch.randperm(g.gates, generator=generator)[: int(g.gates * fraction)].tolist()
+        if gates:
+            removed[g.name] = tuple(sorted(k + b * g.gates for k in gates for b in range(g.blocks)))
+    return removed
+
+
+def prune_(network, optimizer, seed, example):
+    shadow = Shadow(network, [example])
+    groups = shadow.groups()
+    removed = some_channels(groups, 0.25, seed)
+    cut = shadow.cut(removed)
+    apply_cut_(network, cut)
+    slice_optimizers_([optimizer], network, cut)
+    return groups, removed, cut
+
+
+def train_(network, optimizer, x):
+    network.train()
+    optimizer.zero_grad()
+    F.cross_entropy(network(x), torch.arange(len(x)) % 10).backward()
+    optimizer.step()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [*TORCHVISION, *(f"timm_{n}" for n in TIMM)])
+def test_prune_train_roll_back_export(name, tmp_path):
+    network, x = build(name), torch.randn(4, 3, PX, PX)
+    optimizer = torch.optim.SGD(network.parameters(), 1e-3, momentum=0.9)
+    train_(network, optimizer, x)
+    dense, structure = copy.deepcopy(network).eval(), record(network)
+    momentum = {n: optimizer.state[p]["momentum_buffer"].clone() for n, p in network.named_parameters()}
+    before = {n: t.clone() for n, t in network.state_dict().items()}
+    undo = take(network, [optimizer])
+
+    groups, removed, cut = prune_(network, optimizer, 1, x)
+    assert len(removed) >= 0.8 * len(groups) > 0
+    assert cut.macs < 0.8 * sum(Shadow(dense, [x])._layers.values())
+    assert cut.params == sum(p.numel() for p in network.parameters())
+    if "convnext" not in name:  # a LayerNorm normalises by the channels that are left
+        with torch.no_grad():
+            pruned = network.double().eval()(x.double())
+            masks = {g.name: torch.ones(g.channels, dtype=torch.float64) for g in groups}
+            for group, channels in removed.items():
+                masks[group][list(channels)] = 0.0
+            masked = copy.deepcopy(dense).double()
+            gates_at_inputs(masked, masks, groups)
+            torch.testing.assert_close(pruned, masked(x.double()), rtol=1e-6, atol=1e-6)
+            network.float()
+
+    train_(network, optimizer, x)
+    assert all(p.grad is not None and p.grad.shape == p.shape for p in network.parameters())
+    restore_(undo, network, [optimizer])
+    assert record(network) == structure
+    for n, t in network.state_dict().items():
+        assert torch.equal(t, before[n]), n
+    for n, p in network.named_parameters():
+        assert torch.equal(optimizer.state[p]["momentum_buffer"], momentum[n]), n
+    assert torch.equal(network.eval()(x), dense(x))
+
+    prune_(network, optimizer, 2, x)
+    fresh = build(name)
+    apply_structure_(fresh, record(network))
+    fresh.load_state_dict(network.state_dict())
+    assert torch.equal(fresh.eval()(x), network.eval()(x))
+    artifact = export_onnx(network, x[:1], tmp_path / "model.onnx")  # compares onnxruntime with the network
+    assert artifact.file_bytes < 1.1 * 4 * sum(p.numel() for p in network.parameters()) + 2e6
+
+
+@pytest.mark.slow
+def test_googlenet_with_its_training_heads_is_refused_with_the_reason():
+    network = models.googlenet(num_classes=10, init_weights=False)
+    before = record(network)
+    shadow = Shadow(network.eval(), [torch.randn(2, 3, PX, PX)])
+    with pytest.raises(SurgeryError, match="in training mode, where it worked before"):
+        shadow.cut(some_channels(shadow.groups(), 0.25, 0))
+    assert record(network) == before
+
+
+class TwoHeads(nn.Module):
+    """A shared backbone with a convolutional and a linear head."""
+
+    def __init__(self, *heads):
+        super().__init__()
+        self.body = models.resnet18()
+        self.body.fc = nn.Identity()
+        self.linear, self.conv = nn.Linear(512, 10), nn.Conv2d(512, 5, 1)
+        self.heads = heads
+
+    def forward(self, x):
+        features = self.body(x)
+        heads = {"linear": self.linear, "conv": lambda f: self.conv(f[..., None, None]).flatten(1)}
+        out = [heads[h](features) for h in self.heads]
+        return out[0] if len(out) == 1 else tuple(out)
+
+
+@pytest.mark.parametrize("heads", [("linear",), ("conv",), ("linear", "conv")])
+def test_heads_keep_their_outputs(heads):
+    network, x = TwoHeads(*heads), torch.randn(2, 3, PX, PX)
+    optimizer = torch.optim.SGD(network.parameters(), 0.1)
+    shapes = [o.shape for o in ([network(x)] if len(heads) == 1 else network(x))]
+    groups, removed, _ = prune_(network, optimizer, 0, x)
+    assert not {"linear", "conv"} & set(removed)
+    assert [o.shape for o in ([network(x)] if len(heads) == 1 else network(x))] == shapes
+    assert network.body.layer4[1].conv2.out_channels == 384
+    assert network.linear.in_features == (384 if "linear" in heads else 512)
+    assert network.conv.in_channels == (384 if "conv" in heads else 512)
