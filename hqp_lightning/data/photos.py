@@ -93,7 +93,13 @@ class ImageFolderDataModule(SplitDataModule):
     def preprocessing(self) -> dict[str, object]:
         """What a caller of the deployed model must do: cut, resize (px), then ``(x - mean) / std`` on [0, 1]."""
         cut = {} if self.crop_fraction == 1.0 else {"central_square": self.crop_fraction}
-        return {"crop": "square", **cut, "resize": self.image_size, "mean": list(IMAGENET_MEAN), "std": list(IMAGENET_STD)}
+        return {
+            "crop": "square",
+            **cut,
+            "resize": self.image_size,
+            "mean": list(IMAGENET_MEAN),
+            "std": list(IMAGENET_STD),
+        }
 
     def setup(self, stage: str | None = None) -> None:
         """Decode (with ``cache``) and divide the images."""
