@@ -53,7 +53,7 @@ def preprocess(image: Any, steps: dict[str, Any]) -> np.ndarray:
     if (size := steps.get("center_crop")) is not None:
         size = size if isinstance(size, (list, tuple)) else (size, size)
         image = _cut(image, int(size[0]), int(size[1]))
-    values = np.asarray(image, np.float32) / np.float32(255)
+    values: Any = np.asarray(image, np.float32) / np.float32(255)
     values = (values - np.asarray(steps.get("mean", 0.0), np.float32)) / np.asarray(steps.get("std", 1.0), np.float32)
     return np.ascontiguousarray(values.transpose(2, 0, 1))
 
