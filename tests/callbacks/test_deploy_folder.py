@@ -13,7 +13,7 @@ from torch import nn
 
 from hqp_lightning import Int8Export
 from hqp_lightning.data import ImagenetteDataModule
-from hqp_lightning.data.imagenette import _Decoder, _normalize
+from hqp_lightning.data.photos import _Decoder
 
 from .conftest import Classifier
 
@@ -81,9 +81,9 @@ def test_a_picture_is_classified_from_the_folder_alone(deployed, imagenette_root
 
 def _decode(data, path):
     """One picture through the datamodule's own pipeline."""
-    source = data._folder("val")
+    _, source = data._sources()
     index = [file for file, _ in source.samples].index(path)
-    return _normalize(_Decoder(source, [index], data.image_size)[[0]], None)[0]
+    return data._prepare(_Decoder(source, [index], data.image_size, data.crop_fraction)[[0]], None)[0]
 
 
 def _check_contents(folder, data, report):
