@@ -69,7 +69,7 @@ def other_drops(report: Report) -> tuple[str, ...]:
     base, ours = report.baseline, report.int8
     lines = []
     if text := _interval(report, base.accuracy, ours.accuracy, report.samples):
-        lines.append(f"On the data of the decisions the drop {text}.")
+        lines.append(f"On the data of the decisions the drop{text}.")
     if report.holdout_accuracy_drop is not None:
         lines.append(
             "On held-out data, which no decision saw, the drop is "
