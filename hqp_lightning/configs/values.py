@@ -44,8 +44,8 @@ def parameters(target: str) -> dict[str, Any] | None:
     """Names and type hints of what a dotted path takes; None if it takes any name or has no signature.
 
     Example:
-        >>> list(parameters("fractions.Fraction"))
-        ['numerator', 'denominator']
+        >>> list(parameters("statistics.NormalDist"))
+        ['mu', 'sigma']
     """
     try:
         thing = get_object(target)
