@@ -78,7 +78,7 @@ class MyData(L.LightningDataModule):
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore:Starting from v1.9.0")  # the pages' Trainers name no logger; TensorBoard is optional
+@pytest.mark.filterwarnings("ignore:Starting from v1.9.0")  # TensorBoard is optional
 def test_python_blocks_run(tmp_path, monkeypatch):
     """In the order of the pages, in one folder: what the README's training writes, the other pages read."""
     namespace = {"model": MyModule(), "datamodule": MyData(), "MyModule": MyModule}
