@@ -7,6 +7,8 @@ from typing import Any
 from lightning.pytorch import LightningModule, Trainer, callbacks
 from torch import nn
 
+from hqp_lightning.callbacks.trainer import loose
+
 __all__ = ["averages", "copies", "scored"]
 
 # Lightning has it since 2.6.
@@ -15,7 +17,7 @@ _FAMILY: tuple[Any, ...] = tuple(c for c in [getattr(callbacks, "WeightAveraging
 
 def averages(trainer: Trainer) -> list[nn.Module]:
     """The ``torch.optim.swa_utils.AveragedModel`` of every such callback; its ``module`` is the copy."""
-    kept = [getattr(c, "_average_model", None) for c in trainer.callbacks if isinstance(c, _FAMILY)]  # type: ignore[attr-defined]
+    kept = [getattr(c, "_average_model", None) for c in loose(trainer).callbacks if isinstance(c, _FAMILY)]
     return [average for average in kept if average is not None]
 
 

@@ -48,7 +48,7 @@ def quantize_within(
         max_float_layers: how many layers may stay in float; 0: none.
 
     Returns:
-        What is within the budget, or else the model with every layer quantized.
+        What is within the budget; or else, with its engine closed, what came of quantizing every layer.
     """
     ranges = export.collect_ranges(float_onnx.path, calibration(), method=options.method, threads=options.threads)
     sample = next(calibration())[:_NOISE_SAMPLES]
@@ -71,4 +71,5 @@ def quantize_within(
     if made.verdict.kept or limit == 0:
         return made
     made.engine.close()
-    return attempt(fewest(limit, enough) or 0)
+    in_float = fewest(limit, enough)
+    return made if in_float is None else attempt(in_float)

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -216,5 +216,5 @@ def _channels(before: Structure, after: Structure, prefix: str) -> list[LayerCha
         for key in ("out_channels", "out_features"):
             if key in attributes and f"{name}.weight" in before.shapes:  # not a container that notes its width
                 layer = name.removeprefix(f"{prefix}.") if prefix else name
-                rows.append(LayerChannels(layer, int(attributes[key]), int(after.attributes[name][key])))  # type: ignore[arg-type]
+                rows.append(LayerChannels(layer, cast(int, attributes[key]), cast(int, after.attributes[name][key])))
     return rows

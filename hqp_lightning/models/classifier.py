@@ -19,11 +19,11 @@ from hqp_lightning.models.factory import load_weights_
 __all__ = ["ImageClassifier", "distillation_loss", "lr_factor"]
 
 
-def lr_factor(progress: float, schedule: str, warmup: float, decay: float, epochs: int = 1) -> float:
+def lr_factor(progress: float, schedule: str, warmup: float, decay: float, restarts: float = 1) -> float:
     """Learning rate as a part of its peak.
 
     A linear warm-up, then ``"cosine"``: half a cosine down to zero at the end; or ``"constant"``: the peak, with a
-    linear fall to zero over the last ``decay`` of the run; or ``"restarts"``: half a cosine in every epoch, so that
+    linear fall to zero over the last ``decay`` of the run; or ``"restarts"``: one half cosine after another, so that
     each pruning step heals at full speed and is judged after the rate has come down.
 
     Args:
@@ -31,20 +31,20 @@ def lr_factor(progress: float, schedule: str, warmup: float, decay: float, epoch
         schedule: ``"cosine"``, ``"constant"`` or ``"restarts"``.
         warmup: part of the steps for the warm-up.
         decay: part of the steps for the final fall (``"constant"`` only).
-        epochs: number of half cosines (``"restarts"`` only).
+        restarts: number of half cosines (``"restarts"`` only).
 
     Example:
         >>> [round(lr_factor(p, "cosine", 0.2, 0.0), 3) for p in (0.1, 0.2, 0.6, 1.0)]
         [0.5, 1.0, 0.5, 0.0]
         >>> [round(lr_factor(p, "constant", 0.0, 0.25), 3) for p in (0.1, 0.75, 0.875, 1.0)]
         [1.0, 1.0, 0.5, 0.0]
-        >>> [round(lr_factor(p, "restarts", 0.0, 0.0, epochs=2), 3) for p in (0.0, 0.25, 0.499, 0.5, 0.75)]
+        >>> [round(lr_factor(p, "restarts", 0.0, 0.0, restarts=2), 3) for p in (0.0, 0.25, 0.499, 0.5, 0.75)]
         [1.0, 0.5, 0.0, 1.0, 0.5]
     """
     if warmup > 0 and progress <= warmup:
         return progress / warmup
     if schedule == "restarts":
-        return 0.5 * (1.0 + math.cos(math.pi * (progress * epochs % 1.0)))
+        return 0.5 * (1.0 + math.cos(math.pi * (progress * restarts % 1.0)))
     if schedule == "cosine":
         return 0.5 * (1.0 + math.cos(math.pi * min(1.0, (progress - warmup) / (1.0 - warmup))))
     return 1.0 if decay <= 0.0 else min(1.0, max(0.0, (1.0 - progress) / decay))
@@ -80,6 +80,7 @@ class ImageClassifier(L.LightningModule):
         schedule: ``"cosine"``, ``"constant"`` or ``"restarts"``; see :func:`lr_factor`.
         warmup_epochs: epochs of linear warm-up, may be a fraction.
         decay_epochs: epochs of the final linear fall under ``"constant"``, may be a fraction.
+        restart_epochs: length of a half cosine under ``"restarts"``; that of a pruning step (``every_n_epochs``).
         label_smoothing: of the training loss, in [0, 1).
         distillation: part ``d`` of the training loss, in [0, 1], that comes from the network as it was given (so it
             must be trained: ``checkpoint``, or weights in ``net``). A pruned network heals with fewer batches towards
@@ -104,6 +105,7 @@ class ImageClassifier(L.LightningModule):
         schedule: str = "cosine",
         warmup_epochs: float = 0.0,
         decay_epochs: float = 0.0,
+        restart_epochs: int = 1,
         label_smoothing: float = 0.0,
         distillation: float = 0.0,
         temperature: float = 4.0,
@@ -120,6 +122,8 @@ class ImageClassifier(L.LightningModule):
                 "expected lr > 0, weight_decay, warmup_epochs, decay_epochs >= 0 and label_smoothing in [0, 1), got "
                 f"{lr=}, {weight_decay=}, {warmup_epochs=}, {decay_epochs=}, {label_smoothing=}"
             )
+        if restart_epochs < 1:
+            raise ConfigurationError(f"restart_epochs must be at least 1, got {restart_epochs}")
         if not 0 <= distillation <= 1 or temperature <= 0:
             raise ConfigurationError(
                 f"expected distillation in [0, 1] and temperature > 0, got {distillation=}, {temperature=}"
@@ -184,7 +188,9 @@ class ImageClassifier(L.LightningModule):
         scheduler = torch.optim.lr_scheduler.LambdaLR(
             # The middle of a step: the first of a warm-up must move already, and the last of a fall still.
             optimizer,
-            lambda step: lr_factor(min(1.0, (step + 0.5) / total), h["schedule"], warmup, decay, epochs),
+            lambda step: lr_factor(
+                min(1.0, (step + 0.5) / total), h["schedule"], warmup, decay, epochs / h["restart_epochs"]
+            ),
         )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
