@@ -1,3 +1,5 @@
+from functools import partial
+
 import pytest
 import torch
 from lightning.pytorch import LightningModule, Trainer, seed_everything
@@ -104,22 +106,22 @@ def loaders(digits):
     return train, DataLoader(TensorDataset(x[1200:1400], y[1200:1400]), 64)
 
 
+def quiet_trainer(folder, max_epochs, callbacks, **kwargs):
+    settings = {
+        "accelerator": "cpu",
+        "devices": 1,
+        "logger": False,
+        "enable_checkpointing": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "default_root_dir": folder,
+        "num_sanity_val_steps": 0,
+    }
+    return Trainer(max_epochs=max_epochs, callbacks=callbacks, **{**settings, **kwargs})
+
+
 @pytest.fixture
 def make_trainer(tmp_path):
     """A quiet CPU trainer: ``make_trainer(max_epochs, callbacks, **kwargs)``."""
-
-    def make(max_epochs, callbacks, **kwargs):
-        settings = {
-            "accelerator": "cpu",
-            "devices": 1,
-            "logger": False,
-            "enable_checkpointing": False,
-            "enable_progress_bar": False,
-            "enable_model_summary": False,
-            "default_root_dir": tmp_path,
-            "num_sanity_val_steps": 0,
-        }
-        return Trainer(max_epochs=max_epochs, callbacks=callbacks, **{**settings, **kwargs})
-
     seed_everything(0, verbose=False)
-    return make
+    return partial(quiet_trainer, tmp_path)

@@ -1,8 +1,8 @@
 """Two processes on a CPU (gloo): the same steps on every rank, and the result of one process."""
 
-import multiprocessing
 import os
 from datetime import timedelta
+from functools import partial
 
 import pytest
 import torch
@@ -19,31 +19,24 @@ from hqp_lightning.callbacks import operation
 from hqp_lightning.surgery import record
 
 from .conftest import Classifier, Scripted
+from .processes import exit_codes
 from .test_export_callback import accuracy_by_hand
 
 pytestmark = pytest.mark.filterwarnings(
-    "ignore:.*use of fork.. may lead to deadlocks:DeprecationWarning",
     "ignore:It is recommended to use `self.log.*sync_dist=True:UserWarning",
     "ignore:.*recommended to use a single device:UserWarning",
 )
 
 
-def two_processes(work):
-    """Run ``work(trainer settings)`` on two ranks, as ``torchrun`` or SLURM would; forked, to be quick."""
-    port = find_free_network_port()
-
-    def on_rank(rank):
-        os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), WORLD_SIZE="2", NODE_RANK="0")
-        os.environ["LOCAL_RANK"] = str(rank)
-        work({"strategy": DDPStrategy(timeout=timedelta(seconds=60)), "devices": 2})
-
-    processes = [multiprocessing.get_context("fork").Process(target=on_rank, args=(r,)) for r in range(2)]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join(90)
-        process.kill()
-    assert [p.exitcode for p in processes] == [0, 0]
+def on_two_ranks(work):
+    """Call ``work()`` on two ranks, as ``torchrun`` or SLURM would."""
+    common = {
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(find_free_network_port()),
+        "WORLD_SIZE": "2",
+        "NODE_RANK": "0",
+    }
+    assert exit_codes(work, [{**common, "LOCAL_RANK": rank} for rank in "01"]) == [0, 0]
 
 
 class Diary(Callback):
@@ -78,6 +71,17 @@ def shared_out(loader, rank):
     )
 
 
+def fit(make_trainer, epochs, callbacks, model, loaders, distributed, prepare, settings, kwargs):
+    """What every rank does; ``prepare()`` comes first."""
+    if prepare:
+        prepare()
+    if distributed:
+        settings = {**settings, "strategy": DDPStrategy(timeout=timedelta(seconds=60)), "devices": 2}
+    if not settings.get("use_distributed_sampler", True):  # Lightning's own sampler always shuffles the training
+        loaders = [shared_out(loader, int(os.environ["LOCAL_RANK"])) for loader in loaders]
+    make_trainer(epochs, callbacks, **settings).fit(model, *loaders, **kwargs)
+
+
 def run(
     make_trainer,
     folder,
@@ -88,25 +92,21 @@ def run(
     epochs,
     distributed=True,
     in_order=False,
+    prepare=None,
     settings=None,
     **kwargs,
 ):
     """Fit; returns what each rank wrote."""
     folder.mkdir(exist_ok=True)
     settings = {"enable_checkpointing": bool(others), **(settings or {})}
-
-    def work(strategy):
-        data = loaders
-        if strategy and in_order:  # Lightning's own sampler always shuffles the training
-            settings["use_distributed_sampler"] = False
-            data = [shared_out(loader, int(os.environ["LOCAL_RANK"])) for loader in loaders]
-        trainer = make_trainer(epochs, [pruning, *others, Diary(folder)], **strategy, **settings)
-        trainer.fit(model, *data, **kwargs)
-
+    if distributed and in_order:
+        settings["use_distributed_sampler"] = False
+    callbacks = [pruning, *others, Diary(folder)]
+    work = partial(fit, make_trainer, epochs, callbacks, model, loaders, distributed, prepare, settings, kwargs)
     if distributed:
-        two_processes(work)
+        on_two_ranks(work)
     else:
-        work({})
+        work()
     return [torch.load(folder / f"rank{r}.pt", weights_only=False) for r in range(2 if distributed else 1)]
 
 
@@ -201,9 +201,12 @@ def synchronised_on_a_cpu(self, x):
     return normal * self.weight.view(1, -1, 1, 1) + self.bias.view(1, -1, 1, 1)
 
 
-def test_synchronised_batchnorm_gives_the_result_of_one_process(digits, make_trainer, tmp_path, monkeypatch):
-    monkeypatch.setattr(nn.SyncBatchNorm, "forward", synchronised_on_a_cpu)
-    monkeypatch.setattr(nn.parallel.DistributedDataParallel, "_passing_sync_batchnorm_handle", lambda *_: None)
+def synchronise_on_a_cpu():
+    nn.SyncBatchNorm.forward = synchronised_on_a_cpu
+    nn.parallel.DistributedDataParallel._passing_sync_batchnorm_handle = lambda *_: None
+
+
+def test_synchronised_batchnorm_gives_the_result_of_one_process(digits, make_trainer, tmp_path):
     scores = [0.9, 0.89, 0.5, 0.885]
 
     def once(folder, loaders, **kwargs):
@@ -211,7 +214,8 @@ def test_synchronised_batchnorm_gives_the_result_of_one_process(digits, make_tra
         pruning, model = HQPPruning("val_acc", 0.02, step=0.2, min_step=0.05), Scripted(scores, optimizer="sgd")
         return run(make_trainer, tmp_path / folder, model, loaders, pruning, epochs=3, **kwargs)
 
-    ranks = once("two", batched(digits, 16), in_order=True, settings={"sync_batchnorm": True})
+    settings = {"sync_batchnorm": True}
+    ranks = once("two", batched(digits, 16), in_order=True, settings=settings, prepare=synchronise_on_a_cpu)
     (single,) = once("one", batched(digits, 32, padded=1), distributed=False)
     assert [r[0] for r in single["records"]] == ["kept", "rolled_back", "kept"]
     assert_equal_ranks(ranks)

@@ -1,7 +1,7 @@
 """A step happens as a whole or not at all: errors, interrupts and kills in the middle of it, and every kind of file."""
 
-import multiprocessing
 import os
+from functools import partial
 
 import pytest
 import torch
@@ -14,6 +14,7 @@ from hqp_lightning.callbacks import operation
 from hqp_lightning.surgery import Shadow, batchnorm, cut, record, snapshot
 
 from .conftest import Classifier, Scripted
+from .processes import exit_codes
 from .test_pruning_callback import Probe, assert_same, channels
 
 
@@ -147,36 +148,30 @@ DEATHS = {
 }
 
 
-@pytest.mark.filterwarnings(
-    "ignore:Checkpoint directory", "ignore:.*use of fork.. may lead to deadlocks:DeprecationWarning"
-)
+def checkpointed(make_trainer, folder, loaders, scores, ckpt=None, death=None):
+    """Four epochs; ``death`` in the middle of them is what a process of its own dies of."""
+    if death:
+        DEATHS[death]()
+    torch.manual_seed(0)
+    pruning = HQPPruning("val_acc", 0.02, step=0.3, min_step=0.1)
+    checkpoint = ModelCheckpoint(folder, save_last=True, save_top_k=1, enable_version_counter=False)
+    model = Scripted(scores)
+    trainer = make_trainer(4, [pruning, checkpoint], enable_checkpointing=True)
+    trainer.fit(model, *loaders, ckpt_path=ckpt, weights_only=True)
+    return model, pruning
+
+
+@pytest.mark.filterwarnings("ignore:Checkpoint directory")
 @pytest.mark.parametrize("death", DEATHS)
 def test_a_killed_run_goes_on_from_its_last_checkpoint(loaders, make_trainer, tmp_path, death):
-    def run(folder, scores, ckpt=None):
-        torch.manual_seed(0)
-        pruning = HQPPruning("val_acc", 0.02, step=0.3, min_step=0.1)
-        checkpoint = ModelCheckpoint(tmp_path / folder, save_last=True, save_top_k=1, enable_version_counter=False)
-        model = Scripted(scores)
-        trainer = make_trainer(4, [pruning, checkpoint], enable_checkpointing=True)
-        trainer.fit(model, *loaders, ckpt_path=ckpt, weights_only=True)
-        return model, pruning
-
     scores = [0.9, 0.89, 0.5, 0.885, 0.88]
-    straight, first = run("straight", scores)
+    straight, first = checkpointed(make_trainer, tmp_path / "straight", loaders, scores)
     assert [r.outcome for r in first.records] == ["kept", "rolled_back", "kept", "kept"]
-
-    def killed():
-        DEATHS[death]()
-        run("killed", scores)
-        os._exit(0)
-
-    process = multiprocessing.get_context("fork").Process(target=killed)
-    process.start()
-    process.join(60)
-    assert process.exitcode == 9
-    last = tmp_path / "killed" / "last.ckpt"
+    killed = tmp_path / "killed"
+    assert exit_codes(partial(checkpointed, make_trainer, killed, loaders, scores, death=death)) == [9]
+    last = killed / "last.ckpt"
     epochs = torch.load(last, weights_only=True)["epoch"] + 1
-    resumed, second = run("killed", scores[epochs + 1 :], ckpt=last)
+    resumed, second = checkpointed(make_trainer, killed, loaders, scores[epochs + 1 :], ckpt=last)
     assert [(r.outcome, r.macs, r.accuracy) for r in second.records] == [
         (r.outcome, r.macs, r.accuracy) for r in first.records
     ]

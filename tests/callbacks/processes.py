@@ -1,0 +1,37 @@
+"""Work in processes of its own.
+
+They are forked from a server that has only imported. A process in which torch has computed holds threads of OpenMP,
+and a fork of it waits for them for ever.
+"""
+
+import multiprocessing
+import os
+import pickle
+
+import torch
+
+_context = multiprocessing.get_context("forkserver")
+_context.set_forkserver_preload(["lightning.pytorch", "torchmetrics.classification", "hqp_lightning"])
+
+
+def exit_codes(work, environments=({},), timeout=120):
+    """Call ``work()`` in a process for each of the environments; what it returns is lost. Waits for all of them.
+
+    ``work`` is pickled, so that every process has tensors of its own (multiprocessing would share their memory).
+    """
+    content = pickle.dumps((torch.get_num_threads(), work))
+    processes = [_context.Process(target=_call, args=(content, variables)) for variables in environments]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(timeout)
+        process.kill()
+        process.join()
+    return [process.exitcode for process in processes]
+
+
+def _call(content, variables):
+    os.environ.update(variables)
+    threads, work = pickle.loads(content)
+    torch.set_num_threads(threads)  # another number rounds differently
+    work()
