@@ -29,6 +29,7 @@ SMALL = [
     "trainer.enable_checkpointing=false",
     "hqp.max_drop=0.99",  # nothing is learnt here, so every score is as good as another
     "hqp.start_epoch=0",
+    "hqp.every_n_epochs=1",
     "hqp.fisher_batches=1",
     "export.calibration_batches=1",
     "export.engines=[onnxruntime]",
