@@ -4,8 +4,8 @@
     python benchmarks/calibration_cost.py --images 64 --threads 1
 
 The two take turns, batch for batch the same images and the same threads; the figure is the ratio of the medians over
-the turns. CPU time counts every thread, so that it hardly depends on what else the machine does. Memory is the peak of a
-process of its own: plain passes, calibration, calibration over four times the images (it must not grow with them).
+the turns. CPU time counts every thread, so that it hardly depends on what else the machine does. Memory is the peak of
+a process of its own: plain passes, calibration, calibration over four times the images (it must not grow with them).
 """
 
 from __future__ import annotations
