@@ -64,7 +64,7 @@ class Recorder(fx.Interpreter):
         layers = dict(self.module.named_modules())
         for name, what in KINDS.items():  # both list the nodes of a kind in the order in which they run
             there = [n.name for n in graph.node if kind(n.op_type) == name]
-            here = [n for n in self.module.graph.nodes if n.target in what or isinstance(layers.get(n.target), what)]
+            here = [n for n in self.module.graph.nodes if n.target in what or type(layers.get(n.target)) in what]
             if len(there) != len(here):
                 raise SystemExit(f"{len(there)} nodes {name} in the file, {len(here)} in torch's graph")
             self.places.update({n: placed[t] for n, t in zip(here, there, strict=True) if t in placed})

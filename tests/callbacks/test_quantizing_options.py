@@ -17,7 +17,8 @@ from hqp_lightning.records import Verdict
 
 def _network():
     return nn.Sequential(
-        nn.Conv2d(3, 8, 3), nn.Hardswish(), SqueezeExcitation(8, 4), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 3)
+        nn.Conv2d(3, 8, 3), nn.Hardswish(), SqueezeExcitation(8, 4), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
+        nn.Linear(8, 3),
     )  # fmt: skip
 
 
@@ -36,7 +37,7 @@ def test_placement_options(given, expected, tmp_path):
     options = Int8Export(tmp_path, threads=1, **given).options
 
     def measure(int8):
-        return OnnxRuntimeBackend().build(int8.path, "int8", tmp_path), Verdict(True, 1.0, 0.0, "")
+        return OnnxRuntimeBackend().build(int8.path, "int8", tmp_path), Verdict(True, 1.0, 1.0, 0.0, 0.01, "")
 
     made = quantize_within(artifact, lambda: iter([batch]), measure, tmp_path / "int8.onnx", options, 0)
     made.engine.close()
