@@ -49,6 +49,8 @@ class Int8Export(Callback):
         method: range estimator, one of ``"mse"``, ``"max"``, ``"percentile"``, ``"entropy"``.
         max_float_layers: if the INT8 score is over budget, so many layers at most stay in float, the noisiest first and
             as few as bring it within the budget, before the export walks back to an earlier model; 0 for none.
+        quantize_hardswish: quantize the inputs of hard-swish, too; they stay float by default.
+        quantize_se: quantize the squeeze and the gate of squeeze-excite blocks, too; they stay float by default.
         holdout: loaders of data that no decision saw, or ``"test"`` for the datamodule's ``test_dataloader``; scored
             by ``validation_step`` and reported beside the budget.
         engines: backends to time, by name; by default TensorRT where there is a GPU, and OpenVINO, or onnxruntime
@@ -73,6 +75,8 @@ class Int8Export(Callback):
         calibration_batches: int = 16,
         method: str = DEFAULT_METHOD,
         max_float_layers: int = 8,
+        quantize_hardswish: bool = False,
+        quantize_se: bool = False,
         holdout: Any = None,
         engines: Sequence[str] | None = None,
         batch_size: int = 1,
@@ -86,6 +90,8 @@ class Int8Export(Callback):
             calibration_batches=calibration_batches,
             method=method,
             max_float_layers=max_float_layers,
+            quantize_hardswish=quantize_hardswish,
+            quantize_se=quantize_se,
             holdout=holdout,
             engines=None if engines is None else tuple(engines),
             batch_size=batch_size,

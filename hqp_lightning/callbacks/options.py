@@ -55,6 +55,8 @@ class ExportOptions:
     calibration_batches: int
     method: str
     max_float_layers: int
+    quantize_hardswish: bool
+    quantize_se: bool
     holdout: Any
     engines: tuple[str, ...] | None
     batch_size: int
@@ -68,7 +70,7 @@ class ExportOptions:
         if unknown:
             raise ConfigurationError(f"engines={unknown} are not known; choose from {known}.")
         _at_least(self, calibration_batches=1, max_float_layers=0, batch_size=1, threads=1, latency_runs=1)
-        _one_of(self, method=METHODS)
+        _one_of(self, method=METHODS, quantize_hardswish=(False, True), quantize_se=(False, True))
 
 
 def _at_least(options: Any, **least: int) -> None:
@@ -78,7 +80,7 @@ def _at_least(options: Any, **least: int) -> None:
             raise ConfigurationError(f"{name}={value!r} must be an integer of at least {bound}.")
 
 
-def _one_of(options: Any, **known: tuple[str, ...]) -> None:
+def _one_of(options: Any, **known: tuple[object, ...]) -> None:
     for name, choices in known.items():
         if getattr(options, name) not in choices:
             raise ConfigurationError(f"{name}={getattr(options, name)!r} is not known; choose one of {choices}.")

@@ -44,20 +44,22 @@ def quantize_within(
         calibration: gives the calibration batches, the same at every call.
         measure: builds an engine of an artifact and judges its score.
         out_path: the file to write.
-        options: calibration method and threads.
+        options: calibration method, placement and threads.
         max_float_layers: how many layers may stay in float; 0: none.
 
     Returns:
         What is within the budget; or else, with its engine closed, what came of quantizing every layer.
     """
-    ranges = export.collect_ranges(float_onnx.path, calibration(), method=options.method, threads=options.threads)
+    where = {"quantize_hardswish": options.quantize_hardswish, "quantize_se": options.quantize_se}
+    threads = options.threads
+    ranges = export.collect_ranges(float_onnx.path, calibration(), method=options.method, threads=threads, **where)
     sample = next(calibration())[:_NOISE_SAMPLES]
-    noise = export.quantization_noise(float_onnx.path, ranges, sample, threads=options.threads)
+    noise = export.quantization_noise(float_onnx.path, ranges, sample, threads=threads, **where)
     noisiest = sorted(noise, key=lambda name: noise[name], reverse=True)
 
     def attempt(in_float: int) -> Quantized:
         kept = set(noisiest[:in_float])
-        artifact = export.quantize(float_onnx.path, ranges, out_path, exclude=sorted(kept))
+        artifact = export.quantize(float_onnx.path, ranges, out_path, exclude=sorted(kept), **where)
         layers = (QuantizedLayer(n, v, "float" if n in kept else "int8") for n, v in noise.items())
         return Quantized(artifact, *measure(artifact), tuple(layers))
 

@@ -20,7 +20,8 @@ __all__ = ["METHODS", "Histogram", "compute_amax", "init", "merge", "scale", "up
 METHODS = ("max", "percentile", "mse", "entropy")
 LEVELS = 127  # symmetric int8: -127 ... 127
 _MSE_CANDIDATES = 256
-_CHUNK = 1 << 24  # torch.histc counts in float32, exact up to 2**24
+_CHUNK = 1 << 18  # values counted at a time: few enough for the processor's cache
+_LEAST_LIMIT = 2.0**-100  # bins / limit has to be a float32
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -67,16 +68,14 @@ def update(hist: Histogram, values: Tensor) -> Histogram:
     """
     if values.numel() == 0:
         return hist
-    flat = values.detach().abs().flatten().float()
-    top = float(flat.max())
+    flat = values.detach().flatten().float()
+    low, high = (float(v) for v in flat.aminmax())
+    top = max(-low, high)
     if not math.isfinite(top):
         raise ConfigurationError("calibration values contain NaN or infinity: check the model and the calibration data")
     hist = _widen(hist, _limit_for(top))
-    limit = hist.limit or 1.0  # only zeros so far: they are in the first bin whatever the range
-    counts = hist.counts.clone()
-    for chunk in flat.split(_CHUNK):
-        counts += torch.histc(chunk, bins=len(counts), min=0.0, max=limit).double().cpu()
-    return Histogram(counts, hist.limit, max(hist.amax, top))
+    counted = _count(flat, len(hist.counts), hist.limit or 1.0, signed=low < 0)  # zeros alone: any range will do
+    return Histogram(hist.counts + counted, hist.limit, max(hist.amax, top))
 
 
 def merge(a: Histogram, b: Histogram) -> Histogram:
@@ -124,9 +123,23 @@ def scale(amax: float) -> float:
     return (amax or 1.0) / LEVELS
 
 
+def _count(flat: Tensor, bins: int, limit: float, *, signed: bool) -> Tensor:
+    """What ``torch.histc`` of the absolute values counts, in a third of its time; exact for a power of two of bins."""
+    scaled = torch.empty(min(_CHUNK, len(flat)), device=flat.device)
+    index = torch.empty_like(scaled, dtype=torch.int32)
+    counts = torch.zeros(bins + 1, dtype=torch.int64, device=flat.device)
+    for chunk in flat.split(_CHUNK):
+        part = torch.mul(chunk, bins / limit, out=scaled[: len(chunk)])
+        if signed:
+            part.abs_()
+        counts += torch.bincount(index[: len(chunk)].copy_(part), minlength=bins + 1)
+    counts[-2] += counts[-1]  # the limit itself belongs to the last bin
+    return counts[:-1].double().cpu()
+
+
 def _limit_for(top: float) -> float:
     """Smallest power of two that is at least ``top``; 0 for 0."""
-    return 2.0 ** math.ceil(math.log2(top)) if top else 0.0
+    return 2.0 ** math.ceil(math.log2(max(top, _LEAST_LIMIT))) if top else 0.0
 
 
 def _widen(hist: Histogram, limit: float) -> Histogram:
@@ -149,12 +162,23 @@ def _percentile(hist: Histogram, percentile: float) -> float:
 
 
 def _mse(hist: Histogram) -> float:
-    width = hist.limit / len(hist.counts)
-    centers = (torch.arange(len(hist.counts), dtype=torch.float64) + 0.5) * width
-    amax = hist.amax * torch.arange(1, _MSE_CANDIDATES + 1, dtype=torch.float64).unsqueeze(1) / _MSE_CANDIDATES
-    step = amax / LEVELS
-    error = (centers / step).round().clamp(max=LEVELS) * step - centers
-    return float(amax[((error**2) @ hist.counts).argmin()])
+    """Search ``k/256 · amax``, then as finely between the best one's neighbours."""
+    fractions = torch.arange(1, _MSE_CANDIDATES + 1, dtype=torch.float64) / _MSE_CANDIDATES
+    best = _least_error(hist, hist.amax * fractions)
+    near = hist.amax / _MSE_CANDIDATES
+    return _least_error(hist, (best - near) + 2 * near * fractions[:: _MSE_CANDIDATES // 32])
+
+
+def _least_error(hist: Histogram, amax: Tensor) -> float:
+    """The candidate with the least squared quantization error, if values are spread evenly over each bin.
+
+    With the step *s* and the level *n* = min(round(x/s), 127), ∫₀ˣ (t - q(t))² dt = n·s³/12 + (x - n·s)³/3.
+    """
+    edges = torch.arange(len(hist.counts) + 1, dtype=torch.float64) * (hist.limit / len(hist.counts))
+    step = (amax / LEVELS).unsqueeze(1)
+    level = (edges / step).round().clamp(max=LEVELS)
+    integral = level * step**3 / 12 + (edges - level * step) ** 3 / 3
+    return float(amax[(integral.diff(dim=1) @ hist.counts).argmin()])
 
 
 def _entropy(hist: Histogram) -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import onnx
 
@@ -29,7 +30,13 @@ class Placement:
     weight_axis: int | None = None
 
 
-def placements(onnx_path: str | os.PathLike[str], *, exclude: Sequence[str] = ()) -> tuple[Placement, ...]:
+def placements(
+    onnx_path: str | os.PathLike[str],
+    *,
+    exclude: Sequence[str] = (),
+    quantize_hardswish: bool = False,
+    quantize_se: bool = False,
+) -> tuple[Placement, ...]:
     """Decide where the quantizers stand, for TensorRT's fusions.
 
     - inputs and weights of Conv, Gemm and MatMul with constant weights;
@@ -38,11 +45,13 @@ def placements(onnx_path: str | os.PathLike[str], *, exclude: Sequence[str] = ()
     - inputs of poolings, except the squeeze of a squeeze-excite block: its input also feeds the Mul of the gate,
       which stays float, so a quantized copy of it would be extra work.
 
-    Outputs are not quantized; hard-swish, hard-sigmoid and gates stay float.
+    Outputs are not quantized; hard-swish, hard-sigmoid and gates stay float. ``docs/int8.md`` has the whole table.
 
     Args:
         onnx_path: a float model.
         exclude: names of nodes to keep in float, as they stand in the result's ``node``.
+        quantize_hardswish: quantize the inputs of HardSwish nodes, too.
+        quantize_se: quantize the squeeze's input and both inputs of the Mul of squeeze-excite blocks, too.
 
     Raises:
         ExportError: nodes without a name of their own, or a name in ``exclude`` is no quantizable node.
@@ -53,7 +62,10 @@ def placements(onnx_path: str | os.PathLike[str], *, exclude: Sequence[str] = ()
     weights = {i.name: len(i.dims) for i in graph.initializer}
     constants = {*weights, *(n.output[0] for n in graph.node if n.op_type == "Constant")}
     depth = dict.fromkeys(constants, 0)
-    gated = {name for n in graph.node if n.op_type == "Mul" for name in n.input}
+    pooled = {n.input[0] for n in graph.node if n.op_type in _POOLS}
+    gates = {n.name: n for n in graph.node if n.op_type == "Mul" and not pooled.isdisjoint(n.input)}
+    squeezed = pooled & {name for n in gates.values() for name in n.input}
+    alone = (*_POOLS, "HardSwish") if quantize_hardswish else _POOLS
     found: list[Placement] = []
     for node in graph.node:
         inputs = list(node.input)
@@ -64,8 +76,10 @@ def placements(onnx_path: str | os.PathLike[str], *, exclude: Sequence[str] = ()
         elif node.op_type == "Add" and constants.isdisjoint(inputs):
             index = min((1, 0), key=lambda k: depth.get(inputs[k], 0))
             found.append(Placement(node.name, index, inputs[index]))
-        elif node.op_type in _POOLS and inputs[0] not in gated:
+        elif node.op_type in alone and (quantize_se or inputs[0] not in squeezed):
             found.append(Placement(node.name, 0, inputs[0]))
+        elif quantize_se and node.name in gates:
+            found.extend(Placement(node.name, k, name) for k, name in enumerate(inputs))
         for output in node.output:
             depth[output] = 1 + max((depth.get(name, 0) for name in inputs), default=0)
     unknown = sorted(set(exclude) - {p.node for p in found})
@@ -75,9 +89,9 @@ def placements(onnx_path: str | os.PathLike[str], *, exclude: Sequence[str] = ()
     return tuple(p for p in found if p.node not in exclude)
 
 
-def quantized_tensors(onnx_path: str | os.PathLike[str], *, exclude: Sequence[str] = ()) -> tuple[str, ...]:
-    """Names of the activation tensors that need a range, each once, in graph order; see `placements`."""
-    return tuple(dict.fromkeys(p.tensor for p in placements(onnx_path, exclude=exclude)))
+def quantized_tensors(onnx_path: str | os.PathLike[str], **options: Any) -> tuple[str, ...]:
+    """Names of the activation tensors that need a range, each once, in graph order; options as of `placements`."""
+    return tuple(dict.fromkeys(p.tensor for p in placements(onnx_path, **options)))
 
 
 def load_model(path: str | os.PathLike[str]) -> onnx.ModelProto:

@@ -38,6 +38,8 @@ def collect_ranges(
     method: str = DEFAULT_METHOD,
     percentile: float = 99.99,
     threads: int | None = None,
+    quantize_hardswish: bool = False,
+    quantize_se: bool = False,
 ) -> dict[str, float]:
     """Run the float model over calibration batches and return a clipping range for every quantized tensor.
 
@@ -49,6 +51,8 @@ def collect_ranges(
         method: see `hqp_lightning.core.calibration.compute_amax`.
         percentile: for ``method="percentile"``.
         threads: onnxruntime's threads; None: its own default.
+        quantize_hardswish: see `hqp_lightning.export.placements`.
+        quantize_se: see there.
 
     Returns:
         Tensor name to ``amax``: the tensor is quantized on ``[-amax, amax]``.
@@ -61,7 +65,7 @@ def collect_ranges(
 
     artifact = describe(onnx_path)
     model = load_model(onnx_path)
-    names = quantized_tensors(onnx_path)
+    names = quantized_tensors(onnx_path, quantize_hardswish=quantize_hardswish, quantize_se=quantize_se)
     inner = [name for name in names if name != artifact.input_name]
     model.graph.output.extend(
         helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None)
@@ -95,6 +99,8 @@ def quantize(
     out_path: str | os.PathLike[str],
     *,
     exclude: Sequence[str] = (),
+    quantize_hardswish: bool = False,
+    quantize_se: bool = False,
 ) -> OnnxArtifact:
     """Write the Q/DQ model: symmetric int8, zero point 0, per-channel weights stored as int8, float scales and bias.
 
@@ -103,6 +109,8 @@ def quantize(
         ranges: tensor name to clipping range, from `collect_ranges` on the same file.
         out_path: the file to write.
         exclude: names of nodes to keep in float.
+        quantize_hardswish: see `hqp_lightning.export.placements`; as for `collect_ranges`.
+        quantize_se: see there.
 
     Returns:
         The record of the written file, same opset and IR version as the float one.
@@ -110,7 +118,8 @@ def quantize(
     Raises:
         ExportError: a range is missing, or a name in ``exclude`` is no quantizable node.
     """
-    model = insert_qdq_(load_model(onnx_path), placements(onnx_path, exclude=exclude), ranges)
+    placed = placements(onnx_path, exclude=exclude, quantize_hardswish=quantize_hardswish, quantize_se=quantize_se)
+    model = insert_qdq_(load_model(onnx_path), placed, ranges)
     onnx.checker.check_model(model, full_check=True)
     Path(out_path).parent.mkdir(parents=True, exist_ok=True)
     onnx.save(model, out_path)
@@ -129,15 +138,17 @@ def insert_qdq_(model: onnx.ModelProto, placed: Iterable[Placement], ranges: Map
         ExportError: a range is missing.
     """
     graph = model.graph
-    places = {p.node: p for p in placed}
-    missing = sorted({p.tensor for p in places.values()} - set(ranges))
+    places: dict[str, list[Placement]] = {}
+    for place in placed:
+        places.setdefault(place.node, []).append(place)
+    missing = sorted({p.tensor for at_node in places.values() for p in at_node} - set(ranges))
     if missing:
         raise ExportError(f"no range for tensor {missing[0]!r} ({len(missing)} missing): collect_ranges on this file")
     stored = {i.name: i for i in graph.initializer}
     pairs: dict[tuple[str, int | None], str] = {}
     nodes: list[onnx.NodeProto] = []
     for node in list(graph.node):
-        if (place := places.get(node.name)) is not None:
+        for place in places.get(node.name, ()):
             key: tuple[str, int | None] = (place.tensor, None)
             if key not in pairs:  # readers of one tensor share one pair
                 scale = np.float32(calibration.scale(ranges[place.tensor]))

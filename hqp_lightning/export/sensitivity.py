@@ -21,6 +21,8 @@ def quantization_noise(
     batch: np.ndarray,
     *,
     threads: int | None = None,
+    quantize_hardswish: bool = False,
+    quantize_se: bool = False,
 ) -> dict[str, float]:
     """Quantize one layer at a time and compare the logits *q* with those of the float model, *y*.
 
@@ -34,6 +36,8 @@ def quantization_noise(
         ranges: tensor name to clipping range, from `collect_ranges` on the same file.
         batch: ``(batch, *input_shape)``, preprocessed; some 32 samples rank the layers well.
         threads: onnxruntime's threads; None: its own default.
+        quantize_hardswish: see `hqp_lightning.export.placements`; as for `collect_ranges`.
+        quantize_se: see there.
 
     Returns:
         Node name (as ``exclude`` of `quantize` takes it) to its noise, in graph order.
@@ -48,12 +52,13 @@ def quantization_noise(
     reference = _logits(model, batch, threads)
     signal = float((reference**2).sum()) or 1.0
 
-    def noise(place: Placement) -> float:
+    def noise(placed: list[Placement]) -> float:
         changed = onnx.ModelProto()
         changed.CopyFrom(model)
-        return float(((_logits(insert_qdq_(changed, [place], ranges), batch, threads) - reference) ** 2).sum()) / signal
+        return float(((_logits(insert_qdq_(changed, placed, ranges), batch, threads) - reference) ** 2).sum()) / signal
 
-    return {place.node: noise(place) for place in placements(onnx_path)}
+    placed = placements(onnx_path, quantize_hardswish=quantize_hardswish, quantize_se=quantize_se)
+    return {node: noise([p for p in placed if p.node == node]) for node in dict.fromkeys(p.node for p in placed)}
 
 
 def _logits(model: onnx.ModelProto, batch: np.ndarray, threads: int | None) -> np.ndarray:
