@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import random
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -98,7 +99,8 @@ def monitored(trainer: Trainer, monitor: str) -> float:
 
 def announce(trainer: Trainer, record: StepRecord, budget: Budget, dense_macs: float) -> None:
     """One line for a step that was closed, and its figures to the user's loggers."""
-    trainer.print(step_line(record, baseline_macs=dense_macs, max_drop=budget.max_drop, monitor=budget.monitor))
+    allowed = budget.max_drop if math.isfinite(budget.max_drop) else None
+    trainer.print(step_line(record, baseline_macs=dense_macs, max_drop=allowed, monitor=budget.monitor))
     values = {
         "hqp/kept": float(record.outcome == "kept"),
         "hqp/macs": record.macs,

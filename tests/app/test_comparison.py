@@ -1,24 +1,20 @@
 """compare=true: every method on one dense model, and the table of them."""
 
-import math
-
 import onnxruntime
 import pytest
 import torch
 from test_recipes import composed
 
 from hqp_lightning import app
-from hqp_lightning.callbacks import HQPPruning
-from hqp_lightning.callbacks.comparing import without_budget
 from hqp_lightning.errors import ConfigurationError
 from hqp_lightning.report import read_methods
 
 SETTINGS = [
-    *("data.image_size=16", "data.batch_size=16", "trainer.accelerator=cpu", "trainer.max_epochs=4", "model.lr=0.002"),
-    *("trainer.limit_train_batches=12", "trainer.limit_val_batches=4", "+trainer.limit_test_batches=4"),
-    *("trainer.enable_progress_bar=false", "hqp.max_drop=0.9", "hqp.start_epoch=1", "hqp.fisher_batches=1"),
-    *("hqp.step=0.1", "hqp.target_macs=null"),
-    *("export.calibration_batches=2", "export.engines=[onnxruntime]", "export.latency_runs=3", "export.threads=1"),
+    *("data.image_size=16", "data.batch_size=8", "trainer.accelerator=cpu", "trainer.max_epochs=2", "model.lr=0.002"),
+    *("trainer.limit_train_batches=4", "trainer.limit_val_batches=2", "+trainer.limit_test_batches=2"),
+    *("trainer.enable_progress_bar=false", "hqp.max_drop=0.9", "hqp.start_epoch=0", "hqp.fisher_batches=1"),
+    *("hqp.step=0.1", "hqp.target_macs=null", "hqp.recalibrate_batches=2"),
+    *("export.calibration_batches=1", "export.engines=[onnxruntime]", "export.latency_runs=3", "export.threads=1"),
 ]
 
 
@@ -60,8 +56,8 @@ def test_the_table_of_all_methods(tmp_path, monkeypatch, capsys):
         assert rows[method].accuracy_drop == pytest.approx(report.baseline.accuracy - figures.accuracy)
         assert rows[method].size_reduction == pytest.approx(1 - figures.file_bytes / report.baseline.file_bytes)
     assert rows["INT8 only"].figures.macs == report.baseline.macs
-    assert rows["pruned by magnitude"].figures.macs < report.baseline.macs
-    assert rows["pruned by magnitude"].figures.macs <= report.int8.macs
+    assert rows["pruned by magnitude"].figures.macs == pytest.approx(report.int8.macs, rel=0.05)
+    assert report.int8.macs < 0.9 * report.baseline.macs
 
     # Every method was timed in one run, against the same dense float model.
     timed = {(e.model, e.precision): e.latency_ms for e in found.engines}
@@ -74,20 +70,6 @@ def test_the_table_of_all_methods(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(app, "_build", lambda *args, **kwargs: pytest.fail("built again"))
     app.run(config(tmp_path, "resume=true"))
     assert "pruned by magnitude" in capsys.readouterr().out
-
-
-@pytest.mark.slow
-def test_where_nothing_may_be_pruned_int8_is_still_compared(tmp_path):
-    app.run(config(tmp_path, "trainer.max_epochs=1", "hqp.start_epoch=1"))
-    found = read_methods(tmp_path / "comparison.json")
-    assert [m.method for m in found.methods] == ["dense", "INT8 only", "HQP"]
-    # The same file, calibrated on the same batches.
-    assert found.methods[1].figures.accuracy == found.methods[2].figures.accuracy
-    assert any("no such row" in note for note in found.notes)
-
-
-def test_without_a_budget_every_score_is_kept():
-    assert without_budget(HQPPruning("val_acc", 0.01)).budget.max_drop == math.inf
 
 
 def test_it_needs_something_to_compare(tmp_path):
