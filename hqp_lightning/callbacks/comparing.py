@@ -16,7 +16,7 @@ from hqp_lightning.callbacks.pruning import HQPPruning
 from hqp_lightning.callbacks.ranks import first_rank_only
 from hqp_lightning.callbacks.state import Accepted
 from hqp_lightning.callbacks.timing import time_in_turn
-from hqp_lightning.callbacks.trainer import loose
+from hqp_lightning.callbacks.trainer import load_validation, loose
 from hqp_lightning.records import MethodComparison, ModelFigures, OnnxArtifact, Report
 from hqp_lightning.report import compare_methods
 
@@ -56,6 +56,7 @@ class CompareMethods(Callback):
         pruning = next((c for c in loose(trainer).callbacks if isinstance(c, HQPPruning)), None)
         accepted = pruning.state.accepted[-1] if pruning is not None and pruning.state.accepted else None
         path = self.exported.network_path(trainer)
+        load_validation(trainer)
         with first_rank_only(trainer, pl_module) as mine, torch.no_grad():
             if mine:
                 run = trainer, pl_module, path, self.report.budget, self.dirpath, self.exported.options

@@ -17,7 +17,7 @@ from hqp_lightning.callbacks.options import ExportOptions
 from hqp_lightning.callbacks.pruning import HQPPruning
 from hqp_lightning.callbacks.ranks import first_rank_only
 from hqp_lightning.callbacks.shipping import ship
-from hqp_lightning.callbacks.trainer import check_trainer, loose, monitored
+from hqp_lightning.callbacks.trainer import check_trainer, load_validation, loose, monitored
 from hqp_lightning.core.verdict import check_budget
 from hqp_lightning.errors import ConfigurationError
 from hqp_lightning.export import DEFAULT_METHOD
@@ -116,6 +116,7 @@ class Int8Export(Callback):
         """Ship."""
         if loose(trainer).fast_dev_run:
             return
+        load_validation(trainer)
         with first_rank_only(trainer, pl_module) as mine:
             if mine:
                 network = self.network_path(trainer)

@@ -19,7 +19,7 @@ from hqp_lightning.callbacks.quantizing import Quantized, quantize_within
 from hqp_lightning.callbacks.scoring import counting, holdout_loaders, running_on, score
 from hqp_lightning.callbacks.state import Accepted
 from hqp_lightning.callbacks.timing import build, usable_backends
-from hqp_lightning.callbacks.trainer import batches, fixed_seed, load_validation
+from hqp_lightning.callbacks.trainer import batches, fixed_seed
 from hqp_lightning.core.verdict import judge
 from hqp_lightning.errors import ExportError
 from hqp_lightning.export.engines import Engine
@@ -53,7 +53,6 @@ class Exporting:
     options: ExportOptions
 
     def __post_init__(self) -> None:
-        load_validation(self.trainer)
         self.prefix, self.network = find_network(self.pl_module, self.path)
         self.backends, self.notes = usable_backends(self.options.engines)
         for note in self.notes:

@@ -20,7 +20,7 @@ def test_magnitude_removes_the_channels_of_the_smallest_weights(loaders, make_tr
             weight.index_fill_(dim, torch.tensor(faint), 1e-3)
     kept = [c for c in range(32) if c not in faint]
     before = model.net[0].weight.detach()[kept].clone()
-    pruning = HQPPruning("val_acc", 0.02, step=0.01, estimator="magnitude", cost="none", recalibrate_batches=0)
+    pruning = HQPPruning("val_acc", 0.02, step=0.02, estimator="magnitude", cost="none", recalibrate_batches=0)
     make_trainer(1, [pruning]).fit(model, *loaders)
     assert [(r.outcome, r.channels_removed) for r in pruning.records] == [("kept", 8)]
     assert torch.allclose(model.net[0].weight, before, atol=1e-6)
