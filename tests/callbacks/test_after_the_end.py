@@ -69,11 +69,12 @@ def test_stopped_in_the_export_the_run_ends_as_if_it_had_not(loaders, make_train
         assert getattr(again.report, figures) == getattr(exported.report, figures), figures
 
 
+@pytest.mark.filterwarnings("ignore:Checkpoint directory")
 def test_export_alone_goes_on_too(loaders, make_trainer, tmp_path):
     checkpoint = ModelCheckpoint(tmp_path, save_last=True)
     trainer = make_trainer(1, [checkpoint], enable_checkpointing=True)
-    model = Classifier()
-    trainer.fit(model, *loaders)
+    trainer.fit(Classifier(), *loaders)
     export = Int8Export(tmp_path / "deploy", "val_acc", 0.5, engines=["onnxruntime"], latency_runs=1, threads=1)
-    make_trainer(1, [export]).fit(Classifier(), *loaders, ckpt_path=tmp_path / "last.ckpt", weights_only=True)
+    again = make_trainer(1, [ModelCheckpoint(tmp_path, save_last=True), export], enable_checkpointing=True)
+    again.fit(Classifier(), *loaders, ckpt_path=tmp_path / "last.ckpt", weights_only=True)
     assert export.report.baseline.accuracy == pytest.approx(float(trainer.callback_metrics["val_acc"]), abs=1e-6)
