@@ -74,4 +74,4 @@ def test_the_table_of_all_methods(tmp_path, monkeypatch, capsys):
 
 def test_it_needs_something_to_compare(tmp_path):
     with pytest.raises(ConfigurationError, match="compare=true compares with a pruned and exported model"):
-        app.run(config(tmp_path, "hqp=none"))
+        app.run(composed("resnet18_digits", f"output_dir={tmp_path}", "hqp=none", "compare=true"))
