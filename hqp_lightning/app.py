@@ -59,6 +59,10 @@ def run(cfg: DictConfig) -> Report | None:
     if cfg.control and report.control is None:
         report = with_control(report, _dense_figures(cfg, report))
         _write(report, Path(cfg.export.dirpath))
+    if cfg.compare:
+        from hqp_lightning.comparison import compare
+
+        compare(cfg, report, _build)
     print(f"Report: {Path(cfg.export.dirpath) / 'report.html'}")
     return report
 
@@ -96,12 +100,13 @@ def _check(cfg: DictConfig) -> None:
     missing = sorted(OmegaConf.missing_keys(cfg))
     if missing:
         raise ConfigurationError(f"no value for {', '.join(missing)}; add {' '.join(f'{k}=...' for k in missing)}")
-    for key, kind in (("control", bool), ("resume", bool), ("seed", int)):
+    for key, kind in (("control", bool), ("compare", bool), ("resume", bool), ("seed", int)):
         if not isinstance(cfg[key], kind):
             raise ConfigurationError(f"{key} must be of type {kind.__name__}, got {cfg[key]!r}")
     check_values(cfg)
-    if cfg.control and not all(_is_on(cfg, name) for name in _CALLBACKS):
-        raise ConfigurationError("control=true compares with a pruned and exported model; it needs hqp and export")
+    for key in ("control", "compare"):
+        if cfg[key] and not all(_is_on(cfg, name) for name in _CALLBACKS):
+            raise ConfigurationError(f"{key}=true compares with a pruned and exported model; it needs hqp and export")
 
 
 def _callbacks(cfg: DictConfig) -> list[Any]:
@@ -114,13 +119,14 @@ def _is_on(cfg: DictConfig, group: str) -> bool:
 
 
 def _build(
-    cfg: DictConfig, callbacks: list[Any], suffix: str = ""
+    cfg: DictConfig, callbacks: list[Any], suffix: str = "", **settings: Any
 ) -> tuple[L.LightningModule, L.LightningDataModule, L.Trainer]:
     L.seed_everything(cfg.seed, workers=True)
     data, model = instantiate(cfg.data), instantiate(cfg.model)
     logger = instantiate(cfg.logger) if _is_on(cfg, "logger") and not suffix else False
     root = str(cfg.trainer.default_root_dir) + suffix
-    return model, data, instantiate(cfg.trainer, callbacks=callbacks, logger=logger, default_root_dir=root)
+    trainer = instantiate(cfg.trainer, callbacks=callbacks, logger=logger, default_root_dir=root, **settings)
+    return model, data, trainer
 
 
 def _dense_figures(cfg: DictConfig, report: Report) -> ModelFigures:
@@ -130,8 +136,7 @@ def _dense_figures(cfg: DictConfig, report: Report) -> ModelFigures:
     best = ModelCheckpoint(
         dirpath=Path(cfg.output_dir) / "control", monitor=budget.monitor, mode=budget.mode, save_weights_only=True
     )
-    plain = OmegaConf.merge(cfg, {"trainer": {"enable_checkpointing": True}})
-    model, data, trainer = _build(plain, [best], suffix="/control")  # type: ignore[arg-type]
+    model, data, trainer = _build(cfg, [best], suffix="/control", enable_checkpointing=True)
     trainer.fit(model, datamodule=data)
     if best.best_model_score is None:
         raise ConfigurationError(f"the control never logged {budget.monitor!r}")

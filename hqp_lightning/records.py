@@ -17,6 +17,8 @@ __all__ = [
     "Filters",
     "Latency",
     "LayerChannels",
+    "MethodComparison",
+    "MethodFigures",
     "ModelFigures",
     "OnnxArtifact",
     "PruningStep",
@@ -243,6 +245,37 @@ class Report:
     engines: tuple[EngineReport, ...] = ()
     channels: tuple[LayerChannels, ...] = ()
     quantization: tuple[QuantizedLayer, ...] = ()
+    notes: tuple[str, ...] = ()
+    versions: Mapping[str, str] = field(default_factory=dict)
+    schema_version: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class MethodFigures:
+    """A row of the paper's comparison: what one method makes of the dense model; drops and reductions as in `Report`.
+
+    ``latency_ms`` is None where it was not timed, and so is ``speedup`` (dense float32 median over this one's).
+    """
+
+    method: str
+    figures: ModelFigures
+    accuracy_drop: float
+    size_reduction: float
+    holdout_accuracy_drop: float | None = None
+    latency_ms: Latency | None = None
+    speedup: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class MethodComparison:
+    """Several methods on one dense model, timed in turn in one process; ``comparison.json`` is this record.
+
+    ``engines`` are all that were timed; those of one backend, in the order of its preference, give the rows' latencies.
+    """
+
+    budget: Budget
+    methods: tuple[MethodFigures, ...]
+    engines: tuple[EngineReport, ...] = ()
     notes: tuple[str, ...] = ()
     versions: Mapping[str, str] = field(default_factory=dict)
     schema_version: int = 1

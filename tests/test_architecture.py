@@ -25,7 +25,9 @@ ALLOWED = {
     "configs": {"records", "errors"},
     "sweeps": {"report", "core", "records", "errors"},
     "reproduce": {"report", "records", "errors"},
+    "comparison": {"callbacks", "report", "records"},
     "app": {
+        "comparison",
         "configs",
         "sweeps",
         "data",
@@ -42,7 +44,7 @@ ALLOWED = {
     "__init__": {"callbacks", "surgery", "export", "report", "core", "records", "errors"},
 }
 LIGHTNING = {"lightning", "lightning_utilities", "pytorch_lightning", "lightning_fabric"}
-LIGHTNING_ROOMS = {"callbacks", "app", "data", "models"}
+LIGHTNING_ROOMS = {"callbacks", "app", "comparison", "data", "models"}
 RUNTIMES = {"openvino", "tensorrt", "onnxruntime"}
 
 FILES = sorted(PACKAGE.rglob("*.py"))
@@ -105,7 +107,7 @@ def test_heavy_libraries_stay_where_they_belong(path):
         assert not found & LIGHTNING
     if path.relative_to(PACKAGE).as_posix() != "surgery/graph.py":
         assert "torch_pruning" not in found
-    if here not in {"app", "configs", "sweeps", "reproduce"}:
+    if here not in {"app", "comparison", "configs", "sweeps", "reproduce"}:
         assert not found & {"hydra", "omegaconf"}
     if here in ("board", "errors"):
         assert found <= {*sys.stdlib_module_names, "hqp_lightning", "numpy", "tensorrt", "PIL"}

@@ -17,7 +17,7 @@ from hqp_lightning.callbacks.options import ExportOptions
 from hqp_lightning.callbacks.pruning import HQPPruning
 from hqp_lightning.callbacks.ranks import first_rank_only
 from hqp_lightning.callbacks.shipping import ship
-from hqp_lightning.callbacks.trainer import check_trainer, loose, monitored
+from hqp_lightning.callbacks.trainer import check_trainer, load_validation, loose, monitored
 from hqp_lightning.core.verdict import check_budget
 from hqp_lightning.errors import ConfigurationError
 from hqp_lightning.export import DEFAULT_METHOD
@@ -111,7 +111,7 @@ class Int8Export(Callback):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Refuse a path that is not there; ``configure_model`` may have made the network only now."""
-        find_network(pl_module, self._path(trainer))
+        find_network(pl_module, self.network_path(trainer))
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """The monitor has to be there from the first validation on."""
@@ -122,9 +122,10 @@ class Int8Export(Callback):
         """Ship."""
         if loose(trainer).fast_dev_run:
             return
+        load_validation(trainer)
         with first_rank_only(trainer, pl_module) as mine:
             if mine:
-                network = self._path(trainer)
+                network = self.network_path(trainer)
                 pruning, budget = self._pruning(trainer), self._budget(trainer)
                 search = pruning.state if pruning else None
                 self.report = ship(trainer, pl_module, network, budget, search, self.dirpath, self.options)
@@ -140,7 +141,8 @@ class Int8Export(Callback):
     def _pruning(self, trainer: Trainer) -> HQPPruning | None:
         return next((c for c in loose(trainer).callbacks if isinstance(c, HQPPruning)), None)
 
-    def _path(self, trainer: Trainer) -> str | None:
+    def network_path(self, trainer: Trainer) -> str | None:
+        """The network's attribute name, this callback's or that of :class:`HQPPruning`; None: to be found."""
         pruning = self._pruning(trainer)
         return self.module if pruning is None or self.module is not None else pruning.options.module
 

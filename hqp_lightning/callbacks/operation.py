@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from dataclasses import replace
 from typing import Any
@@ -11,11 +12,13 @@ from lightning.pytorch import LightningModule, Trainer
 from torch.distributed.optim import ZeroRedundancyOptimizer
 
 from hqp_lightning.callbacks.averaging import averages, copies, scored
+from hqp_lightning.callbacks.fisher import FisherAccumulator
 from hqp_lightning.callbacks.network import find_network
-from hqp_lightning.callbacks.options import PruningOptions
+from hqp_lightning.callbacks.options import MAGNITUDE, PruningOptions
 from hqp_lightning.callbacks.ranks import average_batchnorm_
 from hqp_lightning.callbacks.state import PruningState
-from hqp_lightning.callbacks.trainer import batches, fixed_seed, schedulers
+from hqp_lightning.callbacks.trainer import batches, fixed_seed, load_validation, schedulers
+from hqp_lightning.core.search import finish
 from hqp_lightning.core.selection import Caps, propose
 from hqp_lightning.errors import ConfigurationError, SurgeryError
 from hqp_lightning.records import PruningStep, StepRecord
@@ -31,7 +34,9 @@ from hqp_lightning.surgery import (
 )
 from hqp_lightning.surgery.strategy import rewrapped
 
-__all__ = ["dense_shadow", "leave_", "prune_", "undo_"]
+__all__ = ["dense_shadow", "leave_", "measured_saliency", "prune_", "undo_"]
+
+_log = logging.getLogger(__name__)
 
 
 def dense_shadow(
@@ -48,9 +53,7 @@ def dense_shadow(
             "optimizer that it wraps."
         )
     _, network = find_network(pl_module, options.module)
-    trainer.validating = True
-    trainer.fit_loop.epoch_loop.val_loop.setup_data()
-    trainer.training = True
+    load_validation(trainer)
     with fixed_seed(), torch.no_grad():
         inputs = next(batches(trainer, pl_module, network, options.loss_fn, "val", 1), None)
     if inputs is None:
@@ -64,6 +67,21 @@ def dense_shadow(
             f"ignored ({list(options.ignore) or 'none'}), or of an unsupported kind."
         )
     return example, shadow
+
+
+def measured_saliency(
+    fisher: FisherAccumulator,
+    pl_module: LightningModule,
+    state: PruningState,
+    options: PruningOptions,
+    example: tuple[Any, ...],
+) -> dict[str, torch.Tensor]:
+    """What the estimator says of the network as it stands; empty where nothing was measured."""
+    if options.estimator != MAGNITUDE:
+        return fisher.saliency()
+    if state.search.ended is not None:
+        return {}
+    return Shadow(find_network(pl_module, options.module)[1], example, options.ignore).group_norms()
 
 
 def prune_(
@@ -171,8 +189,12 @@ def undo_(trainer: Trainer, pl_module: LightningModule, state: PruningState) -> 
     state.undo, state.rollback_due = None, False
 
 
-def leave_(trainer: Trainer, pl_module: LightningModule, state: PruningState) -> None:
-    """When training ends: undo what is due, and put the last accepted model in place."""
+def leave_(trainer: Trainer, pl_module: LightningModule, state: PruningState) -> StepRecord | None:
+    """When training ends: undo what was not kept, put the last accepted model in place; returns what nobody judged."""
+    record = None
+    if state.pending is not None:
+        record = state.close("rolled_back", "fit ended before a validation could judge it")
+        state.rollback_due = True
     if state.rollback_due:
         undo_(trainer, pl_module, state)
     judged = scored(trainer, pl_module)
@@ -180,3 +202,6 @@ def leave_(trainer: Trainer, pl_module: LightningModule, state: PruningState) ->
         last = state.accepted[-1].snapshot if state.accepted else take(judged)
         for model in {pl_module, judged}:  # an averaging callback may yet copy the one to the other
             restore_(last, model)
+    state.search = finish(state.search, "fit ended")
+    _log.info("hqp: search ended (%s)", state.search.ended)
+    return record

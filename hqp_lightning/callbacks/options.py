@@ -12,7 +12,10 @@ from hqp_lightning.core.selection import COSTS
 from hqp_lightning.errors import ConfigurationError
 from hqp_lightning.export.engines import backends
 
-__all__ = ["ExportOptions", "PruningOptions"]
+__all__ = ["MAGNITUDE", "ExportOptions", "PruningOptions"]
+
+MAGNITUDE = "magnitude"
+"""The estimator that looks at the weights alone, to compare with."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +48,7 @@ class PruningOptions:
         if self.min_step > self.step:
             raise ConfigurationError(f"min_step={self.min_step} is larger than step={self.step}.")
         _at_least(self, every_n_epochs=1, patience=0, start_epoch=0, round_to=1, recalibrate_batches=0, max_snapshots=1)
-        _one_of(self, estimator=ESTIMATORS, cost=COSTS)
+        _one_of(self, estimator=(*ESTIMATORS, MAGNITUDE), cost=COSTS)
 
 
 @dataclass(frozen=True, slots=True)

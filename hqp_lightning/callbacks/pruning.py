@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -13,18 +12,16 @@ from hqp_lightning.callbacks.checkpoint import carry_structure
 from hqp_lightning.callbacks.fisher import FisherAccumulator
 from hqp_lightning.callbacks.judging import healed, judge_, may_step_, note_
 from hqp_lightning.callbacks.network import LossFn, find_network
-from hqp_lightning.callbacks.operation import dense_shadow, leave_, prune_, undo_
-from hqp_lightning.callbacks.options import PruningOptions
+from hqp_lightning.callbacks.operation import dense_shadow, leave_, measured_saliency, prune_, undo_
+from hqp_lightning.callbacks.options import MAGNITUDE, PruningOptions
 from hqp_lightning.callbacks.state import PruningState
-from hqp_lightning.callbacks.trainer import announce, check_trainer, loose, monitored, validate_now
+from hqp_lightning.callbacks.trainer import announce, check_trainer, loose, monitored, show_saliency, validate_now
 from hqp_lightning.core.search import Search, advance, finish
 from hqp_lightning.core.verdict import check_budget
 from hqp_lightning.errors import SurgeryError
 from hqp_lightning.records import Budget, StepRecord
 
 __all__ = ["HQPPruning"]
-
-_log = logging.getLogger(__name__)
 
 
 class HQPPruning(Callback):
@@ -41,7 +38,8 @@ class HQPPruning(Callback):
         mode: ``"max"`` if larger is better, else ``"min"``.
         module: the network's attribute name in the LightningModule; found if it is the only one with parameters.
         ignore: names of modules in the network whose channels must stay. The head is found without being told.
-        estimator: ``"gate"`` or ``"weight"``, see :class:`FisherAccumulator`.
+        estimator: ``"gate"`` or ``"weight"``, see :class:`FisherAccumulator`; ``"magnitude"`` for Torch-Pruning's group
+            norms of the weights, to compare with (its "predicted loss increase" is no loss).
         cost: ``"macs"`` ranks channels by loss increase per MAC, ``"none"`` by loss increase alone.
         step: fraction of the dense MACs that a step removes at first.
         min_step: the search ends when a halved step would be below this fraction.
@@ -106,7 +104,8 @@ class HQPPruning(Callback):
             loss_fn=loss_fn,
             max_snapshots=max_snapshots,
         )
-        self.own_fisher = FisherAccumulator(estimator, module, ignore, loss_fn, fisher_batches)
+        fisher = "gate" if estimator == MAGNITUDE else estimator
+        self.own_fisher = FisherAccumulator(fisher, module, ignore, loss_fn, fisher_batches)
         self.state = PruningState(Search(step, min_step), baseline)
         self._fisher = self.own_fisher
         self._example: tuple[Any, ...] = ()
@@ -122,6 +121,7 @@ class HQPPruning(Callback):
         """Refuse what can't work, and make checkpoints carry the structure."""
         if stage == "fit":
             check_trainer(trainer, self)
+            self._example = ()
             others = [c for c in loose(trainer).callbacks if isinstance(c, FisherAccumulator)]
             self._fisher = others[0] if others else self.own_fisher
             carry_structure(pl_module)
@@ -150,7 +150,7 @@ class HQPPruning(Callback):
         """Scores are only measured when a step may follow."""
         if self._fisher is self.own_fisher:
             soon = trainer.current_epoch + 1 >= self.options.start_epoch
-            self.own_fisher.active = soon and self.state.search.ended is None
+            self.own_fisher.active = soon and self.state.search.ended is None and self.options.estimator != MAGNITUDE
             self.own_fisher.on_validation_start(trainer, pl_module)
 
     def on_validation_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any, **kwargs: Any) -> None:
@@ -173,7 +173,8 @@ class HQPPruning(Callback):
             if record is not None:
                 self._tell(trainer, record)
         if state.pending is None and not state.rollback_due:
-            state.saliency = self._fisher.saliency() or state.saliency
+            measured = measured_saliency(self._fisher, pl_module, state, options, self._example)
+            state.saliency = measured or state.saliency
 
     # -- epoch start: act -----------------------------------------------------------------------------------------
 
@@ -190,16 +191,19 @@ class HQPPruning(Callback):
                 continue
             if record is None:
                 self.state.search = finish(self.state.search, "no group may lose another tile of channels")
+            else:
+                show_saliency(trainer, self.state.saliency or {})
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Whatever was not judged goes; the last accepted model stays."""
-        state = self.state
-        if state.pending is not None:
-            self._tell(trainer, state.close("rolled_back", "fit ended before a validation could judge it"))
-            state.rollback_due = True
-        leave_(trainer, pl_module, state)
-        state.search = finish(state.search, "fit ended")
-        _log.info("hqp: search ended (%s)", state.search.ended)
+        unjudged = leave_(trainer, pl_module, self.state)
+        if unjudged is not None:
+            self._tell(trainer, unjudged)
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """A checkpoint of the last epoch leaves nothing to train: then no hook of training was called."""
+        if not self._example:
+            self.on_train_end(trainer, pl_module)
 
     # -- checkpoints and telling ----------------------------------------------------------------------------------
 

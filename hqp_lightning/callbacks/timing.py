@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from hqp_lightning.errors import ExportError
 from hqp_lightning.export.engines import Backend, Engine, backends, latencies
 from hqp_lightning.records import EngineReport, OnnxArtifact
 
-__all__ = ["build", "time_engines", "usable_backends"]
+__all__ = ["build", "time_engines", "time_in_turn", "usable_backends"]
 
 
 def usable_backends(names: tuple[str, ...] | None) -> tuple[list[Backend], list[str]]:
@@ -61,27 +62,49 @@ def time_engines(
         dirpath: engines go to its ``engines`` folder; paths in the report are relative to it.
         options: batch size, threads and number of runs.
     """
-    batch = np.repeat(example, options.batch_size, axis=0)
     rows = []
     for backend in usable:
         wanted = {("dense", "fp32"): models["dense"]}
         wanted |= {("pruned", p): models["pruned"] for p in backend.precisions if p != "int8"}
         wanted["pruned", "int8"] = int8
-        engines = {k: build(backend, a, k[1], dirpath / "engines", options) for k, a in wanted.items()}
-        times = latencies({"/".join(k): e for k, e in engines.items()}, batch, runs=options.latency_runs)
-        for (model, precision), engine in engines.items():
-            rows.append(
-                EngineReport(
-                    backend=engine.backend,
-                    model=model,
-                    precision=precision,
-                    latency_ms=times[f"{model}/{precision}"],
-                    batch_size=options.batch_size,
-                    threads=engine.threads,
-                    device=engine.device,
-                    path=os.path.relpath(engine.path, dirpath),
-                    accuracy=accuracies.get(backend.name) if precision == "int8" else None,
-                )
+        accuracy = accuracies.get(backend.name)
+        timed = time_in_turn(backend, wanted, example, dirpath, options)
+        rows += [replace(e, accuracy=accuracy) if e.precision == "int8" else e for e in timed]
+    return rows
+
+
+def time_in_turn(
+    backend: Backend,
+    wanted: Mapping[tuple[str, str], OnnxArtifact],
+    example: np.ndarray,
+    dirpath: Path,
+    options: ExportOptions,
+) -> list[EngineReport]:
+    """Time models on one backend, a call of each in turn, so that all see the same state of the machine.
+
+    Args:
+        backend: where to.
+        wanted: ``(model, precision)`` to the ONNX file.
+        example: one input, with its batch axis.
+        dirpath: as in :func:`time_engines`.
+        options: batch size, threads and number of runs.
+    """
+    batch = np.repeat(example, options.batch_size, axis=0)
+    engines = {k: build(backend, a, k[1], dirpath / "engines", options) for k, a in wanted.items()}
+    times = latencies({"/".join(k): e for k, e in engines.items()}, batch, runs=options.latency_runs)
+    rows = []
+    for (model, precision), engine in engines.items():
+        rows.append(
+            EngineReport(
+                backend=engine.backend,
+                model=model,
+                precision=precision,
+                latency_ms=times[f"{model}/{precision}"],
+                batch_size=options.batch_size,
+                threads=engine.threads,
+                device=engine.device,
+                path=os.path.relpath(engine.path, dirpath),
             )
-            engine.close()
+        )
+        engine.close()
     return rows

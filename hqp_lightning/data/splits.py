@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+
 import lightning as L
 import torch
 from torch import Tensor
@@ -15,7 +17,7 @@ __all__ = ["IMAGENET_MEAN", "IMAGENET_STD", "SplitDataModule", "normalize"]
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
-class SplitDataModule(L.LightningDataModule):
+class SplitDataModule(L.LightningDataModule, ABC):
     """Training images, a decision split (``val_dataloader``) and a held-out split (``test_dataloader``).
 
     A subclass fills ``_sets`` with ``"train"``, ``"val"`` and ``"test"`` in ``setup``, and says with ``_augment`` and
@@ -51,11 +53,13 @@ class SplitDataModule(L.LightningDataModule):
             dataset, batch_size=self.batch_size, train=train, seed=self.seed, num_workers=self.num_workers
         )
 
+    @abstractmethod
     def _augment(self, images: Tensor, generator: torch.Generator | None) -> Tensor:
-        raise NotImplementedError
+        """A training batch, changed at random."""
 
+    @abstractmethod
     def _prepare(self, images: Tensor, generator: torch.Generator | None) -> Tensor:
-        raise NotImplementedError
+        """A batch that is scored."""
 
 
 def normalize(images: Tensor, mean: tuple[float, ...] = IMAGENET_MEAN, std: tuple[float, ...] = IMAGENET_STD) -> Tensor:

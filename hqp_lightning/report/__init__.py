@@ -4,18 +4,24 @@ from hqp_lightning.report.assemble import assemble, versions
 from hqp_lightning.report.console import print_report
 from hqp_lightning.report.html import write_html
 from hqp_lightning.report.markdown import markdown_table
+from hqp_lightning.report.methods import compare_methods, methods_table, print_methods, read_methods, write_methods
 from hqp_lightning.report.schema import from_dict, read_json, to_dict, write_json
 from hqp_lightning.report.sentences import step_line
 
 __all__ = [
     "assemble",
+    "compare_methods",
     "from_dict",
     "markdown_table",
+    "methods_table",
+    "print_methods",
     "print_report",
     "read_json",
+    "read_methods",
     "step_line",
     "to_dict",
     "versions",
     "write_html",
     "write_json",
+    "write_methods",
 ]

@@ -125,7 +125,7 @@ def quantization(report: Report) -> str:
     lead = (
         f"Noise of the logits with that layer alone quantized, the {len(shown)} noisiest of {len(report.quantization)}."
     )
-    return f'<p class="small">{lead}</p>\n<ul class="bars">\n{"".join(map(bar, shown))}</ul>'
+    return f'<p class="small">{lead}</p>\n<ul class="bars noises">\n{"".join(map(bar, shown))}</ul>'
 
 
 def steps(report: Report) -> str:
@@ -141,6 +141,6 @@ def steps(report: Report) -> str:
             f'<tr class="{escape(s.outcome)}"><td>{s.index}</td><td class="mark">{MARKS.get(s.outcome, "")} '
             f"{escape(outcome_words(s.outcome))}</td>{''.join(f'<td>{escape(c)}</td>' for c in cells)}"
             f'</tr>\n<tr class="why"><td></td><td class="text" colspan="{len(headers) - 1}">'
-            f"{escape(s.reason)}</td></tr>\n"
+            f"<span>{escape(s.reason)}</span></td></tr>\n"
         )
     return table(headers, lines, {"outcome": "mark"}) if lines else ""

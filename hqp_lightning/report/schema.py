@@ -14,7 +14,7 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 from hqp_lightning.errors import ConfigurationError
 from hqp_lightning.records import Report
 
-__all__ = ["SCHEMA_VERSION", "from_dict", "read_json", "to_dict", "write_json"]
+__all__ = ["SCHEMA_VERSION", "decode", "encode", "from_dict", "read_json", "to_dict", "write_json"]
 
 SCHEMA_VERSION = 1
 
@@ -34,7 +34,7 @@ def to_dict(report: Report) -> dict[str, Any]:
     Raises:
         ConfigurationError: if a figure that must be there is not finite, or is of another type than its record says.
     """
-    return _encode(report, Report, "report")
+    return encode(report, Report, "report")
 
 
 def from_dict(data: Mapping[str, Any]) -> Report:
@@ -55,7 +55,7 @@ def from_dict(data: Mapping[str, Any]) -> Report:
             f"the report has schema_version {version!r}; this version of hqp-lightning reads {SCHEMA_VERSION}: "
             "read it with the version that wrote it (its field `versions` says which)"
         )
-    return _decode(data, Report, "report")
+    return decode(data, Report, "report")
 
 
 def write_json(report: Report, path: str | PathLike[str]) -> Path:
@@ -94,17 +94,18 @@ def _number(value: Any, kind: type, where: str) -> Any:
     return kind(value)
 
 
-def _encode(value: Any, hint: Any, where: str) -> Any:
+def encode(value: Any, hint: Any, where: str) -> Any:
+    """A value of type ``hint`` as plain JSON; ``where`` names it in errors. See `to_dict`."""
     hint, optional = _optional(hint)
     if value is None and optional:
         return None
     if is_dataclass(hint):
         hints = get_type_hints(hint)
-        return {f.name: _encode(getattr(value, f.name), hints[f.name], f"{where}.{f.name}") for f in fields(hint)}
+        return {f.name: encode(getattr(value, f.name), hints[f.name], f"{where}.{f.name}") for f in fields(hint)}
     if get_origin(hint) is tuple:
-        return [_encode(v, get_args(hint)[0], f"{where}[{i}]") for i, v in enumerate(value)]
+        return [encode(v, get_args(hint)[0], f"{where}[{i}]") for i, v in enumerate(value)]
     if get_origin(hint) is Mapping:
-        return {str(k): _encode(v, get_args(hint)[1], f"{where}[{k!r}]") for k, v in value.items()}
+        return {str(k): encode(v, get_args(hint)[1], f"{where}[{k!r}]") for k, v in value.items()}
     if hint is float:
         number = _number(value, float, where)
         if math.isfinite(number):
@@ -115,7 +116,8 @@ def _encode(value: Any, hint: Any, where: str) -> Any:
     return _scalar(value, hint, where)
 
 
-def _decode(value: Any, hint: Any, where: str) -> Any:
+def decode(value: Any, hint: Any, where: str) -> Any:
+    """The inverse of `encode`; see `from_dict`."""
     hint, optional = _optional(hint)
     if value is None and optional:
         return None
@@ -124,11 +126,11 @@ def _decode(value: Any, hint: Any, where: str) -> Any:
     if get_origin(hint) is tuple:
         if not isinstance(value, list):
             raise _wrong(where, value, "a list")
-        return tuple(_decode(v, get_args(hint)[0], f"{where}[{i}]") for i, v in enumerate(value))
+        return tuple(decode(v, get_args(hint)[0], f"{where}[{i}]") for i, v in enumerate(value))
     if get_origin(hint) is Mapping:
         if not isinstance(value, Mapping):
             raise _wrong(where, value, "an object")
-        return {k: _decode(v, get_args(hint)[1], f"{where}[{k!r}]") for k, v in value.items()}
+        return {k: decode(v, get_args(hint)[1], f"{where}[{k!r}]") for k, v in value.items()}
     return _number(value, float, where) if hint is float else _scalar(value, hint, where)
 
 
@@ -144,7 +146,7 @@ def _decode_record(value: Any, record: Any, where: str) -> Any:
             f"{', '.join(known)}"
         )
     hints = get_type_hints(record)
-    return record(**{name: _decode(v, hints[name], f"{where}.{name}") for name, v in value.items()})
+    return record(**{name: decode(v, hints[name], f"{where}.{name}") for name, v in value.items()})
 
 
 def _scalar(value: Any, hint: Any, where: str) -> Any:

@@ -66,6 +66,15 @@ class Shadow:
         """The coupled groups that may lose channels, in the order of the network; the head's is not among them."""
         return tuple(self._group(g) for g in self._prunable())
 
+    def group_norms(self) -> dict[str, Tensor]:
+        """Squared L2 norm of each gate's weights over the group's mean, by group name: the usual magnitude criterion.
+
+        It is Torch-Pruning's ``GroupMagnitudeImportance`` as it stands; tied channels count by their mean.
+        """
+        norm, traced = tp.importance.GroupMagnitudeImportance(), list(self._prunable())
+        groups = [self._group(t) for t in traced]
+        return {g.name: norm(t).view(g.blocks, g.gates).mean(0) for g, t in zip(groups, traced, strict=True)}
+
     def cut(self, removed: Mapping[str, Sequence[int]]) -> Cut:
         """Prune the shadow, try it in eval and in training mode, and report what survived. A shadow serves one cut.
 

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from omegaconf import DictConfig, OmegaConf
 
 from hqp_lightning.errors import ConfigurationError
@@ -18,12 +16,11 @@ from hqp_lightning.report import read_json
 
 __all__ = ["FAILURE", "Found", "find_earlier", "note_failure", "note_settings", "set_logs_aside"]
 
-_log = logging.getLogger(__name__)
 FAILURE, _SETTINGS = "failure.json", "settings.json"
 # Not what the run does, but where and how it was started, and what comes after it.
-_NOT_SETTINGS = ("output_dir", "resume", "ckpt_path", "control")
+_NOT_SETTINGS = ("output_dir", "resume", "ckpt_path", "control", "compare")
 # What these folders hold are results: not what training goes on from.
-_RESULTS = ("deploy", "control")
+_RESULTS = ("deploy", "control", "comparison")
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +63,7 @@ def find_earlier(cfg: DictConfig) -> Found:
         cfg: the composed configuration.
 
     Returns:
-        The finished report, or the newest checkpoint from which there is still something to train, or neither.
+        The finished report, or the newest checkpoint or neither.
 
     Raises:
         ConfigurationError: the folder holds a run of other settings.
@@ -88,15 +85,7 @@ def find_earlier(cfg: DictConfig) -> Found:
         return Found(report=read_json(report))
     saved = [p for p in folder.rglob("*.ckpt") if not set(_RESULTS) & set(p.relative_to(folder).parts)]
     newest = max(saved, key=lambda p: p.stat().st_mtime_ns, default=None)
-    if newest is not None and _epoch(newest) + 1 >= cfg.trainer.max_epochs:
-        # Lightning would end at once, without the hooks and loaders that judging and export need.
-        _log.warning("hqp: %s is of the last epoch, and nothing was exported; training starts anew", newest)
-        newest = None
     return Found(checkpoint=newest)
-
-
-def _epoch(checkpoint: Path) -> int:
-    return int(torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)["epoch"])
 
 
 def _settings(cfg: DictConfig) -> dict[str, Any]:

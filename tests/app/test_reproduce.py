@@ -1,4 +1,5 @@
 import dataclasses
+import re
 
 import pytest
 import yaml
@@ -111,3 +112,32 @@ def test_published_figures_hold_themselves(path):
     for name, figure in published["figures"].items():
         reproduce.compare(_report(), {name: figure})
         assert reproduce.Comparison(name, measured=figure["published"], **figure).holds
+
+
+def _in_the_page(recipe):
+    """The figures of the first table below ``## recipe`` in recipes/README.md, as a report would have them."""
+    page = (app.RECIPE_DIR / "README.md").read_text(encoding="utf-8")
+    section = page.split(f"\n## {recipe}\n")[1].split("\n## ")[0]
+    lines = [[c.strip() for c in x.strip("|").split("|")] for x in section.splitlines() if x.startswith("| ")]
+    rows = {cells[0]: dict(zip(lines[0], cells, strict=True)) for cells in lines[2:]}
+
+    def number(row, column):
+        value, _, unit = rows[row][column].partition(" ")
+        return float(value) * {"": 1, "k": 1e3, "M": 1e6, "G": 1e9, "kB": 1e3, "MB": 1e6}[unit]
+
+    return {
+        "int8.accuracy": number("INT8", "val_acc"),
+        "accuracy_drop": number("INT8", "drop"),
+        "int8.holdout_accuracy": number("INT8", "held-out"),
+        "macs_reduction": 1 - number("INT8", "MACs") / number("dense", "MACs"),
+        "size_reduction": 1 - number("INT8", "ONNX size") / number("dense", "ONNX size"),
+        "speedup": float(re.match(r"[\d.]+", rows["INT8"]["speedup"])[0]),
+    }
+
+
+@pytest.mark.parametrize("path", PUBLISHED, ids=lambda p: p.stem)
+def test_published_figures_are_those_of_the_page(path):
+    page = _in_the_page(path.stem)
+    for name, figure in reproduce.read_published(path)["figures"].items():
+        rounding = 6e-4 if name in ("macs_reduction", "size_reduction") else 1e-9  # the page has three digits
+        assert figure["published"] == pytest.approx(page[name], abs=rounding), name

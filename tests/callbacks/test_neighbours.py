@@ -77,6 +77,46 @@ def test_loggers_get_the_steps_and_the_learning_rate(loaders, make_trainer, tmp_
         assert [e.value for e in events.Scalars("hqp/kept")] == [1, 0, 1]
         assert [e.value for e in events.Scalars("hqp/macs")] == [r.macs for r in pruning.records]
         assert "lr-AdamW" in events.Tags()["scalars"]
+        assert [e.step for e in events.Histograms("hqp/log10_saliency")] == [0, 5, 10]
+        assert events.Histograms("hqp/log10_saliency")[0].histogram_value.num > 100
+
+
+class Recorder(TensorBoardLogger):
+    """TensorBoardLogger's interface without TensorBoard: the calls are kept."""
+
+    def __init__(self):
+        self.scalars, self.histograms = {}, []
+
+    @property
+    def experiment(self):
+        return self
+
+    def add_histogram(self, tag, values, global_step=None):
+        self.histograms.append((tag, values, global_step))
+
+    def log_metrics(self, metrics, step=None):
+        for name, value in metrics.items():
+            self.scalars.setdefault(name, []).append((step, value))
+
+    name = version = save_dir = root_dir = log_dir = "nowhere"
+    log_hyperparams = log_graph = save = finalize = after_save_checkpoint = lambda self, *args, **kwargs: None
+
+
+def test_tensorboard_gets_a_histogram_of_the_saliency_at_every_step(loaders, make_trainer):
+    pruning, logger = HQPPruning("val_acc", 0.02, step=0.2, min_step=0.05), Recorder()
+    saliencies = []
+
+    class Watch(Callback):
+        def on_train_epoch_start(self, trainer, pl_module):
+            saliencies.append(torch.cat(list(pruning.state.saliency.values())).clone())
+
+    make_trainer(3, [Watch(), pruning], logger=logger).fit(Scripted(SCORES), *loaders)
+    assert [(tag, step) for tag, _, step in logger.histograms] == [("hqp/log10_saliency", 5 * e) for e in range(3)]
+    for (_, values, _), saliency in zip(logger.histograms, saliencies, strict=True):
+        assert torch.allclose(10 ** values.double(), saliency[saliency > 0].double(), rtol=1e-4)
+    assert 100 < logger.histograms[0][1].numel() <= 32 + 64 + 64  # the dead ones have no logarithm
+    assert [value for _, value in logger.scalars["hqp/kept"]] == [1, 0, 1]
+    assert [value for _, value in logger.scalars["hqp/macs"]] == [r.macs for r in pruning.records]
 
 
 def test_several_validations_an_epoch(loaders, make_trainer):

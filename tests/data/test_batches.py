@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from hqp_lightning.data.batches import ImageBatches, image_loader, stratified_halves
+from hqp_lightning.data.splits import SplitDataModule
 from hqp_lightning.errors import ConfigurationError
 
 
@@ -63,3 +64,8 @@ def test_training_leaves_out_an_incomplete_batch_unless_it_is_the_only_one():
     dataset = ImageBatches(torch.rand(9, 1, 2, 2), torch.arange(9), _plain)
     assert len(list(image_loader(dataset, batch_size=4, train=True))) == 2
     assert len(list(image_loader(dataset, batch_size=20, train=True))) == 1
+
+
+def test_a_data_module_says_what_becomes_of_a_batch():
+    with pytest.raises(TypeError, match="abstract.*_augment.*_prepare"):
+        SplitDataModule(4, 0)

@@ -214,3 +214,25 @@ def test_two_prunes_after_each_other():
         macs.append(Shadow(network, [EXAMPLE]).macs)
         assert cut.macs == pytest.approx(macs[-1])
     assert macs[0] > macs[1] > macs[2]
+
+
+def test_group_norms_by_hand():
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 6, 1), nn.ReLU())
+    network = nn.Sequential(network, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 2))
+    first, norm, second = network[0][0], network[0][1], network[0][3]
+    nn.init.uniform_(norm.weight)
+    norms = Shadow(network, [torch.zeros(1, 3, 8, 8)]).group_norms()
+    assert set(norms) == {"0.0", "0.3"}
+    written, read = first.weight.square().sum((1, 2, 3)), second.weight.square().sum((0, 2, 3))
+    expected = written + norm.weight.square() + read
+    assert torch.allclose(norms["0.0"], expected / expected.mean())
+    expected = second.weight.square().sum((1, 2, 3)) + network[3].weight.square().sum(0)
+    assert torch.allclose(norms["0.3"], expected / expected.mean())
+
+
+@pytest.mark.parametrize("name", ["resnext", "mobilenet_v3_small"])
+def test_group_norms_have_one_value_for_each_gate(name):
+    shadow = Shadow(build(name), [EXAMPLE])
+    norms = shadow.group_norms()
+    assert {n: len(v) for n, v in norms.items()} == {g.name: g.gates for g in shadow.groups()}
+    assert all(v.mean() == pytest.approx(1.0, abs=1e-4) for v in norms.values())

@@ -1,0 +1,114 @@
+"""The paper's comparison: other methods on the dense model of a finished HQP run."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from hqp_lightning import export
+from hqp_lightning.callbacks.export import Int8Export
+from hqp_lightning.callbacks.exporting import Exporting
+from hqp_lightning.callbacks.pruning import HQPPruning
+from hqp_lightning.callbacks.ranks import first_rank_only
+from hqp_lightning.callbacks.state import Accepted
+from hqp_lightning.callbacks.timing import time_in_turn
+from hqp_lightning.callbacks.trainer import load_validation, loose
+from hqp_lightning.records import MethodComparison, ModelFigures, OnnxArtifact, Report
+from hqp_lightning.report import compare_methods
+
+__all__ = ["CompareMethods", "without_budget"]
+
+_CLOSE = 0.05  # of HQP's MACs: below it the accuracies are called those of equal MACs
+
+
+def without_budget(pruning: HQPPruning) -> HQPPruning:
+    """The same callback, but every step that leaves a score is kept: for a method that only has to reach its MACs."""
+    pruning.budget = replace(pruning.budget, max_drop=math.inf)
+    return pruning
+
+
+class CompareMethods(Callback):
+    """When ``fit`` ends: put the pruning of this run, INT8 alone, and a finished HQP run side by side.
+
+    The run that it ends prunes by another criterion down to HQP's MACs, with :func:`without_budget`. What is quantized
+    alone is the HQP run's dense ONNX file, and all files are timed in turn in this process.
+
+    Args:
+        report: of the HQP run.
+        exported: what exported it; its folder holds the files, and its options are used again.
+        dirpath: folder for the files of the other methods.
+        pruned_by: name of this run's method in the table.
+
+    Attributes:
+        comparison: the result, on the first rank.
+    """
+
+    def __init__(self, report: Report, exported: Int8Export, dirpath: Path, pruned_by: str = "magnitude") -> None:
+        self.report, self.exported, self.dirpath, self.pruned_by = report, exported, dirpath, pruned_by
+        self.comparison: MethodComparison | None = None
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Quantize, score, time, compare."""
+        pruning = next((c for c in loose(trainer).callbacks if isinstance(c, HQPPruning)), None)
+        accepted = pruning.state.accepted[-1] if pruning is not None and pruning.state.accepted else None
+        path = self.exported.network_path(trainer)
+        load_validation(trainer)
+        with first_rank_only(trainer, pl_module) as mine, torch.no_grad():
+            if mine:
+                run = trainer, pl_module, path, self.report.budget, self.dirpath, self.exported.options
+                self.comparison = _Comparing(*run, self.report, self.exported.dirpath, accepted, self.pruned_by).run()
+
+
+@dataclass
+class _Comparing(Exporting):
+    report: Report
+    deploy: Path
+    accepted: Accepted | None
+    pruned_by: str
+
+    def run(self) -> MethodComparison:
+        report, name = self.report, f"pruned by {self.pruned_by}"
+        engine_of, dense_onnx = {"dense": ("dense", "fp32")}, export.describe(self.deploy / "model.dense.onnx")
+        figures, wanted = {"dense": report.baseline}, {engine_of["dense"]: dense_onnx}
+
+        def add(method: str, row: ModelFigures, engine: tuple[str, str], artifact: OnnxArtifact) -> None:
+            figures[method], engine_of[method], wanted[engine] = row, engine, artifact
+
+        if report.control is not None:
+            figures["dense, trained as long"] = report.control
+        add("INT8 only", *self._int8_only(dense_onnx))
+        if self.accepted is not None:
+            artifact, row = self.float_model(self.accepted, f"{self.pruned_by}.onnx")
+            add(name, row, (self.pruned_by, "fp32"), artifact)
+        self._note_macs(figures.get(name))
+        add("HQP", report.int8, ("hqp", "int8"), export.describe(self.deploy / "model.int8.onnx"))
+        example = self.example().numpy()
+        timed = [time_in_turn(b, wanted, example, self.dirpath, self.options) for b in self.backends]
+        return compare_methods(report.budget, figures, sum(timed, []), engine_of, self.notes)
+
+    def _int8_only(self, dense_onnx: OnnxArtifact) -> tuple[ModelFigures, tuple[str, str], OnnxArtifact]:
+        self.baseline = self.report.baseline.accuracy
+        made = self.quantized(dense_onnx, "int8_only.onnx", self.options.max_float_layers)
+        holdout, _ = self.measure_holdout(made.engine)
+        made.engine.close()
+        figures = replace(
+            self.report.baseline,
+            accuracy=made.verdict.measured,
+            file_bytes=made.artifact.file_bytes,
+            holdout_accuracy=holdout,
+        )
+        return figures, ("dense", "int8"), made.artifact
+
+    def _note_macs(self, pruned: ModelFigures | None) -> None:
+        wanted = self.report.int8.macs
+        if pruned is None:
+            self.notes.append(f"HQP's model is dense, or {self.pruned_by} pruned nothing: there is no such row.")
+        elif abs(pruned.macs / wanted - 1) > _CLOSE:
+            self.notes.append(
+                f"Pruning by {self.pruned_by} ended at {pruned.macs / wanted:.2f} times HQP's MACs: whole tiles of "
+                "channels, or too few epochs."
+            )

@@ -1,0 +1,59 @@
+"""``compare=true``: the paper's table, every method on the same dense model."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from hydra.utils import instantiate
+from lightning.pytorch import Callback
+from omegaconf import DictConfig
+
+from hqp_lightning.callbacks.comparing import CompareMethods, without_budget
+from hqp_lightning.records import MethodComparison, Report
+from hqp_lightning.report import print_methods, read_methods, write_methods
+
+__all__ = ["compare"]
+
+_log = logging.getLogger(__name__)
+_MARGIN = 1.15  # steps save a little less than predicted; with it, as many as HQP kept are enough
+
+
+def compare(cfg: DictConfig, report: Report, build: Callable[..., tuple[Any, Any, Any]]) -> MethodComparison | None:
+    """Prune the same model by magnitude to HQP's MACs, quantize the dense one alone, and print the table of all.
+
+    Magnitude has the recipe's seed, schedule and epochs, steps that reach HQP's MACs in as many as HQP kept, and no
+    budget: all of its steps are kept. Its criterion is Torch-Pruning's, ranked over all layers as
+    Torch-Pruning does: divided by MACs, as HQP's loss is, norms that were brought to a mean of one would hardly count.
+
+    Args:
+        cfg: the composed configuration; ``comparison.json`` and ``comparison.md`` go to its ``output_dir``.
+        report: of the HQP run.
+        build: ``build(cfg, callbacks, suffix, **trainer settings)`` gives the model, the data and the trainer.
+
+    Returns:
+        The comparison, with ``resume=true`` that of an earlier start; None on the ranks that only waited.
+    """
+    folder, left = Path(cfg.output_dir), report.int8.macs / report.baseline.macs
+    if cfg.resume and (folder / "comparison.json").is_file():
+        found = read_methods(folder / "comparison.json")
+        print_methods(found)
+        return found
+    ending = CompareMethods(report, instantiate(cfg.export), folder / "comparison")
+    callbacks: list[Callback] = [ending]
+    if left < 1:
+        _log.info("compare: pruning by magnitude, with the same schedule and for the same epochs")
+        kept = sum(record.outcome == "kept" for record in report.steps)
+        step = min(max(cfg.hqp.step, _MARGIN * (1 - left) / kept), 0.95)
+        pruning = instantiate(cfg.hqp, estimator="magnitude", cost="none", step=step, target_macs=left)
+        callbacks.insert(0, without_budget(pruning))
+    epochs = cfg.trainer.max_epochs if left < 1 else 0  # nothing to train: only the INT8 form is missing
+    settings = {"enable_checkpointing": False, "max_epochs": epochs}
+    model, data, trainer = build(cfg, callbacks, "/comparison", **settings)
+    trainer.fit(model, datamodule=data)
+    if ending.comparison is not None:
+        print_methods(ending.comparison)
+        print(f"Written: {', '.join(map(str, write_methods(ending.comparison, folder)))}")
+    return ending.comparison
