@@ -11,15 +11,13 @@ in place of nothing: the callback adds it to the validation. "state" is what is 
 
 from __future__ import annotations
 
-import argparse
-import platform
 import statistics
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 import torchvision
+from printing import arguments, print_table
 from torch.nn import functional as F
 
 from hqp_lightning.core.fisher import FisherState, gate_fisher, weight_fisher
@@ -27,13 +25,6 @@ from hqp_lightning.surgery import Shadow
 
 MODELS = ("resnet18", "mobilenet_v3_small")
 HEADER = ("model", "memory format", "forward ms", "gate", "weight", "gate state", "weight state")
-
-
-def processor() -> str:
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.exists() else []
-    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
 
 
 def medians(passes: dict[str, Callable[[], object]], repeats: int) -> dict[str, float]:
@@ -89,21 +80,10 @@ def measure(name: str, channels_last: bool, batch: int, px: int, repeats: int) -
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--batch", type=int, default=64)
-    parser.add_argument("--px", type=int, default=128)
-    parser.add_argument("--repeats", type=int, default=9)
-    args = parser.parse_args()
-    torch.set_num_threads(args.threads)
-    print(
-        f"{processor()}, {args.threads} threads, torch {torch.__version__}, torchvision {torchvision.__version__}; "
-        f"batch {args.batch} at {args.px} px; median of {args.repeats}; ratios to the forward\n"
-    )
-    print("| " + " | ".join(HEADER) + " |\n|" + "---|" * len(HEADER))
-    for name in MODELS:
-        for channels_last in (False, True):
-            print("| " + " | ".join(measure(name, channels_last, args.batch, args.px, args.repeats)) + " |", flush=True)
+    args = arguments(__doc__, threads=2, batch=64, px=128, repeats=9)
+    about = f"batch {args.batch} at {args.px} px; median of {args.repeats}; ratios to the forward"
+    kinds = [(name, channels_last) for name in MODELS for channels_last in (False, True)]
+    print_table(about, HEADER, (measure(*kind, args.batch, args.px, args.repeats) for kind in kinds))
 
 
 if __name__ == "__main__":

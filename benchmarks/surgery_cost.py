@@ -11,17 +11,15 @@ Recalibrating BatchNorm is some forward passes on the user's data and is not cou
 
 from __future__ import annotations
 
-import argparse
 import copy
-import platform
 import statistics
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
 import torchvision
+from printing import arguments, print_table
 from torch.nn import functional as F
 
 from hqp_lightning.surgery import Shadow, Snapshot, apply_cut_, restore_, slice_optimizers_, take
@@ -29,13 +27,6 @@ from hqp_lightning.surgery import Shadow, Snapshot, apply_cut_, restore_, slice_
 MODELS = ("resnet18", "resnet50", "mobilenet_v3_small", "mobilenet_v3_large")
 STAGES = ("trace", "plan", "snapshot", "cut", "rollback")
 HEADER = ("model", *(f"{s} s" for s in STAGES), "whole step s", "snapshot MB", "parameters and state MB")
-
-
-def processor() -> str:
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.exists() else []
-    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
 
 
 def tensors(value: Any) -> list[torch.Tensor]:
@@ -93,19 +84,9 @@ def measure(name: str, px: int, repeats: int) -> tuple[str, ...]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--px", type=int, default=128)
-    parser.add_argument("--repeats", type=int, default=5)
-    args = parser.parse_args()
-    torch.set_num_threads(args.threads)
-    print(
-        f"{processor()}, {args.threads} threads, torch {torch.__version__}, torchvision {torchvision.__version__}; "
-        f"{args.px} px; AdamW; median of {args.repeats}\n"
-    )
-    print("| " + " | ".join(HEADER) + " |\n|" + "---|" * len(HEADER))
-    for name in MODELS:
-        print("| " + " | ".join(measure(name, args.px, args.repeats)) + " |", flush=True)
+    args = arguments(__doc__, threads=2, px=128, repeats=5)
+    about = f"{args.px} px; AdamW; median of {args.repeats}"
+    print_table(about, HEADER, (measure(name, args.px, args.repeats) for name in MODELS))
 
 
 if __name__ == "__main__":

@@ -10,7 +10,14 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from hqp_lightning.callbacks import FisherAccumulator, HQPPruning, Int8Export, hqp_callbacks, load_pruned
+    from hqp_lightning.callbacks import (
+        FisherAccumulator,
+        HQPPruning,
+        Int8Export,
+        PrunedCheckpointMixin,
+        hqp_callbacks,
+        load_pruned,
+    )
     from hqp_lightning.errors import ConfigurationError, ExportError, HQPError, SurgeryError
 
 __all__ = [
@@ -20,6 +27,7 @@ __all__ = [
     "HQPError",
     "HQPPruning",
     "Int8Export",
+    "PrunedCheckpointMixin",
     "SurgeryError",
     "hqp_callbacks",
     "load_pruned",

@@ -30,11 +30,14 @@ class Digits(LightningDataModule):
         return DataLoader(TensorDataset(self.x[1200:1400], self.y[1200:1400]), 64)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings(
-    "ignore:Checkpoint directory", "ignore:Precision bf16-mixed is not supported by the model summary"
+    "ignore:Checkpoint directory",
+    "ignore:Precision bf16-mixed is not supported by the model summary",
+    "ignore:Starting from v1.9.0",  # TensorBoard is optional
 )
 def test_the_loop_with_everything_in_it(tmp_path, monkeypatch, capsys):
-    (code,) = re.findall(r"```python\n(.*?)```", (DOCS / "supported.md").read_text(encoding="utf-8"), re.DOTALL)
+    code, mixin = re.findall(r"```python\n(.*?)```", (DOCS / "supported.md").read_text(encoding="utf-8"), re.DOTALL)
     monkeypatch.chdir(tmp_path)
     seed_everything(0, verbose=False)
     model = Classifier()
@@ -42,5 +45,8 @@ def test_the_loop_with_everything_in_it(tmp_path, monkeypatch, capsys):
     report = read_json("deploy/report.json")
     assert report.within_budget
     assert {r.epoch for r in report.steps} & {4, 5}  # made after the resumption
+    names = {"MyModule": Classifier}
+    exec(mixin, names)
     loaded = load_pruned(Classifier, "deploy/pruned.ckpt")
     assert sum(p.numel() for p in loaded.net.parameters()) == report.pruned.params
+    assert all(torch.equal(t, loaded.state_dict()[n]) for n, t in names["pruned"].state_dict().items())

@@ -13,7 +13,7 @@ from hqp_lightning.callbacks.averaging import copies
 from hqp_lightning.errors import ConfigurationError
 from hqp_lightning.surgery import Structure, apply_structure_, record
 
-__all__ = ["STRUCTURE_KEY", "carry_structure", "load_pruned"]
+__all__ = ["STRUCTURE_KEY", "PrunedCheckpointMixin", "carry_structure", "load_pruned"]
 
 STRUCTURE_KEY = "hqp_structure"
 
@@ -47,12 +47,38 @@ def on_load_checkpoint(self: LightningModule, checkpoint: dict[str, Any]) -> Non
     type(self).on_load_checkpoint(self, checkpoint)
 
 
+class PrunedCheckpointMixin:
+    """Lets ``load_from_checkpoint`` rebuild a pruned network, and every Trainer save and load it.
+
+    ::
+
+        class MyModule(PrunedCheckpointMixin, LightningModule): ...
+
+        model = MyModule.load_from_checkpoint("deploy/pruned.ckpt")
+
+    Without it a module of the dense shapes meets the weights of a pruned one, and torch reports a size mismatch.
+    Files that carry no structure load as ever. The class's own ``on_save_checkpoint`` and ``on_load_checkpoint`` are
+    called after the structure was recorded, or applied; they need not call ``super``. What is loaded this way keeps its
+    structure through later ``fit`` runs without :class:`HQPPruning`, too.
+
+    Raises:
+        SurgeryError: on loading, if the structure is of another architecture, also with ``strict=False``.
+    """
+
+    # Not overridden hooks: a hook of the user's that does not call super, as few do, would hide them.
+    def __new__(cls, *args: Any, **kwargs: Any) -> Any:
+        """Prepare the module before its own ``__init__``."""
+        self: Any = super().__new__(cls)
+        carry_structure(self)
+        return self
+
+
 def load_pruned(model: type[T] | T, ckpt_path: str | Path, **kwargs: Any) -> T:
     """Rebuild a pruned LightningModule from its original class, or a fresh instance, and a checkpoint.
 
     Args:
-        model: the LightningModule class (built with the checkpoint's hyperparameters and ``kwargs``), or an
-            instance of the original, unpruned architecture; the instance is changed in place.
+        model: the LightningModule class (built as ``load_from_checkpoint`` does, with the checkpoint's hyperparameters
+            and ``kwargs``), or an instance of the original, unpruned architecture; the instance is changed in place.
         ckpt_path: a Lightning checkpoint saved while :class:`HQPPruning` or :class:`Int8Export` was attached.
         **kwargs: constructor arguments that override the saved hyperparameters.
 
@@ -69,7 +95,13 @@ def load_pruned(model: type[T] | T, ckpt_path: str | Path, **kwargs: Any) -> T:
             f"{ckpt_path} carries no {STRUCTURE_KEY!r}: it was saved without HQPPruning or Int8Export. "
             f"Load it with {getattr(model, '__name__', type(model).__name__)}.load_from_checkpoint."
         )
-    module = model(**{**checkpoint.get("hyper_parameters", {}), **kwargs}) if isinstance(model, type) else model
-    apply_structure_(module, Structure.from_plain(checkpoint[STRUCTURE_KEY]))
-    module.load_state_dict(checkpoint["state_dict"])
-    return module
+    if isinstance(model, type):
+        loader: Any = type(model.__name__, (model, PrunedCheckpointMixin), {})
+        module = loader.load_from_checkpoint(ckpt_path, map_location="cpu", **kwargs)
+        module.__class__ = model
+        return module
+    carry_structure(model)
+    model.configure_model()
+    model.on_load_checkpoint(checkpoint)
+    model.load_state_dict(checkpoint["state_dict"])
+    return model

@@ -1,10 +1,12 @@
 """The optimizers, schedulers and precision of the user's loop go on through a prune as if nothing had happened."""
 
 import copy
+from operator import gt, lt
 
 import pytest
 import torch
 from lightning.pytorch import Callback
+from lightning.pytorch.plugins import MixedPrecision
 from torch import nn
 from torch.optim import lr_scheduler
 
@@ -55,23 +57,27 @@ class Any(Scripted):
 class PlainLoop(Callback):
     """After a prune, trains a copy of everything for the epoch in a loop of plain torch, and compares."""
 
-    def __init__(self, train, accumulate=1, clip=None, bf16=False):
-        self.train, self.accumulate, self.clip, self.bf16, self.compared = train, accumulate, clip, bf16, 0
+    def __init__(self, train, accumulate=1, clip=None, dtype=None):
+        self.train, self.accumulate, self.clip, self.dtype, self.compared = train, accumulate, clip, dtype, 0
 
     def on_train_epoch_start(self, trainer, pl_module):
         network = copy.deepcopy(pl_module.net)
         optimizer = pl_module.make(network)
         optimizer.load_state_dict(copy.deepcopy(trainer.optimizers[0].state_dict()))
+        scaler = torch.amp.GradScaler("cpu", enabled=self.dtype is torch.float16)
+        scaler.load_state_dict(trainer.precision_plugin.state_dict())
         for i, (x, y) in enumerate(self.train):
-            with torch.autocast("cpu", torch.bfloat16, enabled=self.bf16):
+            with torch.autocast("cpu", self.dtype, enabled=self.dtype is not None):
                 loss = nn.functional.cross_entropy(network(x), y)
-            (loss / self.accumulate).backward()
+            scaler.scale(loss / self.accumulate).backward()
             if (i + 1) % self.accumulate == 0 or i + 1 == EPOCH:
+                scaler.unscale_(optimizer)
                 if self.clip:
                     torch.nn.utils.clip_grad_norm_(network.parameters(), self.clip)
-                optimizer.step()
+                scaler.step(optimizer)
+                scaler.update()
                 optimizer.zero_grad()
-        self.network, self.optimizer = network, optimizer
+        self.network, self.optimizer, self.scaler = network, optimizer, scaler.state_dict()
 
     def on_train_epoch_end(self, trainer, pl_module):
         expected = self.network.state_dict()
@@ -81,6 +87,7 @@ class PlainLoop(Callback):
         for mine, reference in states:
             for key, value in reference.items():
                 torch.testing.assert_close(mine[key], value, rtol=1e-5, atol=1e-7)
+        assert trainer.precision_plugin.state_dict() == self.scaler
         self.compared += 1
 
 
@@ -101,7 +108,7 @@ def test_training_goes_on_as_in_a_loop_of_plain_torch(loaders, make_trainer, kin
         ({"accumulate_grad_batches": 2}, {"accumulate": 2}),
         ({"gradient_clip_val": 0.05}, {"clip": 0.05}),
         ({"accumulate_grad_batches": 3, "gradient_clip_val": 0.05}, {"accumulate": 3, "clip": 0.05}),
-        ({"precision": "bf16-mixed"}, {"bf16": True}),
+        ({"precision": "bf16-mixed"}, {"dtype": torch.bfloat16}),
     ],
 )
 def test_accumulation_clipping_and_mixed_precision(loaders, make_trainer, settings, same):
@@ -109,6 +116,40 @@ def test_accumulation_clipping_and_mixed_precision(loaders, make_trainer, settin
     make_trainer(2, [pruning, plain], **settings).fit(Any("sgd_momentum"), *loaders)
     assert [r.outcome for r in pruning.records] == ["kept"] * 2
     assert plain.compared == 2
+
+
+def scaled(scale=2.0**20):
+    """``precision="16-mixed"`` on a CPU; from this scale on, the first steps overflow and are skipped."""
+    scaler = torch.amp.GradScaler("cpu", init_scale=scale, growth_interval=3)
+    return {"plugins": [MixedPrecision("16-mixed", "cpu", scaler)]}
+
+
+class Scales(Callback):
+    """The scaler's state when a batch ends, and on both sides of a step: before the pruning, and after it."""
+
+    def __init__(self):
+        self.seen = []
+
+    def on_train_epoch_start(self, trainer, pl_module):
+        self.seen.append(trainer.precision_plugin.state_dict())
+
+    def on_train_batch_end(self, trainer, pl_module, *_):
+        self.seen.append(trainer.precision_plugin.state_dict())
+        for state in trainer.optimizers[0].state.values():
+            assert all(t.isfinite().all() for t in state.values() if isinstance(t, torch.Tensor))
+
+
+def test_the_loss_scale_goes_on_through_prune_roll_back_prune(loaders, make_trainer):
+    pruning, model = HQPPruning("val_acc", 0.02, step=0.2, min_step=0.05), Any("adamw_groups")
+    model.scores = [0.9, 0.89, 0.5, 0.885]
+    before, after = Scales(), Scales()
+    plain = PlainLoop(loaders[0], dtype=torch.float16)
+    make_trainer(3, [before, pruning, after, plain], **scaled()).fit(model, *loaders)
+    assert [r.outcome for r in pruning.records] == ["kept", "rolled_back", "kept"]
+    assert plain.compared == 3
+    assert before.seen == after.seen
+    scales = [s["scale"] for s in after.seen]
+    assert all(any(f(b, a) for a, b in zip(scales, scales[1:], strict=False)) for f in (gt, lt))  # it grew and shrank
 
 
 class Sliced(Callback):
