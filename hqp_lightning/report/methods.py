@@ -98,11 +98,12 @@ def print_methods(comparison: MethodComparison, console: Console | None = None) 
     """Print the table and what it means."""
     console = console or Console()
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False, header_style="bold")
-    names = ("", comparison.budget.monitor, "drop", "held\nout", "drop", "MACs", "ONNX", "size", "ms (p95)", "speedup")
-    for i, name in enumerate(names):
-        table.add_column(Text(name), justify="left" if i == 0 else "right", overflow="fold", vertical="bottom")
+    names = ("", comparison.budget.monitor, "drop", "held\nout", None, "MACs", None, "size", "ms (p95)", "speedup")
+    shown = [i for i, name in enumerate(names) if name is not None]  # what 80 columns have room for
+    for i in shown:
+        table.add_column(Text(names[i] or ""), justify="right" if i else "left", overflow="fold", vertical="bottom")
     for cells in _rows(comparison):
-        table.add_row(*map(Text, cells))
+        table.add_row(*(Text(cells[i]) for i in shown))
     console.print()
     console.print(table)
     for words in _words(comparison):

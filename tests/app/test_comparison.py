@@ -69,7 +69,7 @@ def test_the_table_of_all_methods(tmp_path, monkeypatch, capsys):
     # Finished, it is only read again.
     monkeypatch.setattr(app, "_build", lambda *args, **kwargs: pytest.fail("built again"))
     app.run(config(tmp_path, "resume=true"))
-    assert "pruned by magnitude" in capsys.readouterr().out
+    assert "INT8 only" in capsys.readouterr().out
 
 
 def test_it_needs_something_to_compare(tmp_path):
