@@ -139,5 +139,6 @@ def _in_the_page(recipe):
 def test_published_figures_are_those_of_the_page(path):
     page = _in_the_page(path.stem)
     for name, figure in reproduce.read_published(path)["figures"].items():
-        rounding = 6e-4 if name in ("macs_reduction", "size_reduction") else 1e-9  # the page has three digits
+        # Three digits of both numbers in the page: each may be off by half a per cent, at worst in opposite directions.
+        rounding = 0.01 * (1 - page[name]) if name in ("macs_reduction", "size_reduction") else 1e-9
         assert figure["published"] == pytest.approx(page[name], abs=rounding), name
