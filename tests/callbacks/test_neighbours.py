@@ -6,6 +6,7 @@ from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import (
     EarlyStopping,
     GradientAccumulationScheduler,
+    LearningRateFinder,
     LearningRateMonitor,
     ModelCheckpoint,
     ModelSummary,
@@ -14,6 +15,7 @@ from lightning.pytorch.callbacks import (
     TQDMProgressBar,
 )
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.tuner import Tuner
 from torch import nn
 from torch.utils.data import DataLoader
 
@@ -142,6 +144,31 @@ def test_a_limited_validation(loaders, make_trainer, digits):
     with torch.no_grad():
         accuracy = float((model.eval().net(x).argmax(1) == y).double().mean())
     assert pruning.records[0].accuracy == pytest.approx(accuracy, abs=1e-6)
+
+
+@pytest.mark.filterwarnings("ignore:.*lr_find")
+@pytest.mark.parametrize("how", ["before", "after", "tuner"])
+def test_a_learning_rate_that_was_searched_gives_the_run_of_one_set_by_hand(loaders, make_trainer, how):
+    loaders = DataLoader(loaders[0].dataset, 16), loaders[1]  # an epoch is long enough for the search
+
+    def run(how, lr=3e-3):
+        torch.manual_seed(0)
+        pruning, model = HQPPruning("val_acc", 0.3, step=0.2), Classifier(lr)
+        search = {"max_lr": 0.1, "early_stop_threshold": None}
+        finder = [LearningRateFinder(num_training_steps=20, **search)] * (how in ("before", "after"))
+        trainer = make_trainer(2, [*finder, pruning] if how == "before" else [pruning, *finder])
+        if how == "tuner":
+            Tuner(trainer).lr_find(model, *loaders, num_training=20, **search)
+        trainer.fit(model, *loaders)
+        return model, pruning
+
+    searched, found = run(how)
+    assert searched.hparams.lr != 3e-3
+    by_hand, given = run("hand", searched.hparams.lr)
+    assert [(r.outcome, r.macs) for r in found.records] == [(r.outcome, r.macs) for r in given.records]
+    assert len(given.records) == 2
+    for (name, a), b in zip(searched.state_dict().items(), by_hand.state_dict().values(), strict=True):
+        assert torch.equal(a, b), name
 
 
 class TwoLoaders(Classifier):
