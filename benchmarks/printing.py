@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import platform
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 
 import torch
 import torchvision
+
+from hqp_lightning.export.engines.base import processor_name
 
 
 def arguments(doc: str | None, **defaults: int) -> argparse.Namespace:
@@ -24,14 +24,7 @@ def arguments(doc: str | None, **defaults: int) -> argparse.Namespace:
 def print_table(about: str, header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     """Markdown; every row appears when it is measured."""
     versions = f"torch {torch.__version__}, torchvision {torchvision.__version__}"
-    print(f"{processor()}, {torch.get_num_threads()} threads, {versions}; {about}\n")
+    print(f"{processor_name()}, {torch.get_num_threads()} threads, {versions}; {about}\n")
     print("| " + " | ".join(header) + " |\n|" + "---|" * len(header))
     for row in rows:
         print("| " + " | ".join(row) + " |", flush=True)
-
-
-def processor() -> str:
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.exists() else []
-    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()

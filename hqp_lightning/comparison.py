@@ -11,7 +11,7 @@ from hydra.utils import instantiate
 from lightning.pytorch import Callback
 from omegaconf import DictConfig
 
-from hqp_lightning.callbacks.comparing import CompareMethods, without_budget
+from hqp_lightning.callbacks.comparing import CompareMethods, lift_budget_
 from hqp_lightning.records import MethodComparison, Report
 from hqp_lightning.report import print_methods, read_methods, write_methods
 
@@ -48,7 +48,8 @@ def compare(cfg: DictConfig, report: Report, build: Callable[..., tuple[Any, Any
         kept = sum(record.outcome == "kept" for record in report.steps)
         step = min(max(cfg.hqp.step, _MARGIN * (1 - left) / kept), 0.95)
         pruning = instantiate(cfg.hqp, estimator="magnitude", cost="none", step=step, target_macs=left)
-        callbacks.insert(0, without_budget(pruning))
+        lift_budget_(pruning)
+        callbacks.insert(0, pruning)
     epochs = cfg.trainer.max_epochs if left < 1 else 0  # nothing to train: only the INT8 form is missing
     settings = {"enable_checkpointing": False, "max_epochs": epochs}
     model, data, trainer = build(cfg, callbacks, "/comparison", **settings)

@@ -20,21 +20,20 @@ from hqp_lightning.callbacks.trainer import load_validation, loose
 from hqp_lightning.records import MethodComparison, ModelFigures, OnnxArtifact, Report
 from hqp_lightning.report import compare_methods
 
-__all__ = ["CompareMethods", "without_budget"]
+__all__ = ["CompareMethods", "lift_budget_"]
 
 _CLOSE = 0.05  # of HQP's MACs: below it the accuracies are called those of equal MACs
 
 
-def without_budget(pruning: HQPPruning) -> HQPPruning:
-    """The same callback, but every step that leaves a score is kept: for a method that only has to reach its MACs."""
+def lift_budget_(pruning: HQPPruning) -> None:
+    """Let a callback keep every step that leaves a score: for a method that only has to reach its MACs."""
     pruning.budget = replace(pruning.budget, max_drop=math.inf)
-    return pruning
 
 
 class CompareMethods(Callback):
     """When ``fit`` ends: put the pruning of this run, INT8 alone, and a finished HQP run side by side.
 
-    The run that it ends prunes by another criterion down to HQP's MACs, with :func:`without_budget`. What is quantized
+    The run that it ends prunes by another criterion down to HQP's MACs, after :func:`lift_budget_`. What is quantized
     alone is the HQP run's dense ONNX file, and all files are timed in turn in this process.
 
     Args:

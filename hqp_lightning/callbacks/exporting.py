@@ -13,13 +13,13 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 
 from hqp_lightning import export
+from hqp_lightning.callbacks.batches import batches, fixed_seed
 from hqp_lightning.callbacks.network import find_network
 from hqp_lightning.callbacks.options import ExportOptions
 from hqp_lightning.callbacks.quantizing import Quantized, quantize_within
 from hqp_lightning.callbacks.scoring import counting, holdout_loaders, running_on, score
 from hqp_lightning.callbacks.state import Accepted
 from hqp_lightning.callbacks.timing import build, usable_backends
-from hqp_lightning.callbacks.trainer import batches, fixed_seed
 from hqp_lightning.core.verdict import judge
 from hqp_lightning.errors import ExportError
 from hqp_lightning.export.engines import Engine

@@ -12,12 +12,13 @@ from lightning.pytorch import LightningModule, Trainer
 from torch.distributed.optim import ZeroRedundancyOptimizer
 
 from hqp_lightning.callbacks.averaging import averages, copies, scored
+from hqp_lightning.callbacks.batches import batches, fixed_seed
 from hqp_lightning.callbacks.fisher import FisherAccumulator
 from hqp_lightning.callbacks.network import find_network
 from hqp_lightning.callbacks.options import MAGNITUDE, PruningOptions
 from hqp_lightning.callbacks.ranks import average_batchnorm_
 from hqp_lightning.callbacks.state import PruningState
-from hqp_lightning.callbacks.trainer import batches, fixed_seed, load_validation, schedulers
+from hqp_lightning.callbacks.trainer import load_validation, schedulers
 from hqp_lightning.core.search import finish
 from hqp_lightning.core.selection import Caps, propose
 from hqp_lightning.errors import ConfigurationError, SurgeryError

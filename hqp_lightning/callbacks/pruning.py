@@ -15,7 +15,8 @@ from hqp_lightning.callbacks.network import LossFn, find_network
 from hqp_lightning.callbacks.operation import dense_shadow, leave_, measured_saliency, prune_, undo_
 from hqp_lightning.callbacks.options import MAGNITUDE, PruningOptions
 from hqp_lightning.callbacks.state import PruningState
-from hqp_lightning.callbacks.trainer import announce, check_trainer, loose, monitored, show_saliency, validate_now
+from hqp_lightning.callbacks.telling import announce, show_saliency
+from hqp_lightning.callbacks.trainer import check_trainer, loose, monitored, validate_now
 from hqp_lightning.core.search import Search, advance, finish
 from hqp_lightning.core.verdict import check_budget
 from hqp_lightning.errors import SurgeryError

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, DistributedSampler, SequentialSampler
 from torchmetrics import Metric
 
-from hqp_lightning.callbacks.trainer import fixed_seed, loose, monitored
+from hqp_lightning.callbacks.batches import fixed_seed
+from hqp_lightning.callbacks.trainer import loose, monitored
 from hqp_lightning.errors import ExportError
 from hqp_lightning.export.engines import Engine
 

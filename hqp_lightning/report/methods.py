@@ -21,7 +21,7 @@ from hqp_lightning.report.units import ABSENT, change, count, factor, fraction, 
 
 __all__ = ["compare_methods", "methods_table", "print_methods", "read_methods", "write_methods"]
 
-_HEADERS = ("method", "drop", "held-out", "held-out drop", "MACs", "ONNX size", "size", "ms: median (p95)", "speedup")
+_HEADERS = ("drop", "held-out", "held-out drop", "MACs", "ONNX size", "size", "ms: median (p95)", "speedup")
 
 
 def compare_methods(
@@ -88,7 +88,7 @@ def read_methods(path: str | PathLike[str]) -> MethodComparison:
 
 def methods_table(comparison: MethodComparison) -> str:
     """The table in Markdown (GitHub flavoured), with lines below that say what it means."""
-    headers = ["method", comparison.budget.monitor, *_HEADERS[1:]]
+    headers = ["method", comparison.budget.monitor, *_HEADERS]
     lines = [headers, [":--"] + ["--:"] * (len(headers) - 1), *_rows(comparison)]
     table = "\n".join(f"| {' | '.join(' '.join(c.replace('|', '/').split()) for c in cells)} |" for cells in lines)
     return table + "\n\n" + "\n".join(_words(comparison)) + "\n"

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from hqp_lightning import HQPPruning, hqp_callbacks
-from hqp_lightning.callbacks.comparing import CompareMethods, without_budget
+from hqp_lightning.callbacks.comparing import CompareMethods, lift_budget_
 
 from .conftest import Classifier, Scripted
 from .test_export_callback import accuracy_by_hand, macs_of
@@ -28,7 +28,8 @@ def test_magnitude_removes_the_channels_of_the_smallest_weights(loaders, make_tr
 
 
 def test_without_a_budget_every_score_is_kept(loaders, make_trainer, capsys):
-    pruning = without_budget(HQPPruning("val_acc", 0.02, step=0.2, estimator="magnitude"))
+    pruning = HQPPruning("val_acc", 0.02, step=0.2, estimator="magnitude")
+    lift_budget_(pruning)
     assert pruning.budget.max_drop == math.inf
     make_trainer(2, [pruning]).fit(Scripted([0.9, 0.2, 0.1]), *loaders)
     assert [r.outcome for r in pruning.records] == ["kept", "kept"]
@@ -52,7 +53,8 @@ def test_methods_are_compared_on_one_dense_model(loaders, make_trainer, digits, 
     if prunes:
         left = report.int8.macs / report.baseline.macs
         other = HQPPruning("val_acc", 0.9, step=0.4, estimator="magnitude", cost="none", target_macs=left)
-        callbacks = [without_budget(other), ending]
+        lift_budget_(other)
+        callbacks = [other, ending]
     torch.manual_seed(0)
     # Without epochs, as where there is nothing to prune, Lightning calls no hook of training.
     make_trainer(2 if prunes else 0, callbacks).fit(Classifier(), *loaders)

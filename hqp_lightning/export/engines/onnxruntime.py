@@ -18,8 +18,9 @@ class OnnxRuntimeBackend(Backend):
     name = "onnxruntime"
     precisions = ("fp32", "int8")
 
-    def unavailable(self) -> str | None:  # noqa: D102
-        return None  # a dependency of this package
+    def unavailable(self) -> str | None:
+        """Never: it is a dependency of this package."""
+        return None
 
     def _build(self, onnx: Path, precision: str, engine_dir: Path, threads: int, batch_size: int) -> Engine:
         return _OnnxRuntimeEngine(onnx, precision, threads)

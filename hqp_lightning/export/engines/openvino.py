@@ -20,7 +20,8 @@ class OpenVINOBackend(Backend):
     name = "openvino"
     precisions = ("fp32", "int8")
 
-    def unavailable(self) -> str | None:  # noqa: D102
+    def unavailable(self) -> str | None:
+        """It is an extra."""
         if importlib.util.find_spec("openvino") is None:
             return "OpenVINO skipped: not installed (pip install 'hqp-lightning[openvino]')"
         return None

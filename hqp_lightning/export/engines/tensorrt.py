@@ -28,7 +28,8 @@ class TensorRTBackend(Backend):
     name = "tensorrt"
     precisions = ("fp32", "fp16", "int8")
 
-    def unavailable(self) -> str | None:  # noqa: D102
+    def unavailable(self) -> str | None:
+        """It needs a GPU, and comes as an extra or with JetPack."""
         # The driver first: trt.Runtime() without a GPU ends the process with a segmentation fault on 8.6.
         if (reason := driver_missing()) is not None:
             return f"TensorRT skipped: {reason}; the Q/DQ ONNX is complete, build it on the board"

@@ -1,0 +1,47 @@
+"""The facts of a run, one frozen record each; the unit stands in the name where it is not obvious.
+
+Accuracies and drops are fractions of one (0.015 is 1.5 points). MACs count one multiply-accumulate of a
+convolution or linear layer for one sample. Sizes are bytes. Times are milliseconds or seconds, as named.
+"""
+
+from hqp_lightning.records.export import (
+    EngineReport,
+    Latency,
+    OnnxArtifact,
+    QuantizedLayer,
+)
+from hqp_lightning.records.pruning import (
+    Budget,
+    ChannelGroup,
+    Consumer,
+    Filters,
+    PruningStep,
+    StepRecord,
+    Verdict,
+)
+from hqp_lightning.records.report import (
+    LayerChannels,
+    MethodComparison,
+    MethodFigures,
+    ModelFigures,
+    Report,
+)
+
+__all__ = [
+    "Budget",
+    "ChannelGroup",
+    "Consumer",
+    "EngineReport",
+    "Filters",
+    "Latency",
+    "LayerChannels",
+    "MethodComparison",
+    "MethodFigures",
+    "ModelFigures",
+    "OnnxArtifact",
+    "PruningStep",
+    "QuantizedLayer",
+    "Report",
+    "StepRecord",
+    "Verdict",
+]

@@ -1,0 +1,56 @@
+"""Export: files, quantized layers, timed engines."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+__all__ = ["EngineReport", "Latency", "OnnxArtifact", "QuantizedLayer"]
+
+
+@dataclass(frozen=True, slots=True)
+class OnnxArtifact:
+    """An ONNX file with what one needs to run it. ``input_shape`` is of one sample, without the batch axis."""
+
+    path: str
+    file_bytes: int
+    sha256: str
+    input_name: str
+    input_shape: tuple[int, ...]
+    output_name: str
+    opset: int
+
+
+@dataclass(frozen=True, slots=True)
+class QuantizedLayer:
+    """A node of the ONNX graph that can be quantized. ``precision`` is ``"int8"`` or ``"float"``.
+
+    ``noise`` is what quantizing it alone does to the logits: squared error over signal, see `quantization_noise`.
+    """
+
+    layer: str
+    noise: float
+    precision: str
+
+
+@dataclass(frozen=True, slots=True)
+class Latency:
+    """Milliseconds of one inference call (wall time; on TensorRT GPU time), over ``runs`` calls after a warm-up."""
+
+    median: float
+    p95: float
+    runs: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class EngineReport:
+    """A timed engine. ``model`` is ``"dense"`` or ``"pruned"``; ``precision`` ``"fp32"``, ``"fp16"`` or ``"int8"``."""
+
+    backend: str
+    model: str
+    precision: str
+    latency_ms: Latency
+    batch_size: int
+    threads: int
+    device: str
+    path: str
+    accuracy: float | None = None

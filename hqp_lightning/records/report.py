@@ -1,0 +1,93 @@
+"""Reports: the figures of a model, of a run, and of several methods side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from hqp_lightning.records.export import EngineReport, Latency, QuantizedLayer
+from hqp_lightning.records.pruning import Budget, StepRecord
+
+__all__ = ["LayerChannels", "MethodComparison", "MethodFigures", "ModelFigures", "Report"]
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFigures:
+    """One stage of the model: dense baseline, pruned float, or the INT8 artifact.
+
+    ``accuracy`` is on the decision split, ``holdout_accuracy`` on data that no decision saw (None: no such split).
+    """
+
+    accuracy: float
+    macs: float
+    params: int
+    file_bytes: int
+    holdout_accuracy: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class LayerChannels:
+    """Output channels of one layer in the dense and in the final model."""
+
+    layer: str
+    before: int
+    after: int
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """All figures of a run; ``report.json`` is this record, field by field."""
+
+    budget: Budget
+    baseline: ModelFigures
+    pruned: ModelFigures
+    int8: ModelFigures
+    within_budget: bool
+    accuracy_drop: float
+    size_reduction: float
+    macs_reduction: float
+    speedup: float | None
+    holdout_accuracy_drop: float | None = None
+    control: ModelFigures | None = None
+    control_accuracy_drop: float | None = None
+    control_holdout_accuracy_drop: float | None = None
+    samples: int | None = None
+    holdout_samples: int | None = None
+    steps: tuple[StepRecord, ...] = ()
+    engines: tuple[EngineReport, ...] = ()
+    channels: tuple[LayerChannels, ...] = ()
+    quantization: tuple[QuantizedLayer, ...] = ()
+    notes: tuple[str, ...] = ()
+    versions: Mapping[str, str] = field(default_factory=dict)
+    schema_version: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class MethodFigures:
+    """A row of the paper's comparison: what one method makes of the dense model; drops and reductions as in `Report`.
+
+    ``latency_ms`` is None where it was not timed, and so is ``speedup`` (dense float32 median over this one's).
+    """
+
+    method: str
+    figures: ModelFigures
+    accuracy_drop: float
+    size_reduction: float
+    holdout_accuracy_drop: float | None = None
+    latency_ms: Latency | None = None
+    speedup: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class MethodComparison:
+    """Several methods on one dense model, timed in turn in one process; ``comparison.json`` is this record.
+
+    ``engines`` are all that were timed; those of one backend, in the order of its preference, give the rows' latencies.
+    """
+
+    budget: Budget
+    methods: tuple[MethodFigures, ...]
+    engines: tuple[EngineReport, ...] = ()
+    notes: tuple[str, ...] = ()
+    versions: Mapping[str, str] = field(default_factory=dict)
+    schema_version: int = 1
