@@ -1,6 +1,6 @@
 """Pruned INT8 engines from a PyTorch Lightning training loop, under one accuracy budget.
 
-Two callbacks do the work::
+Two callbacks do the work:
 
     trainer = Trainer(callbacks=[HQPPruning(monitor="val_acc", max_drop=0.015), Int8Export("deploy/")])
     trainer.fit(model, datamodule)

@@ -85,7 +85,7 @@ def compare(report: Report, published: Mapping[str, Mapping[str, float]]) -> tup
 
     Args:
         report: of the run.
-        published: ``figures`` of :func:`read_published`.
+        published: ``figures`` of `read_published`.
 
     Raises:
         ConfigurationError: a name that is no figure of a report.

@@ -40,10 +40,11 @@ def read_layers(inspection: str) -> list[Layer]:
     Raises:
         ExportError: the engine was built without detailed layer information.
 
-    >>> conv = '{"Name": "c1 + r1", "LayerType": "CaskConvolution", "Weights": {"Type": "Int8", "Count": 9},'
-    >>> conv += '"Inputs": [{"Format/Datatype": "Row major Int8 format"}], "Outputs": [{"Format/Datatype": "Half"}]}'
-    >>> read_layers(f'{{"Layers": [{conv}]}}')
-    [Layer(name='c1 + r1', kind='CaskConvolution', precision='INT8', output='FP16', nodes=('c1', 'r1'))]
+    Examples:
+        >>> conv = '{"Name": "c1 + r1", "LayerType": "CaskConvolution", "Weights": {"Type": "Int8", "Count": 9}'
+        >>> conv += ', "Inputs": [{"Format/Datatype": "Int8 format"}], "Outputs": [{"Format/Datatype": "Half"}]}'
+        >>> read_layers(f'{{"Layers": [{conv}]}}')
+        [Layer(name='c1 + r1', kind='CaskConvolution', precision='INT8', output='FP16', nodes=('c1', 'r1'))]
     """
     rows = json.loads(inspection).get("Layers", [])
     if any(isinstance(row, str) for row in rows):

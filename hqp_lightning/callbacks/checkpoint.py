@@ -50,8 +50,6 @@ def on_load_checkpoint(self: LightningModule, checkpoint: dict[str, Any]) -> Non
 class PrunedCheckpointMixin:
     """Lets ``load_from_checkpoint`` rebuild a pruned network, and every Trainer save and load it.
 
-    ::
-
         class MyModule(PrunedCheckpointMixin, LightningModule): ...
 
         model = MyModule.load_from_checkpoint("deploy/pruned.ckpt")
@@ -59,7 +57,7 @@ class PrunedCheckpointMixin:
     Without it a module of the dense shapes meets the weights of a pruned one, and torch reports a size mismatch.
     Files that carry no structure load as ever. The class's own ``on_save_checkpoint`` and ``on_load_checkpoint`` are
     called after the structure was recorded, or applied; they need not call ``super``. What is loaded this way keeps its
-    structure through later ``fit`` runs without :class:`HQPPruning`, too.
+    structure through later ``fit`` runs without `HQPPruning`, too.
 
     Raises:
         SurgeryError: on loading, if the structure is of another architecture, also with ``strict=False``.
@@ -79,7 +77,7 @@ def load_pruned(model: type[T] | T, ckpt_path: str | Path, **kwargs: Any) -> T:
     Args:
         model: the LightningModule class (built as ``load_from_checkpoint`` does, with the checkpoint's hyperparameters
             and ``kwargs``), or an instance of the original, unpruned architecture; the instance is changed in place.
-        ckpt_path: a Lightning checkpoint saved while :class:`HQPPruning` or :class:`Int8Export` was attached.
+        ckpt_path: a Lightning checkpoint saved while `HQPPruning` or `Int8Export` was attached.
         **kwargs: constructor arguments that override the saved hyperparameters.
 
     Returns:

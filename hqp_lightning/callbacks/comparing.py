@@ -33,7 +33,7 @@ def lift_budget_(pruning: HQPPruning) -> None:
 class CompareMethods(Callback):
     """When ``fit`` ends: put the pruning of this run, INT8 alone, and a finished HQP run side by side.
 
-    The run that it ends prunes by another criterion down to HQP's MACs, after :func:`lift_budget_`. What is quantized
+    The run that it ends prunes by another criterion down to HQP's MACs, after `lift_budget_`. What is quantized
     alone is the HQP run's dense ONNX file, and all files are timed in turn in this process.
 
     Args:

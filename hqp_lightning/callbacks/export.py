@@ -32,18 +32,18 @@ _log = logging.getLogger(__name__)
 class Int8Export(Callback):
     """When ``fit`` ends: calibrate, write a Q/DQ ONNX, score it by the user's validation loop, build and time engines.
 
-    Beside :class:`HQPPruning` it takes the budget from there and, if the INT8 score is over it, walks back to the
+    Beside `HQPPruning` it takes the budget from there and, if the INT8 score is over it, walks back to the
     previous accepted model. Alone it quantizes the model as trained, against that model's own score.
 
     It leaves ``model.int8.onnx``, ``model.onnx`` (the same model in float), ``model.dense.onnx``, ``pruned.ckpt``
-    (for :func:`load_pruned`), ``manifest.json``, ``report.json`` and ``report.html`` in ``dirpath``, engines in
-    ``dirpath/engines``, and the :class:`Report` in ``.report``.
+    (for `load_pruned`), ``manifest.json``, ``report.json`` and ``report.html`` in ``dirpath``, engines in
+    ``dirpath/engines``, and the `Report` in ``.report``.
 
     Args:
         dirpath: folder for the artifacts; created.
-        monitor: the metric, if there is no :class:`HQPPruning`.
-        max_drop: the budget, if there is no :class:`HQPPruning`.
-        mode: ``"max"`` or ``"min"``, if there is no :class:`HQPPruning`.
+        monitor: the metric, if there is no `HQPPruning`.
+        max_drop: the budget, if there is no `HQPPruning`.
+        mode: ``"max"`` or ``"min"``, if there is no `HQPPruning`.
         module: the network's attribute name in the LightningModule; found if it is the only one with parameters.
         calibration_batches: training batches that set the ranges.
         method: range estimator, one of ``"mse"``, ``"max"``, ``"percentile"``, ``"entropy"``.
@@ -58,11 +58,11 @@ class Int8Export(Callback):
         batch_size: images per timed call.
         threads: CPU threads of the timed engines; all by default.
         latency_runs: timed calls per engine.
-        loss_fn: needed for batches that are not ``(x, y)``, see :class:`FisherAccumulator`.
+        loss_fn: needed for batches that are not ``(x, y)``, see `FisherAccumulator`.
 
     Raises:
         ConfigurationError: an argument out of range; before training: an unwritable ``dirpath``, no budget, or a
-            position before :class:`HQPPruning`.
+            position before `HQPPruning`.
     """
 
     def __init__(
@@ -142,7 +142,7 @@ class Int8Export(Callback):
         return next((c for c in loose(trainer).callbacks if isinstance(c, HQPPruning)), None)
 
     def network_path(self, trainer: Trainer) -> str | None:
-        """The network's attribute name, this callback's or that of :class:`HQPPruning`; None: to be found."""
+        """The network's attribute name, this callback's or that of `HQPPruning`; None: to be found."""
         pruning = self._pruning(trainer)
         return self.module if pruning is None or self.module is not None else pruning.options.module
 

@@ -38,11 +38,11 @@ class Exporting:
 
     Args:
         trainer: with its training and validation loaders.
-        pl_module: the model; :meth:`float_model` changes what it holds.
-        path: the network's attribute name in it, see :func:`find_network`.
+        pl_module: the model; `float_model` changes what it holds.
+        path: the network's attribute name in it, see `find_network`.
         budget: what INT8 scores are held to.
         dirpath: folder of the files.
-        options: of :class:`hqp_lightning.callbacks.Int8Export`.
+        options: of `hqp_lightning.callbacks.Int8Export`.
     """
 
     trainer: Trainer

@@ -25,7 +25,7 @@ class FisherAccumulator(Callback):
     """Accumulate the Fisher diagonal of every coupled channel group while Lightning validates.
 
     Works in ``trainer.fit`` and ``trainer.validate``, adds one forward and backward pass per batch, and leaves
-    gradients, BatchNorm statistics and logged metrics alone. Useful alone, to see what a network is sensitive to::
+    gradients, BatchNorm statistics and logged metrics alone. Useful alone, to see what a network is sensitive to:
 
         fisher = FisherAccumulator()
         Trainer(callbacks=[fisher]).validate(model, datamodule)

@@ -167,7 +167,7 @@ def _operate(trainer: Trainer, pl_module: LightningModule, cut: Cut, options: Pr
 
 
 def _everything(trainer: Trainer, pl_module: LightningModule) -> tuple[Any, ...]:
-    """What a step changes, in the order of the arguments of :func:`take` and :func:`restore_`."""
+    """What a step changes, in the order of the arguments of `take` and `restore_`."""
     return pl_module, trainer.optimizers, schedulers(trainer), averages(trainer)
 
 

@@ -20,7 +20,7 @@ MAGNITUDE = "magnitude"
 
 @dataclass(frozen=True, slots=True)
 class PruningOptions:
-    """See :class:`hqp_lightning.callbacks.HQPPruning`."""
+    """See `hqp_lightning.callbacks.HQPPruning`."""
 
     module: str | None
     ignore: tuple[str, ...]
@@ -53,7 +53,7 @@ class PruningOptions:
 
 @dataclass(frozen=True, slots=True)
 class ExportOptions:
-    """See :class:`hqp_lightning.callbacks.Int8Export`."""
+    """See `hqp_lightning.callbacks.Int8Export`."""
 
     calibration_batches: int
     method: str

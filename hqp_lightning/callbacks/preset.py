@@ -28,10 +28,11 @@ def hqp_callbacks(
         max_drop: the budget, a fraction in (0, 1).
         monitor: the metric that validation logs.
         dirpath: folder for the artifacts.
-        export: further arguments of :class:`Int8Export`.
-        **pruning: further arguments of :class:`HQPPruning`.
+        export: further arguments of `Int8Export`.
+        **pruning: further arguments of `HQPPruning`.
 
-    >>> [type(c).__name__ for c in hqp_callbacks(0.015, "val_acc", "deploy", start_epoch=10)]
-    ['HQPPruning', 'Int8Export']
+    Examples:
+        >>> [type(c).__name__ for c in hqp_callbacks(0.015, "val_acc", "deploy", start_epoch=10)]
+        ['HQPPruning', 'Int8Export']
     """
     return [HQPPruning(monitor, max_drop, **pruning), Int8Export(dirpath, **(export or {}))]

@@ -39,7 +39,7 @@ class HQPPruning(Callback):
         mode: ``"max"`` if larger is better, else ``"min"``.
         module: the network's attribute name in the LightningModule; found if it is the only one with parameters.
         ignore: names of modules in the network whose channels must stay. The head is found without being told.
-        estimator: ``"gate"`` or ``"weight"``, see :class:`FisherAccumulator`; ``"magnitude"`` for Torch-Pruning's group
+        estimator: ``"gate"`` or ``"weight"``, see `FisherAccumulator`; ``"magnitude"`` for Torch-Pruning's group
             norms of the weights, to compare with (its "predicted loss increase" is no loss).
         cost: ``"macs"`` ranks channels by loss increase per MAC, ``"none"`` by loss increase alone.
         step: fraction of the dense MACs that a step removes at first.
@@ -55,7 +55,7 @@ class HQPPruning(Callback):
         recalibrate_batches: training batches that re-estimate BatchNorm after a step; 0 for none.
         baseline: the score that drops are measured from; by default the best score of the dense model.
         loss_fn: ``loss_fn(pl_module, batch)``; by default cross-entropy for ``(x, y)`` batches.
-        max_snapshots: accepted models kept in memory for :class:`Int8Export` to walk back to.
+        max_snapshots: accepted models kept in memory for `Int8Export` to walk back to.
 
     Raises:
         ConfigurationError: an argument out of range; in ``setup`` or before the first training batch: a path, monitor,
@@ -213,7 +213,7 @@ class HQPPruning(Callback):
         return self.state.to_plain()
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Inverse of :meth:`state_dict`."""
+        """Inverse of `state_dict`."""
         self.state = PruningState.from_plain(state_dict)
 
     def _tell(self, trainer: Trainer, record: StepRecord) -> None:

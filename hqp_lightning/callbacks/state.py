@@ -31,7 +31,7 @@ class Accepted:
 
     @classmethod
     def from_plain(cls, plain: Mapping[str, Any]) -> Accepted:
-        """Inverse of :meth:`to_plain`."""
+        """Inverse of `to_plain`."""
         return cls(**{**plain, "snapshot": Snapshot.from_plain(plain["snapshot"])})
 
 
@@ -95,7 +95,7 @@ class PruningState:
 
     @classmethod
     def from_plain(cls, plain: Mapping[str, Any]) -> PruningState:
-        """Inverse of :meth:`to_plain`."""
+        """Inverse of `to_plain`."""
         return cls(
             **{
                 **plain,

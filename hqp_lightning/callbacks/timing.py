@@ -86,7 +86,7 @@ def time_in_turn(
         backend: where to.
         wanted: ``(model, precision)`` to the ONNX file.
         example: one input, with its batch axis.
-        dirpath: as in :func:`time_engines`.
+        dirpath: as in `time_engines`.
         options: batch size, threads and number of runs.
     """
     batch = np.repeat(example, options.batch_size, axis=0)

@@ -18,7 +18,7 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     Returns:
         The nearest of ``known``, compared as a whole or by its last part; empty where nothing is near.
 
-    Example:
+    Examples:
         >>> did_you_mean("hqp.max_dorp", ["hqp.max_drop", "hqp.mode"]), did_you_mean("max_drop", ["hqp.max_drop"])
         ('; did you mean hqp.max_drop?', '; did you mean hqp.max_drop?')
         >>> did_you_mean("xyz", ["hqp.max_drop"])

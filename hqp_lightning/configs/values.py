@@ -43,7 +43,7 @@ def check_values(cfg: DictConfig) -> None:
 def parameters(target: str) -> dict[str, Any] | None:
     """Names and type hints of what a dotted path takes; None if it takes any name or has no signature.
 
-    Example:
+    Examples:
         >>> list(parameters("statistics.NormalDist"))
         ['mu', 'sigma']
     """

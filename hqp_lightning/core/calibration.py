@@ -18,6 +18,7 @@ from hqp_lightning.errors import ConfigurationError
 __all__ = ["METHODS", "Histogram", "compute_amax", "init", "merge", "scale", "update"]
 
 METHODS = ("max", "percentile", "mse", "entropy")
+"""How a range is chosen from a histogram, see `compute_amax`."""
 LEVELS = 127  # symmetric int8: -127 ... 127
 _MSE_CANDIDATES = 256
 _CHUNK = 1 << 18  # values counted at a time: few enough for the processor's cache
@@ -62,9 +63,10 @@ def update(hist: Histogram, values: Tensor) -> Histogram:
     Raises:
         ConfigurationError: a value is NaN or infinite.
 
-    >>> h = update(init(), torch.tensor([0.5, -3.0, 1.0]))
-    >>> h.limit, h.amax, int(h.counts.sum())
-    (4.0, 3.0, 3)
+    Examples:
+        >>> h = update(init(), torch.tensor([0.5, -3.0, 1.0]))
+        >>> h.limit, h.amax, int(h.counts.sum())
+        (4.0, 3.0, 3)
     """
     if values.numel() == 0:
         return hist
@@ -202,7 +204,6 @@ def _entropy(hist: Histogram) -> float:
     mass = torch.cat([start, bins.cumsum(0)])
     filled = torch.cat([start, (bins > 0).double().cumsum(0)])
     plogp = torch.cat([start, torch.xlogy(bins, bins).cumsum(0)])
-
     size = torch.arange(groups, used + 1).unsqueeze(1)  # candidate i, in bins
     edges = (torch.arange(groups + 1) * size + groups - 1) // groups
     sums = mass[edges].diff(dim=1)

@@ -1,16 +1,15 @@
-r"""Fisher diagonals of a network's channels and weights: one pass per batch, merged, then averaged.
+"""Fisher diagonals of a network's channels and weights: one pass per batch, merged, then averaged.
 
-Two estimators share one state (:class:`FisherState`: sums over samples, and the number of samples):
+Two estimators share one state (`FisherState`: sums over samples, and the number of samples):
 
-* **gate** (default). Every channel of a coupled group gets one multiplicative gate :math:`z = 1`, applied wherever
-  the group is read. :math:`F_z = \frac1N\sum_n (\partial L_n/\partial z)^2` is exact per sample and needs one
-  backward pass per batch, because
-  :math:`\partial L_n/\partial z = \sum_{consumers}\sum_{hw} a\,\partial L_n/\partial a`
+* **gate** (default). Every channel of a coupled group gets one multiplicative gate *z* = 1, applied wherever the group
+  is read. *F* = 1/*N* Σₙ (∂Lₙ/∂z)² is exact per sample and needs one backward pass per batch, because
+  ∂Lₙ/∂z is the sum of *a* · ∂Lₙ/∂a over the consumers of the group and over the pixels of their input *a*
   (Theis et al., 2018, arXiv 1801.05787; for coupled channels Liu et al., 2021, arXiv 2108.00708).
-* **weight**. :math:`F_w = \frac1N\sum_n (\partial L_n/\partial w)^2` for every convolution and linear weight, the
-  diagonal of the empirical Fisher that HQP sums over a filter (arXiv 2602.06069).
+* **weight**. *F* = 1/*N* Σₙ (∂Lₙ/∂w)² for every convolution and linear weight, the diagonal of the empirical Fisher
+  that HQP sums over a filter (arXiv 2602.06069).
 
-In units of the loss, :math:`\Delta L \approx \tfrac12 F` for switching a gate off (Optimal Brain Damage).
+In units of the loss, ΔL ≈ ½ *F* for switching a gate off (Optimal Brain Damage).
 """
 
 from __future__ import annotations
@@ -45,9 +44,10 @@ class FisherState:
 def merge(a: FisherState, b: FisherState) -> FisherState:
     """Sum of two states, for batches as for ranks; an empty state is neutral.
 
-    >>> a = FisherState({"conv": torch.tensor([1.0, 2.0])}, 2)
-    >>> merge(merge(FisherState(), a), a).sums["conv"], merge(a, a).samples
-    (tensor([2., 4.]), 4)
+    Examples:
+        >>> a = FisherState({"conv": torch.tensor([1.0, 2.0])}, 2)
+        >>> merge(merge(FisherState(), a), a).sums["conv"], merge(a, a).samples
+        (tensor([2., 4.]), 4)
     """
     names = dict.fromkeys([*a.sums, *b.sums])
     sums = {n: a.sums[n] + b.sums[n] if n in a.sums and n in b.sums else a.sums.get(n, b.sums.get(n)) for n in names}
@@ -57,8 +57,9 @@ def merge(a: FisherState, b: FisherState) -> FisherState:
 def compute(state: FisherState) -> dict[str, Tensor]:
     """Mean over samples: the Fisher diagonal, same keys and shapes as ``state.sums``.
 
-    >>> compute(FisherState({"conv": torch.tensor([1.0, 2.0])}, 4))
-    {'conv': tensor([0.2500, 0.5000])}
+    Examples:
+        >>> compute(FisherState({"conv": torch.tensor([1.0, 2.0])}, 4))
+        {'conv': tensor([0.2500, 0.5000])}
     """
     return {name: total / max(state.samples, 1) for name, total in state.sums.items()}
 
@@ -108,13 +109,13 @@ def weight_fisher(module: nn.Module, names: Sequence[str], loss: Loss) -> Fisher
     Args:
         module: the network.
         names: qualified names of ``Conv2d`` and ``Linear`` modules.
-        loss: as in :func:`gate_fisher`.
+        loss: as in `gate_fisher`.
 
     Returns:
         State with one tensor of the parameter's shape per ``"<name>.weight"`` and ``"<name>.bias"``.
 
     Raises:
-        ConfigurationError: as :func:`gate_fisher`; or a layer is of another kind, or runs twice in one forward pass
+        ConfigurationError: as `gate_fisher`; or a layer is of another kind, or runs twice in one forward pass
             (its gradient is then the sum over the calls, which squares can't be formed from one call at a time).
     """
     sums: dict[str, Tensor] = {}

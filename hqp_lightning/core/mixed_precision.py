@@ -20,8 +20,9 @@ def fewest(limit: int, enough: Callable[[int], bool]) -> int | None:
     Returns:
         ``k``, or None if ``limit`` itself is not enough.
 
-    >>> fewest(12, lambda k: k >= 5), fewest(12, lambda k: k > 20), fewest(1, bool)
-    (5, None, 1)
+    Examples:
+        >>> fewest(12, lambda k: k >= 5), fewest(12, lambda k: k > 20), fewest(1, bool)
+        (5, None, 1)
     """
     low, high = 0, 1  # low is not enough
     while high <= limit and not enough(high):

@@ -13,6 +13,7 @@ from hqp_lightning.records import ChannelGroup
 __all__ = ["ESTIMATORS", "saliency"]
 
 ESTIMATORS = ("gate", "weight")
+"""Whose Fisher diagonal ranks the channels, see `hqp_lightning.core.fisher`."""
 
 
 def saliency(

@@ -27,9 +27,10 @@ class Search:
 def advance(search: Search, kept: bool) -> Search:
     """After a kept step go on with the same size, after a rolled-back or refused one with half of it.
 
-    >>> s = advance(Search(0.05, 0.02), kept=False)
-    >>> s.step, s.ended, advance(s, kept=False).ended
-    (0.025, None, 'the step fell below min_step=0.02')
+    Examples:
+        >>> s = advance(Search(0.05, 0.02), kept=False)
+        >>> s.step, s.ended, advance(s, kept=False).ended
+        (0.025, None, 'the step fell below min_step=0.02')
     """
     search = replace(search, index=search.index + 1)
     if kept:

@@ -16,6 +16,7 @@ from hqp_lightning.records import ChannelGroup, PruningStep
 __all__ = ["COSTS", "Caps", "propose"]
 
 COSTS = ("macs", "none")
+"""What a channel's saliency is divided by: the MACs that go with it, or nothing."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,6 +14,7 @@ from hqp_lightning.errors import ConfigurationError
 __all__ = ["Loss", "Receiver", "at_inputs", "at_outputs", "run_backward"]
 
 Loss = Callable[[], Tensor]
+"""Runs the network on a batch and returns its losses, see `run_backward`."""
 Receiver = Callable[[str, Tensor, Tensor, float], None]
 """Called with a layer's name, its input, the gradient there, and the factor that makes the gradient per sample."""
 
@@ -83,7 +84,7 @@ def run_backward(
         names: qualified names of the layers to tap.
         loss: runs the network, returns per-sample losses ``(N,)`` or their mean.
         receive: gets every tapped gradient as soon as it exists.
-        tap: :func:`at_inputs` or :func:`at_outputs`.
+        tap: `at_inputs` or `at_outputs`.
 
     Returns:
         The number of samples N.

@@ -32,8 +32,9 @@ def check_budget(budget: Budget) -> Budget:
 def score_drop(baseline: float, measured: float, mode: str = "max") -> float:
     """How much worse ``measured`` is than ``baseline``; negative when it is better.
 
-    >>> round(score_drop(0.93, 0.92), 3), round(score_drop(0.10, 0.12, "min"), 3)
-    (0.01, 0.02)
+    Examples:
+        >>> round(score_drop(0.93, 0.92), 3), round(score_drop(0.10, 0.12, "min"), 3)
+        (0.01, 0.02)
     """
     return baseline - measured if mode == "max" else measured - baseline
 
@@ -44,9 +45,10 @@ def drop_interval(baseline: float, measured: float, samples: int) -> tuple[float
     Wald's interval for the difference of two independent proportions. Both models are scored on the same samples and
     mostly err on the same ones, so the true interval is narrower; how much is not known without every single answer.
 
-    >>> low, high = drop_interval(0.93, 0.92, 2000)
-    >>> round(low, 4), round(high, 4)
-    (-0.0063, 0.0263)
+    Examples:
+        >>> low, high = drop_interval(0.93, 0.92, 2000)
+        >>> round(low, 4), round(high, 4)
+        (-0.0063, 0.0263)
     """
     error = 1.96 * math.sqrt((baseline * (1 - baseline) + measured * (1 - measured)) / samples)
     drop = baseline - measured
@@ -56,8 +58,9 @@ def drop_interval(baseline: float, measured: float, samples: int) -> tuple[float
 def judge(baseline: float, measured: float, budget: Budget) -> Verdict:
     """Keep what lost no more than the budget allows (HQP, arXiv 2602.06069: A_baseline - A <= delta_max).
 
-    >>> judge(0.93, 0.92, Budget(0.015, "val_acc")).reason
-    'val_acc 0.9200 is 0.0100 below the baseline 0.9300; 0.0150 is allowed'
+    Examples:
+        >>> judge(0.93, 0.92, Budget(0.015, "val_acc")).reason
+        'val_acc 0.9200 is 0.0100 below the baseline 0.9300; 0.0150 is allowed'
     """
     drop = score_drop(baseline, measured, budget.mode)
     if not math.isfinite(drop):

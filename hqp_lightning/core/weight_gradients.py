@@ -11,9 +11,9 @@ __all__ = ["squared_sums"]
 
 
 def squared_sums(layer: nn.Module, x: Tensor, grad: Tensor) -> dict[str, Tensor]:
-    r"""Return :math:`\sum_n (\partial L_n/\partial w)^2` for the weight and the bias of a layer.
+    """Return Σₙ (∂Lₙ/∂w)² for the weight and the bias of a layer.
 
-    A linear layer's gradient for one sample is :math:`G^T X` with one row per token; a convolution's is the same
+    A linear layer's gradient for one sample is *Gᵀ X* with one row per token; a convolution's is the same
     with its windows as tokens (im2col).
 
     Args:
@@ -27,10 +27,11 @@ def squared_sums(layer: nn.Module, x: Tensor, grad: Tensor) -> dict[str, Tensor]
     Raises:
         ConfigurationError: another kind of layer.
 
-    >>> import torch
-    >>> layer, x, grad = nn.Linear(2, 1), torch.tensor([[1.0, 2.0], [3.0, 4.0]]), torch.tensor([[1.0], [0.5]])
-    >>> squared_sums(layer, x, grad)
-    {'weight': tensor([[3.2500, 8.0000]]), 'bias': tensor([1.2500])}
+    Examples:
+        >>> import torch
+        >>> layer, x, grad = nn.Linear(2, 1), torch.tensor([[1.0, 2.0], [3.0, 4.0]]), torch.tensor([[1.0], [0.5]])
+        >>> squared_sums(layer, x, grad)
+        {'weight': tensor([[3.2500, 8.0000]]), 'bias': tensor([1.2500])}
     """
     if isinstance(layer, nn.Conv2d):
         weight = _depthwise(layer, x, grad) if layer.groups == layer.in_channels > 1 else _convolution(layer, x, grad)

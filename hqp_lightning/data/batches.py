@@ -93,7 +93,7 @@ def stratified_halves(labels: Sequence[int], fraction: float, seed: int) -> tupl
     Raises:
         ConfigurationError: a fraction outside (0, 1), or too few images of a class to stand in both parts.
 
-    Example:
+    Examples:
         >>> stratified_halves([0, 0, 0, 0, 1, 1, 1, 1], 0.5, seed=0)
         ([2, 3, 4, 6], [0, 1, 5, 7])
     """

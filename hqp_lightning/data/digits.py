@@ -33,7 +33,7 @@ class DigitsDataModule(SplitDataModule):
     Raises:
         ConfigurationError: an image or batch size below one, or a negative shift.
 
-    Example:
+    Examples:
         >>> data = DigitsDataModule(image_size=16, batch_size=4)
         >>> data.setup()
         >>> images, labels = next(iter(data.val_dataloader()))

@@ -15,10 +15,10 @@ class ImageNetDataModule(ImageFolderDataModule):
 
     ``root`` is that of ``torchvision.datasets.ImageNet``: either the unpacked folders ``train`` and ``val`` with
     ``meta.bin``, or the three archives, which torchvision unpacks once. The labels are in the order of torchvision's
-    pretrained weights. Arguments and preprocessing are those of :class:`ImageFolderDataModule`.
+    pretrained weights. Arguments and preprocessing are those of `ImageFolderDataModule`.
 
     Raises:
-        ConfigurationError: as for :class:`ImageFolderDataModule`; in ``prepare_data``: images and archives missing.
+        ConfigurationError: as for `ImageFolderDataModule`; in ``prepare_data``: images and archives missing.
     """
 
     @property

@@ -18,7 +18,7 @@ _URL = "https://s3.amazonaws.com/fast-ai-imageclas/imagenette2-160.tgz"
 class ImagenetteDataModule(ImageFolderDataModule):
     """Imagenette at 160 px, its validation part divided into a decision half and a held-out half.
 
-    Images are treated as :class:`ImageFolderDataModule` says, with the whole central square.
+    Images are treated as `ImageFolderDataModule` says, with the whole central square.
 
     Args:
         root: folder that holds ``imagenette2-160``, as for ``torchvision.datasets.Imagenette(size="160px")``.

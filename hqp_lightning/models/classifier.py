@@ -33,7 +33,7 @@ def lr_factor(progress: float, schedule: str, warmup: float, decay: float, resta
         decay: part of the steps for the final fall (``"constant"`` only).
         restarts: number of half cosines (``"restarts"`` only).
 
-    Example:
+    Examples:
         >>> [round(lr_factor(p, "cosine", 0.2, 0.0), 3) for p in (0.1, 0.2, 0.6, 1.0)]
         [0.5, 1.0, 0.5, 0.0]
         >>> [round(lr_factor(p, "constant", 0.0, 0.25), 3) for p in (0.1, 0.75, 0.875, 1.0)]
@@ -58,7 +58,7 @@ def distillation_loss(logits: Tensor, teacher: Tensor, temperature: float) -> Te
         teacher: logits of the teacher, ``[B, num_classes]``.
         temperature: ``T``; the factor ``T**2`` keeps the gradient's scale.
 
-    Example:
+    Examples:
         >>> x = torch.tensor([[1.0, 2.0]])
         >>> float(distillation_loss(x, x + 5, 2.0))
         0.0
@@ -77,7 +77,7 @@ class ImageClassifier(L.LightningModule):
         optimizer: ``"sgd"`` (Nesterov momentum) or ``"adamw"``.
         momentum: of ``"sgd"``.
         weight_decay: on all parameters.
-        schedule: ``"cosine"``, ``"constant"`` or ``"restarts"``; see :func:`lr_factor`.
+        schedule: ``"cosine"``, ``"constant"`` or ``"restarts"``; see `lr_factor`.
         warmup_epochs: epochs of linear warm-up, may be a fraction.
         decay_epochs: epochs of the final linear fall under ``"constant"``, may be a fraction.
         restart_epochs: length of a half cosine under ``"restarts"``; that of a pruning step (``every_n_epochs``).

@@ -40,7 +40,7 @@ def build_network(
         ConfigurationError: an unknown name or weights, weights that can't be downloaded, or a checkpoint that does not
             fit.
 
-    Example:
+    Examples:
         >>> build_network("resnet18", num_classes=7).fc
         Linear(in_features=512, out_features=7, bias=True)
     """

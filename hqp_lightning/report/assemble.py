@@ -55,8 +55,9 @@ def worsening(reference: float, measured: float, mode: str) -> float:
     Raises:
         ConfigurationError: for any other mode.
 
-    >>> worsening(0.75, 0.5, "max"), worsening(0.75, 0.5, "min")
-    (0.25, -0.25)
+    Examples:
+        >>> worsening(0.75, 0.5, "max"), worsening(0.75, 0.5, "min")
+        (0.25, -0.25)
     """
     if mode not in ("max", "min"):
         raise ConfigurationError(f"mode is {mode!r}; expected 'max' (larger is better) or 'min' (smaller is better)")

@@ -69,8 +69,9 @@ def model_rows(report: Report) -> tuple[ModelRow, ...]:
 def conditions(engine: EngineReport) -> str:
     """Under which conditions an engine was timed, in words.
 
-    >>> conditions(EngineReport("openvino", "dense", "fp32", Latency(1, 2), 1, 2, "a CPU", "x.onnx"))
-    'openvino, batch 1, 2 threads, a CPU'
+    Examples:
+        >>> conditions(EngineReport("openvino", "dense", "fp32", Latency(1, 2), 1, 2, "a CPU", "x.onnx"))
+        'openvino, batch 1, 2 threads, a CPU'
     """
     # an engine on an accelerator has no thread count to tell
     threads = f"{engine.threads} thread{'' if engine.threads == 1 else 's'}" if engine.threads > 0 else ""

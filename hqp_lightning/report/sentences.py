@@ -31,9 +31,10 @@ def step_line(
     Returns:
         One line without a line break; the reason is told for a step that was not kept.
 
-    >>> step_line(StepRecord(7, 3, "kept", "", 0.05, 96, 0.01, 1.22e9, 5_000_000, 0.92411, 0.0056, 0.8),
-    ...           baseline_macs=1.82e9, max_drop=0.015, monitor="val_acc")
-    'hqp step 7 kept: 1.22 G MACs (-33.0 %), val_acc 0.9241 (drop 0.0056 of 0.0150), 96 channels, surgery 0.8 s'
+    Examples:
+        >>> step_line(StepRecord(7, 3, "kept", "", 0.05, 96, 0.01, 1.22e9, 5_000_000, 0.92411, 0.0056, 0.8),
+        ...           baseline_macs=1.82e9, max_drop=0.015, monitor="val_acc")
+        'hqp step 7 kept: 1.22 G MACs (-33.0 %), val_acc 0.9241 (drop 0.0056 of 0.0150), 96 channels, surgery 0.8 s'
     """
     parts = [f"{count(record.macs)} MACs"]
     if baseline_macs:

@@ -32,8 +32,9 @@ def _with_prefix(value: float, prefixes: tuple[str, ...]) -> str:
 def count(value: float) -> str:
     """A count (MACs, parameters) to three digits with an SI prefix.
 
-    >>> count(1_824_033_792), count(999_999), count(512)
-    ('1.82 G', '1.00 M', '512')
+    Examples:
+        >>> count(1_824_033_792), count(999_999), count(512)
+        ('1.82 G', '1.00 M', '512')
     """
     return _with_prefix(value, ("", "k", "M", "G", "T"))
 
@@ -41,8 +42,9 @@ def count(value: float) -> str:
 def size(file_bytes: float) -> str:
     """A file size to three digits; 1 MB is 10^6 bytes.
 
-    >>> size(44_678_123)
-    '44.7 MB'
+    Examples:
+        >>> size(44_678_123)
+        '44.7 MB'
     """
     return _with_prefix(file_bytes, ("B", "kB", "MB", "GB"))
 
@@ -50,8 +52,9 @@ def size(file_bytes: float) -> str:
 def fraction(value: float | None) -> str:
     """A score or a drop with four decimals, the unit in which users log and set their budget.
 
-    >>> fraction(0.92412), fraction(-0.00001), fraction(None)
-    ('0.9241', '0.0000', '-')
+    Examples:
+        >>> fraction(0.92412), fraction(-0.00001), fraction(None)
+        ('0.9241', '0.0000', '-')
     """
     if value is None:
         return ABSENT
@@ -62,8 +65,9 @@ def fraction(value: float | None) -> str:
 def change(reduction: float) -> str:
     """What became of a cost, in percent: a reduction of 0.329 reads ``-32.9 %``.
 
-    >>> change(0.329), change(-0.02), change(0.0)
-    ('-32.9 %', '+2.0 %', '0.0 %')
+    Examples:
+        >>> change(0.329), change(-0.02), change(0.0)
+        ('-32.9 %', '+2.0 %', '0.0 %')
     """
     percent = round(-100 * reduction, 1)
     return f"{percent:+.1f} %" if percent else "0.0 %"
@@ -72,8 +76,9 @@ def change(reduction: float) -> str:
 def ms(value: float) -> str:
     """Milliseconds to three digits, without the unit.
 
-    >>> ms(2.8149), ms(12.34), ms(0.0312)
-    ('2.81', '12.3', '0.031')
+    Examples:
+        >>> ms(2.8149), ms(12.34), ms(0.0312)
+        ('2.81', '12.3', '0.031')
     """
     return f"{value:.3f}" if abs(value) < 0.1 else _three_digits(value)
 
@@ -81,8 +86,9 @@ def ms(value: float) -> str:
 def latency(value: Latency | None) -> str:
     """Median with the 95th percentile in brackets, milliseconds, without the unit.
 
-    >>> latency(Latency(median=2.8149, p95=3.0401))
-    '2.81 (3.04)'
+    Examples:
+        >>> latency(Latency(median=2.8149, p95=3.0401))
+        '2.81 (3.04)'
     """
     return ABSENT if value is None else f"{ms(value.median)} ({ms(value.p95)})"
 
@@ -90,8 +96,9 @@ def latency(value: Latency | None) -> str:
 def factor(value: float | None) -> str:
     """A speedup: 4.312 times as fast reads ``4.31x``.
 
-    >>> factor(4.312), factor(None)
-    ('4.31x', '-')
+    Examples:
+        >>> factor(4.312), factor(None)
+        ('4.31x', '-')
     """
     return ABSENT if value is None else f"{_three_digits(value)}x"
 
@@ -99,8 +106,9 @@ def factor(value: float | None) -> str:
 def decibel(noise: float) -> str:
     """A ratio of noise to signal as the signal-to-noise ratio.
 
-    >>> decibel(1e-4), decibel(0.0)
-    ('40.0 dB', '-')
+    Examples:
+        >>> decibel(1e-4), decibel(0.0)
+        ('40.0 dB', '-')
     """
     return f"{-10 * math.log10(noise):.1f} dB" if noise > 0 else ABSENT
 
@@ -108,8 +116,9 @@ def decibel(noise: float) -> str:
 def node(name: str) -> str:
     """A node that torch's exporter named by nested scopes, as the module's name and the operation.
 
-    >>> node("/features/features.1/block/block.2/block.2.0/Conv"), node("/layer1/layer1.0/Add"), node("conv_7")
-    ('features.1.block.2.0 Conv', 'layer1.0 Add', 'conv_7')
+    Examples:
+        >>> node("/features/features.1/block/block.2/block.2.0/Conv"), node("/layer1/layer1.0/Add"), node("conv_7")
+        ('features.1.block.2.0 Conv', 'layer1.0 Add', 'conv_7')
     """
     *scopes, operation = name.split("/")
     following = [*scopes[1:], ""]

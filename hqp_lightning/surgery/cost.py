@@ -22,8 +22,9 @@ def layer_macs(module: nn.Module, example: Sequence[Tensor]) -> tuple[dict[str, 
     Returns:
         Layer name to MACs; and the output shape(s).
 
-    >>> layer_macs(nn.Sequential(nn.Conv2d(3, 8, 3, padding=1)), [torch.zeros(1, 3, 4, 4)])[0]
-    {'0': 3456.0}
+    Examples:
+        >>> layer_macs(nn.Sequential(nn.Conv2d(3, 8, 3, padding=1)), [torch.zeros(1, 3, 4, 4)])[0]
+        {'0': 3456.0}
     """
     macs: dict[str, float] = {}
     handles = []

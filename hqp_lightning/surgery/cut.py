@@ -17,7 +17,7 @@ __all__ = ["Cut", "apply_cut_", "slice_optimizers_"]
 
 @dataclass(frozen=True)
 class Cut:
-    """What a prune does to a model, ready to be applied: see :func:`apply_cut_`.
+    """What a prune does to a model, ready to be applied: see `apply_cut_`.
 
     Attributes:
         kept: parameter or buffer name to the flat indices (into the old tensor) of what survives, of the new shape.
@@ -50,7 +50,7 @@ def apply_cut_(module: nn.Module, cut: Cut) -> None:
 
 
 def slice_optimizers_(optimizers: Iterable[Optimizer], module: nn.Module, cut: Cut) -> None:
-    """Slice momentum, exp_avg and the like of every parameter in ``module``; call it after :func:`apply_cut_`.
+    """Slice momentum, exp_avg and the like of every parameter in ``module``; call it after `apply_cut_`.
 
     State tensors of the parameter's old shape are sliced with the parameter's own indices; single numbers (step
     counters) stay.

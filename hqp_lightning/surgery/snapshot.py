@@ -46,7 +46,7 @@ class Snapshot:
 
     @classmethod
     def from_plain(cls, plain: Mapping[str, Any]) -> Snapshot:
-        """Inverse of :meth:`to_plain`."""
+        """Inverse of `to_plain`."""
         structure, averages = Structure.from_plain(plain["structure"]), map(cls.from_plain, plain["averages"])
         return cls(structure, plain["tensors"], (*plain["optimizers"],), (*plain["schedulers"],), (*averages,))
 

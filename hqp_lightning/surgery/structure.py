@@ -50,7 +50,7 @@ class Structure:
 
     @classmethod
     def from_plain(cls, plain: Mapping[str, Any]) -> Structure:
-        """Inverse of :meth:`to_plain`."""
+        """Inverse of `to_plain`."""
         return cls(
             {n: tuple(s) for n, s in plain["shapes"].items()},
             {
@@ -63,8 +63,9 @@ class Structure:
 def record(module: nn.Module) -> Structure:
     """The structure of ``module`` as it stands.
 
-    >>> record(nn.Sequential(nn.Linear(3, 2))).attributes["0"]
-    {'in_features': 3, 'out_features': 2}
+    Examples:
+        >>> record(nn.Sequential(nn.Linear(3, 2))).attributes["0"]
+        {'in_features': 3, 'out_features': 2}
     """
     attributes = {}
     for name, child in module.named_modules():

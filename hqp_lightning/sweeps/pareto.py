@@ -64,7 +64,7 @@ def front(found: Sequence[Point], mode: str = "max") -> list[bool]:
         found: the points.
         mode: ``"max"`` if a larger accuracy is better, else ``"min"``; a smaller cost always is.
 
-    Example:
+    Examples:
         >>> front([Point(0.9, 2.0), Point(0.8, 1.0), Point(0.8, 3.0), Point(0.9, 2.0)])
         [True, True, False, True]
     """

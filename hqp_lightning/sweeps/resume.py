@@ -44,7 +44,7 @@ def note_settings(cfg: DictConfig) -> None:
 
 
 def note_failure(folder: Path, error: BaseException) -> None:
-    """Write the reason of a failed run into its folder, for :func:`read_runs`."""
+    """Write the reason of a failed run into its folder, for `read_runs`."""
     folder.mkdir(parents=True, exist_ok=True)
     reason = {"error": type(error).__name__, "reason": str(error) or type(error).__name__}
     (folder / FAILURE).write_text(json.dumps(reason, indent=2) + "\n", encoding="utf-8")

@@ -56,7 +56,7 @@ def read_runs(folder: Path) -> tuple[SweepRun, ...]:
 def varied(runs: Sequence[SweepRun]) -> tuple[str, ...]:
     """What each run was given that not all were, joined by spaces.
 
-    Example:
+    Examples:
         >>> varied([SweepRun("0", ("recipe=a", "seed=1")), SweepRun("1", ("recipe=a", "seed=2"))])
         ('seed=1', 'seed=2')
     """

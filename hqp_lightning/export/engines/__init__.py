@@ -21,7 +21,8 @@ __all__ = [
 def backends() -> tuple[Backend, ...]:
     """Return every backend, the preferred first; ask each one's ``unavailable()``.
 
-    >>> [b.name for b in backends()]
-    ['tensorrt', 'openvino', 'onnxruntime']
+    Examples:
+        >>> [b.name for b in backends()]
+        ['tensorrt', 'openvino', 'onnxruntime']
     """
     return TensorRTBackend(), OpenVINOBackend(), OnnxRuntimeBackend()
