@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from matplotlib import rc_context, rcdefaults, rcParams
@@ -17,7 +17,7 @@ from hqp_lightning.records import Report, StepRecord
 from hqp_lightning.report.sentences import verdict
 from hqp_lightning.report.units import count, fraction
 
-__all__ = ["edge_score", "trajectory_svg"]
+__all__ = ["edge_score", "inline_svg", "trajectory_svg"]
 
 # Matplotlib wants real colours, the page has variables: each sentinel is replaced after drawing.
 INK, KEPT, LOST, REFUSED, INT8, LIMIT, PAPER = (f"#0102{i:02x}" for i in range(1, 8))
@@ -70,18 +70,37 @@ def trajectory_svg(report: Report, width: float, height: float, name: str) -> st
     Returns:
         An ``<svg>`` element without fixed size or colours; equal reports give equal text.
     """
+
+    def fill(figure: Figure) -> None:
+        _draw(figure.add_subplot(), report, numbered=len(report.steps) <= MOST_NUMBERED_STEPS)
+        figure.legend(loc="outside upper left", ncols=3 if width < 5 else 6, frameon=False, handletextpad=0.3)
+
+    return inline_svg(fill, width, height, name, verdict(report))
+
+
+def inline_svg(fill: Callable[[Figure], None], width: float, height: float, name: str, label: str) -> str:
+    """A drawing as an ``<svg>`` element that takes its colours from the page; arguments as in `trajectory_svg`.
+
+    Args:
+        fill: draws on the figure, in the colours of this module.
+        width: inches.
+        height: inches.
+        name: prefix of every id.
+        label: the drawing in words.
+
+    Returns:
+        The element.
+    """
     with rc_context():
         rcdefaults()  # the same report must give the same bytes, whatever the user's matplotlibrc says
         rcParams.update(RC)
         rcParams["svg.hashsalt"] = name
         figure = Figure(figsize=(width, height), layout="constrained", facecolor="none")
-        axes = figure.add_subplot()
-        _draw(axes, report, numbered=len(report.steps) <= MOST_NUMBERED_STEPS)
-        figure.legend(loc="outside upper left", ncols=3 if width < 5 else 6, frameon=False, handletextpad=0.3)
+        fill(figure)
         buffer = io.StringIO()
         nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
         FigureCanvasSVG(figure).print_svg(buffer, metadata=nothing)
-    return _inline(buffer.getvalue(), name, verdict(report))
+    return _inline(buffer.getvalue(), name, label)
 
 
 def _draw(axes: Axes, report: Report, numbered: bool) -> None:

@@ -18,6 +18,7 @@ from hqp_lightning.records import Latency
 __all__ = ["PRECISIONS", "Backend", "Engine", "latencies", "processor_name"]
 
 PRECISIONS = ("fp32", "fp16", "int8")
+"""Of an engine, see `Backend.build`."""
 
 
 class Engine(ABC):
