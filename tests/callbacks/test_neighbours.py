@@ -61,26 +61,56 @@ def test_early_stopping_ends_with_the_last_accepted_model(loaders, make_trainer)
     assert sum(p.numel() for p in model.net.parameters()) == pruning.records[0].params
 
 
-@pytest.mark.parametrize("logger", [CSVLogger, TensorBoardLogger])
-def test_loggers_get_the_steps_and_the_learning_rate(loaders, make_trainer, tmp_path, logger):
-    if logger is TensorBoardLogger:
-        pytest.importorskip("tensorboard")
-    pruning, written = HQPPruning("val_acc", 0.02, step=0.2, min_step=0.05), logger(tmp_path)
-    callbacks = [LearningRateMonitor("step"), pruning]
-    make_trainer(3, callbacks, logger=written, log_every_n_steps=1).fit(Scripted(SCORES), *loaders)
-    assert steps(pruning) == STORY
-    if logger is CSVLogger:
-        lines = (tmp_path / "lightning_logs" / "version_0" / "metrics.csv").read_text().splitlines()
-        assert {"hqp/kept", "hqp/macs", "lr-AdamW", "val_acc"} <= set(lines[0].split(","))
-    else:
-        from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+class Watch(Callback):
+    """Keeps the saliencies that every step is ranked by; stands before the pruning in the list."""
 
-        events = EventAccumulator(written.log_dir).Reload()
-        assert [e.value for e in events.Scalars("hqp/kept")] == [1, 0, 1]
-        assert [e.value for e in events.Scalars("hqp/macs")] == [r.macs for r in pruning.records]
-        assert "lr-AdamW" in events.Tags()["scalars"]
-        assert [e.step for e in events.Histograms("hqp/log10_saliency")] == [0, 5, 10]
-        assert events.Histograms("hqp/log10_saliency")[0].histogram_value.num > 100
+    def __init__(self, pruning):
+        self.pruning, self.saliencies = pruning, []
+
+    def on_train_epoch_start(self, trainer, pl_module):
+        self.saliencies.append(torch.cat(list(self.pruning.state.saliency.values())).clone())
+
+
+def test_loggers_get_the_steps_and_the_learning_rate(loaders, make_trainer, tmp_path):
+    pruning, logger = HQPPruning("val_acc", 0.02, step=0.2, min_step=0.05), CSVLogger(tmp_path)
+    callbacks = [LearningRateMonitor("step"), pruning]
+    make_trainer(3, callbacks, logger=logger, log_every_n_steps=1).fit(Scripted(SCORES), *loaders)
+    assert steps(pruning) == STORY
+    lines = (tmp_path / "lightning_logs" / "version_0" / "metrics.csv").read_text().splitlines()
+    assert {"hqp/kept", "hqp/macs", "lr-AdamW", "val_acc"} <= set(lines[0].split(","))
+
+
+def test_what_tensorboard_reads(loaders, make_trainer, tmp_path):
+    """The file, read by TensorBoard's own reader."""
+    accumulator = pytest.importorskip(
+        "tensorboard.backend.event_processing.event_accumulator", reason="TensorBoard is not installed"
+    )
+    pruning, logger = HQPPruning("val_acc", 0.02, step=0.2, min_step=0.05), TensorBoardLogger(tmp_path)
+    callbacks = [watch := Watch(pruning), LearningRateMonitor("step"), pruning]
+    make_trainer(3, callbacks, logger=logger, log_every_n_steps=1).fit(Scripted(SCORES), *loaders)
+    assert steps(pruning) == STORY
+    # By default the reader keeps a sample of the scalars and one histogram.
+    events = accumulator.EventAccumulator(logger.log_dir, {"scalars": 0, "histograms": 0}).Reload()
+
+    def scalars(name):
+        return [e.value for e in events.Scalars(name)]
+
+    assert [e.step for e in events.Scalars("hqp/kept")] == [5, 10, 15]
+    assert scalars("hqp/kept") == [1, 0, 1]
+    assert scalars("hqp/macs") == [r.macs for r in pruning.records]
+    assert scalars("hqp/params") == [r.params for r in pruning.records]
+    assert scalars("hqp/accuracy_drop") == pytest.approx([0.01, 0.4, 0.015], abs=1e-6)
+    assert scalars("hqp/step") == pytest.approx([r.step for r in pruning.records])
+    assert "lr-AdamW" in events.Tags()["scalars"]
+    histograms = events.Histograms("hqp/log10_saliency")
+    assert [h.step for h in histograms] == [0, 5, 10]
+    for h, saliency in zip(histograms, watch.saliencies, strict=True):
+        expected = saliency[saliency > 0].double().log10()
+        assert h.histogram_value.num == len(expected)
+        assert h.histogram_value.min == pytest.approx(expected.min().item(), rel=1e-5)
+        assert h.histogram_value.max == pytest.approx(expected.max().item(), rel=1e-5)
+        assert h.histogram_value.sum == pytest.approx(expected.sum().item(), rel=1e-5)
+        assert sum(h.histogram_value.bucket) == len(expected)
 
 
 class Recorder(TensorBoardLogger):
@@ -106,15 +136,10 @@ class Recorder(TensorBoardLogger):
 
 def test_tensorboard_gets_a_histogram_of_the_saliency_at_every_step(loaders, make_trainer):
     pruning, logger = HQPPruning("val_acc", 0.02, step=0.2, min_step=0.05), Recorder()
-    saliencies = []
-
-    class Watch(Callback):
-        def on_train_epoch_start(self, trainer, pl_module):
-            saliencies.append(torch.cat(list(pruning.state.saliency.values())).clone())
-
-    make_trainer(3, [Watch(), pruning], logger=logger).fit(Scripted(SCORES), *loaders)
+    watch = Watch(pruning)
+    make_trainer(3, [watch, pruning], logger=logger).fit(Scripted(SCORES), *loaders)
     assert [(tag, step) for tag, _, step in logger.histograms] == [("hqp/log10_saliency", 5 * e) for e in range(3)]
-    for (_, values, _), saliency in zip(logger.histograms, saliencies, strict=True):
+    for (_, values, _), saliency in zip(logger.histograms, watch.saliencies, strict=True):
         assert torch.allclose(10 ** values.double(), saliency[saliency > 0].double(), rtol=1e-4)
     assert 100 < logger.histograms[0][1].numel() <= 32 + 64 + 64  # the dead ones have no logarithm
     assert [value for _, value in logger.scalars["hqp/kept"]] == [1, 0, 1]
