@@ -40,12 +40,16 @@ def test_the_loop_with_everything_in_it(tmp_path, monkeypatch, capsys):
     code, mixin = re.findall(r"```python\n(.*?)```", (DOCS / "supported.md").read_text(encoding="utf-8"), re.DOTALL)
     monkeypatch.chdir(tmp_path)
     seed_everything(0, verbose=False)
-    model = Classifier()
-    exec(code, {"model": model, "datamodule": Digits()})
+    names = {"MyModule": Classifier, "datamodule": Digits()}
+    exec(code, names)
     report = read_json("deploy/report.json")
     assert report.within_budget
     assert {r.epoch for r in report.steps} & {4, 5}  # made after the resumption
-    names = {"MyModule": Classifier}
+    checkpoint = torch.load("checkpoints/last.ckpt", weights_only=True)
+    (groups,) = (state["param_groups"] for state in checkpoint["optimizer_states"])
+    assert [g["weight_decay"] for g in groups] == [0.05]
+    assert isinstance(names["MyTraining"]().configure_optimizers()[0][0], torch.optim.AdamW)
+    assert checkpoint["epoch"] == 5
     exec(mixin, names)
     loaded = load_pruned(Classifier, "deploy/pruned.ckpt")
     assert sum(p.numel() for p in loaded.net.parameters()) == report.pruned.params

@@ -14,7 +14,7 @@ In units of the loss, ΔL ≈ ½ *F* for switching a gate off (Optimal Brain Dam
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -26,6 +26,10 @@ from hqp_lightning.errors import ConfigurationError
 from hqp_lightning.records import ChannelGroup
 
 __all__ = ["FisherState", "compute", "gate_fisher", "merge", "weight_fisher"]
+
+_LOSS_SCALES = (2.0**12, 1.0)
+"""Gradients in float16 underflow below 6e-8, so the loss is scaled up first, by a power of two, which rounds nothing;
+where that overflows the pass is run again without."""
 
 
 @dataclass(frozen=True)
@@ -86,6 +90,12 @@ def gate_fisher(module: nn.Module, groups: Sequence[ChannelGroup], loss: Loss) -
         for c in group.consumers:
             gate = torch.tensor(c.channels) % group.gates
             readers.setdefault(c.module, []).append((group, torch.tensor(c.inputs), gate))
+    return _finite(lambda loss_scale: _gate_fisher(module, readers, loss, loss_scale))
+
+
+def _gate_fisher(
+    module: nn.Module, readers: Mapping[str, list[tuple[ChannelGroup, Tensor, Tensor]]], loss: Loss, loss_scale: float
+) -> FisherState:
     derivative: dict[str, Tensor] = {}
 
     def receive(name: str, activation: Tensor, grad: Tensor, scale: float) -> None:
@@ -96,7 +106,7 @@ def gate_fisher(module: nn.Module, groups: Sequence[ChannelGroup], loss: Loss) -
             picked = per_input.index_select(1, inputs.to(per_input.device))
             derivative[group.name].index_add_(1, gates.to(per_input.device), picked)
 
-    samples = run_backward(module, list(readers), loss, receive, at_inputs)
+    samples = run_backward(module, list(readers), loss, receive, at_inputs, loss_scale)
     return FisherState({n: t.square().sum(0) for n, t in derivative.items()}, samples)
 
 
@@ -118,6 +128,10 @@ def weight_fisher(module: nn.Module, names: Sequence[str], loss: Loss) -> Fisher
         ConfigurationError: as `gate_fisher`; or a layer is of another kind, or runs twice in one forward pass
             (its gradient is then the sum over the calls, which squares can't be formed from one call at a time).
     """
+    return _finite(lambda loss_scale: _weight_fisher(module, names, loss, loss_scale))
+
+
+def _weight_fisher(module: nn.Module, names: Sequence[str], loss: Loss, loss_scale: float) -> FisherState:
     sums: dict[str, Tensor] = {}
 
     def receive(name: str, activation: Tensor, grad: Tensor, scale: float) -> None:
@@ -126,8 +140,17 @@ def weight_fisher(module: nn.Module, names: Sequence[str], loss: Loss) -> Fisher
         for key, value in squared_sums(module.get_submodule(name), activation, grad).items():
             sums[f"{name}.{key}"] = value * scale**2
 
-    samples = run_backward(module, names, loss, receive, at_outputs)
+    samples = run_backward(module, names, loss, receive, at_outputs, loss_scale)
     return FisherState(sums, samples)
+
+
+def _finite(estimate: Callable[[float], FisherState]) -> FisherState:
+    for loss_scale in _LOSS_SCALES:
+        state = estimate(loss_scale)
+        finite = [t.isfinite().all() for t in state.sums.values()]
+        if not finite or bool(torch.stack(finite).all()):  # one question to the device
+            break
+    return state
 
 
 def _per_sample_product(layer: nn.Module, activation: Tensor, grad: Tensor) -> Tensor:

@@ -76,6 +76,7 @@ def run_backward(
     loss: Loss,
     receive: Receiver,
     tap: Callable[[nn.Module, str, Taps], RemovableHandle],
+    loss_scale: float = 1.0,
 ) -> int:
     """Run ``loss`` and its backward with ``module``'s parameters frozen; ``.grad`` is left alone.
 
@@ -85,6 +86,7 @@ def run_backward(
         loss: runs the network, returns per-sample losses ``(N,)`` or their mean.
         receive: gets every tapped gradient as soon as it exists.
         tap: `at_inputs` or `at_outputs`.
+        loss_scale: the backward starts from the loss times this; the factor that ``receive`` gets takes it out again.
 
     Returns:
         The number of samples N.
@@ -98,9 +100,9 @@ def run_backward(
         try:
             value = loss()
             samples = _samples(taps, value)
-            taps.scale = float(samples) if value.dim() == 0 else 1.0
+            taps.scale = (samples if value.dim() == 0 else 1) / loss_scale
             if taps.leaves:
-                torch.autograd.grad(value.sum(), taps.leaves, allow_unused=True)
+                torch.autograd.grad(_wide(value).sum() * loss_scale, taps.leaves, allow_unused=True)
         finally:
             for handle in handles:
                 handle.remove()

@@ -1,5 +1,6 @@
 import pytest
 import torch
+from lightning.pytorch.plugins import MixedPrecision
 
 from hqp_lightning import FisherAccumulator
 
@@ -76,3 +77,16 @@ def test_under_bfloat16_autocast_the_ranking_is_that_of_float32(loaders, make_tr
         scores[precision] = torch.cat(list(fisher.saliency().values()))
     correlation = torch.corrcoef(torch.stack([s.clamp_min(1e-9).log() for s in scores.values()]))[0, 1]
     assert correlation > 0.99
+
+
+def test_under_float16_autocast_small_gradients_are_those_of_float32(loaders, make_trainer):
+    model, scores = Classifier(), {}
+    model.net[-1].weight.data.mul_(1e-5)  # float16 ends at 6e-8
+    for name, settings in {"float32": {}, "float16": {"plugins": [MixedPrecision("16-mixed", "cpu")]}}.items():
+        fisher = FisherAccumulator()
+        make_trainer(1, [fisher], **settings).validate(model, loaders[1], verbose=False)
+        scores[name] = torch.cat(list(fisher.saliency().values()))
+    exact = scores["float32"]
+    assert float(exact.max()) > 0
+    assert float((scores["float16"] - exact).norm() / exact.norm()) < 0.02
+    assert ((scores["float16"] > 0) == (exact > 0)).all()

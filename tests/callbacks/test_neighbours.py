@@ -2,8 +2,9 @@
 
 import pytest
 import torch
-from lightning.pytorch import Callback
+from lightning.pytorch import Callback, LightningDataModule
 from lightning.pytorch.callbacks import (
+    BatchSizeFinder,
     EarlyStopping,
     GradientAccumulationScheduler,
     LearningRateFinder,
@@ -401,3 +402,40 @@ def test_a_frozen_backbone_stays_frozen_and_is_pruned_consistently(loaders, make
     assert steps(pruning) == STORY
     assert {n for n, p in model.named_parameters() if not p.requires_grad} == frozen
     assert all(p.grad is None for p in model.parameters() if not p.requires_grad)
+
+
+class Sized(LightningDataModule):
+    """``batch_size`` is what a search of the batch size sets."""
+
+    def __init__(self, loaders, batch_size):
+        super().__init__()
+        self.loaders, self.batch_size = loaders, batch_size
+
+    def train_dataloader(self):
+        return DataLoader(self.loaders[0].dataset, self.batch_size)
+
+    def val_dataloader(self):
+        return self.loaders[1]
+
+
+@pytest.mark.parametrize("how", ["before", "after", "tuner"])
+def test_a_batch_size_that_was_searched_gives_the_run_of_one_set_by_hand(loaders, make_trainer, how):
+    def run(how, batch_size):
+        torch.manual_seed(0)
+        pruning, model, data = HQPPruning("val_acc", 0.3, step=0.2), Classifier(), Sized(loaders, batch_size)
+        search = {"steps_per_trial": 1, "init_val": 8, "max_trials": 3}
+        finder = [BatchSizeFinder(**search)] * (how in ("before", "after"))
+        trainer = make_trainer(2, [*finder, pruning] if how == "before" else [pruning, *finder])
+        if how == "tuner":
+            Tuner(trainer).scale_batch_size(model, datamodule=data, **search)
+        trainer.fit(model, data)
+        return model, pruning, data, trainer
+
+    searched, found, data, trainer = run(how, 2)
+    assert data.batch_size == 32
+    assert trainer.global_step == 2 * 10
+    by_hand, given, _, _ = run("hand", 32)
+    assert [(r.outcome, r.macs) for r in found.records] == [(r.outcome, r.macs) for r in given.records]
+    assert len(given.records) == 2
+    for (name, a), b in zip(searched.state_dict().items(), by_hand.state_dict().values(), strict=True):
+        assert torch.equal(a, b), name

@@ -246,15 +246,79 @@ class Manual(Scripted):
             optimizer.step()
 
 
-@pytest.mark.parametrize(("model", "states"), [(Manual, 1 * 4 + 2 * 6), (lambda: Any("adam_amsgrad"), 3 * 10)])
-def test_every_state_equals_the_one_sliced_by_hand(loaders, make_trainer, model, states):
-    sliced = Sliced()
+# Kinds of optimizer, and tensors of state: those of a parameter's shape, times the parameters held.
+STATES = {
+    "sgd_momentum": 1 * 10,
+    "sgd_nesterov_groups": 1 * 10,
+    "adam_amsgrad": 3 * 10,
+    "adamw_groups": 2 * 10,
+    "adamw_fused": 2 * 10,
+    "adamw_foreach": 2 * 10,
+    "rmsprop": 3 * 10,
+    "head_only": 2 * 2,
+    "manual": 1 * 4 + 2 * 6,
+}
+
+
+def made(kind):
+    return Manual() if kind == "manual" else Any(kind)
+
+
+def test_no_kind_of_optimizer_is_left_out():
+    assert set(STATES) == {*OPTIMIZERS, "manual"}
+
+
+@pytest.mark.parametrize("kind", STATES)
+def test_every_state_equals_the_one_sliced_by_hand(loaders, make_trainer, kind):
+    sliced, model = Sliced(), made(kind)
     pruning = HQPPruning("val_acc", 0.05, step=0.2, start_epoch=1)
-    made = model()
-    make_trainer(2, [Before(), pruning, sliced]).fit(made, *loaders)
+    make_trainer(2, [Before(), pruning, sliced]).fit(model, *loaders)
     assert [r.outcome for r in pruning.records] == ["kept"]
-    assert sliced.compared == states
-    assert sum(p.numel() for p in made.net.parameters()) == pruning.records[0].params
+    assert sliced.compared == STATES[kind]
+    assert sum(p.numel() for p in model.net.parameters()) == pruning.records[0].params
+
+
+class Living(Before):
+    """Stands after the pruning: the optimizers hold the module's own parameters and state of their shapes."""
+
+    def __init__(self):
+        self.pages = []
+
+    def on_train_epoch_start(self, trainer, pl_module):
+        super().on_train_epoch_start(trainer, pl_module)
+        living = {id(p) for p in pl_module.parameters() if p.requires_grad}
+        assert {id(p) for o in trainer.optimizers for g in o.param_groups for p in g["params"]} == living
+        for optimizer in trainer.optimizers:
+            assert set(map(id, optimizer.state)) <= living
+            for p, values in optimizer.state.items():
+                assert all(v.shape == p.shape for v in values.values() if isinstance(v, torch.Tensor) and v.dim())
+        self.pages.append(self.states)
+
+
+class Pages(Before):
+    """Stands before the pruning."""
+
+    def __init__(self):
+        self.pages = []
+
+    def on_train_epoch_start(self, trainer, pl_module):
+        super().on_train_epoch_start(trainer, pl_module)
+        self.pages.append(self.states)
+
+
+@pytest.mark.parametrize("kind", STATES)
+def test_optimizers_hold_what_lives_and_go_back_bit_for_bit(loaders, make_trainer, kind):
+    before, after, model = Pages(), Living(), made(kind)
+    model.scores = [0.9, 0.89, 0.5, 0.885]
+    # The rejected step is the second one; no third one is small enough.
+    pruning = HQPPruning("val_acc", 0.02, step=0.2, min_step=0.15)
+    make_trainer(3, [before, pruning, after]).fit(model, *loaders)
+    assert [r.outcome for r in pruning.records] == ["kept", "rolled_back"]
+    for was, restored in zip(before.pages[1], after.pages[2], strict=True):
+        assert was["held"] == restored["held"]
+        assert {k: list(t) for k, t in was["state"].items()} == {k: list(t) for k, t in restored["state"].items()}
+        assert was["state"]
+        assert all(torch.equal(t, restored["state"][k][n]) for k, held in was["state"].items() for n, t in held.items())
 
 
 def one_cycle(optimizer):

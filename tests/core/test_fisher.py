@@ -4,6 +4,7 @@ from networks import BUILDERS, build, gates_at_inputs
 from torch import nn
 from torch.nn import functional as F
 
+from hqp_lightning.core import fisher
 from hqp_lightning.core.fisher import FisherState, compute, gate_fisher, merge, weight_fisher
 from hqp_lightning.errors import ConfigurationError
 from hqp_lightning.records import ChannelGroup, Consumer
@@ -85,11 +86,11 @@ def test_mean_loss_equals_per_sample_losses():
     groups = Shadow(network, [torch.zeros(1, 3, 32, 32)]).groups()
     x, y = data(5)
     names = [n for n, m in network.named_modules() if isinstance(m, nn.Conv2d)]
-    for fisher in (
+    for estimate in (
         lambda reduction: gate_fisher(network, groups, loss_of(network, x, y, reduction)),
         lambda reduction: weight_fisher(network, names, loss_of(network, x, y, reduction)),
     ):
-        mean, per_sample = fisher("mean"), fisher("none")
+        mean, per_sample = estimate("mean"), estimate("none")
         assert mean.samples == per_sample.samples == 5
         for name, expected in per_sample.sums.items():
             torch.testing.assert_close(mean.sums[name], expected, rtol=1e-9, atol=0)
@@ -111,6 +112,42 @@ def test_bfloat16_and_channels_last_are_close_to_float32(name):
         torch.testing.assert_close(last[group.name], e, rtol=1e-3, atol=1e-4 * float(e.max()))
         assert float((e - h).norm() / e.norm()) < 0.25
         assert float(torch.corrcoef(torch.stack([e, h]))[0, 1]) > 0.97
+
+
+def pooled(head):
+    """Gradients are shared out over 32x32 positions, and the head's weights are times ``head``."""
+    torch.manual_seed(0)
+    front = [nn.Conv2d(3, 16, 3, padding=1), nn.ReLU(), nn.Conv2d(16, 16, 3, padding=1), nn.ReLU()]
+    network = nn.Sequential(*front, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 10)).eval()
+    network[-1].weight.data.mul_(head)
+    return network
+
+
+def both_estimators(network, x, y, reduction="none"):
+    groups, loss = Shadow(network, [x[:1]]).groups(), loss_of(network, x, y, reduction)
+    return {**gate_fisher(network, groups, loss).sums, **weight_fisher(network, ["0", "2", "6"], loss).sums}
+
+
+@pytest.mark.parametrize("reduction", ["none", "mean"])
+@pytest.mark.parametrize("head", [1e-3, 1.0, 1e3])
+def test_gradients_in_float16_neither_underflow_nor_overflow(head, reduction):
+    network, (x, y) = pooled(head), data(8, torch.float32)
+    exact = both_estimators(network, x, y, reduction)
+    with torch.autocast("cpu", dtype=torch.float16):
+        half = both_estimators(network, x, y, reduction)
+    for name, e in exact.items():
+        assert half[name].dtype == torch.float32
+        assert float(e.norm()) > 0
+        assert float((half[name] - e).norm() / e.norm()) < 0.02, name
+
+
+def test_the_loss_scale_rounds_nothing(monkeypatch):
+    network, (x, y) = build("mobilenet_v3_small"), data(3, torch.float32)
+    groups = Shadow(network, [x[:1]]).groups()
+    scaled = gate_fisher(network, groups, loss_of(network, x, y)).sums
+    monkeypatch.setattr(fisher, "_LOSS_SCALES", (1.0,))
+    plain = gate_fisher(network, groups, loss_of(network, x, y)).sums
+    assert all(torch.equal(t, plain[n]) for n, t in scaled.items())
 
 
 def test_a_layer_read_twice_adds_up_before_squaring():

@@ -123,6 +123,26 @@ def test_a_snapshot_survives_later_training_and_serves_twice():
         assert_same(run.facts(), before)
 
 
+def bytes_of(value):
+    """Bytes of every storage below ``value``, which must be on the CPU."""
+    if isinstance(value, torch.Tensor):
+        assert value.device.type == "cpu"
+        return {value.untyped_storage().data_ptr(): value.untyped_storage().nbytes()}
+    below = value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else ()
+    return {k: n for v in below for k, n in bytes_of(v).items()}
+
+
+@pytest.mark.parametrize("kind", SETUPS)
+def test_a_snapshot_is_one_copy_of_parameters_and_state(kind):
+    run = Run(kind)
+    run.train(1)
+    live = {**bytes_of(dict(run.network.state_dict())), **bytes_of(list(run.optimizer.state.values()))}
+    held = bytes_of(take(run.network, [run.optimizer], [run.scheduler]).to_plain())
+    assert not set(held) & set(live)
+    assert sum(live.values()) > 5e6
+    assert sum(held.values()) <= sum(live.values())
+
+
 def test_state_that_came_later_is_dropped():
     run = Run("adam_cosine")
     snapshot = take(run.network, [run.optimizer], [run.scheduler])
