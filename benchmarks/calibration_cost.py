@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import statistics
 import subprocess
 import sys
@@ -25,6 +24,7 @@ import numpy as np
 import onnxruntime
 import torch
 import torchvision
+from memory import peak_mib as peak
 
 from hqp_lightning.export import collect_ranges, export_onnx
 from hqp_lightning.export.engines.base import processor_name
@@ -75,7 +75,7 @@ def main() -> None:
     if args.phase:
         path, phase, images = args.phase
         passes(path, args, images)[phase]()
-        print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+        print(peak())
         return
     with tempfile.TemporaryDirectory() as folder:
         path = f"{folder}/model.onnx"

@@ -37,7 +37,7 @@ class Int8Export(Callback):
 
     It leaves ``model.int8.onnx``, ``model.onnx`` (the same model in float), ``model.dense.onnx``, ``pruned.ckpt``
     (for `load_pruned`), ``manifest.json``, ``report.json`` and ``report.html`` in ``dirpath``, engines in
-    ``dirpath/engines``, and the `Report` in ``.report``.
+    ``dirpath/engines``, and the `Report` in ``.report``; its ``fastest_within_budget`` is the engine to deploy.
 
     Args:
         dirpath: folder for the artifacts; created.

@@ -19,11 +19,11 @@ from hqp_lightning.callbacks.options import ExportOptions
 from hqp_lightning.callbacks.quantizing import Quantized, quantize_within
 from hqp_lightning.callbacks.scoring import counting, holdout_loaders, running_on, score
 from hqp_lightning.callbacks.state import Accepted
-from hqp_lightning.callbacks.timing import build, usable_backends
+from hqp_lightning.callbacks.timing import build, time_engines, usable_backends
 from hqp_lightning.core.verdict import judge
 from hqp_lightning.errors import ExportError
-from hqp_lightning.export.engines import Engine
-from hqp_lightning.records import Budget, ModelFigures, OnnxArtifact, Verdict
+from hqp_lightning.export.engines import Engine, OnnxRuntimeBackend
+from hqp_lightning.records import Budget, EngineReport, ModelFigures, OnnxArtifact, Verdict
 from hqp_lightning.surgery import restore_
 
 __all__ = ["Exporting"]
@@ -80,11 +80,45 @@ class Exporting:
 
     def measure(self, artifact: OnnxArtifact) -> tuple[Engine, Verdict]:
         """An engine of an INT8 file, and what its score on the decision data means."""
-        engine = build(self.backends[0], artifact, "int8", self.dirpath / "engines", self.options)
-        with running_on(self.network, engine), counting(self.network) as sizes:
-            measured = self.score(self.trainer.val_dataloaders)
+        engine = self._build(artifact)
+        with counting(self.network) as sizes:
+            measured = self.score_of(engine)
         self.samples = sum(sizes)
         return engine, judge(self.baseline, measured, self.budget)
+
+    def score_of(self, engine: Engine) -> float:
+        """Score of an engine on the decision data."""
+        with running_on(self.network, engine):
+            return self.score(self.trainer.val_dataloaders)
+
+    def engines(self, dense: OnnxArtifact, pruned: OnnxArtifact, int8: Quantized) -> list[EngineReport]:
+        """Every engine timed, those of the pruned model scored; the INT8 one is the one that was, and is closed."""
+        return time_engines(
+            self.backends,
+            {"dense": dense, "pruned": pruned},
+            int8,
+            self.example().numpy(),
+            self.score_of,
+            self._note,
+            self.dirpath,
+            self.options,
+        )
+
+    def _build(self, artifact: OnnxArtifact) -> Engine:
+        """An INT8 engine on the first backend that can build one; the others leave the run with a note."""
+        while True:
+            try:
+                return build(self.backends[0], artifact, "int8", self.dirpath / "engines", self.options)
+            except ExportError as error:
+                failed, *others = self.backends
+                if not others and (self.options.engines is not None or failed.name == OnnxRuntimeBackend.name):
+                    raise
+                self._note(f"No {failed.name} engine: {error}")
+                self.backends = others or [OnnxRuntimeBackend()]
+
+    def _note(self, text: str) -> None:
+        self.notes.append(text)
+        _log.warning("hqp: %s", text)
 
     def measure_holdout(self, engine: Engine) -> tuple[float | None, int]:
         """Score of an engine on the held-out data, and the number of samples."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import cast
@@ -15,7 +14,6 @@ from hqp_lightning.callbacks.exporting import Exporting
 from hqp_lightning.callbacks.options import ExportOptions
 from hqp_lightning.callbacks.quantizing import Quantized
 from hqp_lightning.callbacks.state import Accepted, PruningState
-from hqp_lightning.callbacks.timing import time_engines
 from hqp_lightning.callbacks.trainer import loose
 from hqp_lightning.errors import ExportError
 from hqp_lightning.records import Budget, LayerChannels, OnnxArtifact, Report, Verdict
@@ -23,8 +21,6 @@ from hqp_lightning.report import assemble, versions
 from hqp_lightning.surgery import Structure, layer_macs, restore_, take
 
 __all__ = ["ExportOptions", "ship"]
-
-_log = logging.getLogger(__name__)
 
 
 def ship(
@@ -56,7 +52,6 @@ class _Shipping(Exporting):
         int8 = replace(pruned, accuracy=verdict.measured, file_bytes=int8_onnx.file_bytes)
         holdout, held = self.measure_holdout(made.engine)
         int8 = replace(int8, holdout_accuracy=holdout)
-        made.engine.close()
         self._manifest(int8_onnx, verdict)
         return assemble(
             self.budget,
@@ -66,15 +61,7 @@ class _Shipping(Exporting):
             samples=self.samples or None,
             holdout_samples=held or None,
             steps=self.search.records if self.search else (),
-            engines=time_engines(
-                self.backends,
-                {"dense": dense_onnx, "pruned": float_onnx},
-                int8_onnx,
-                self.example().numpy(),
-                {self.backends[0].name: verdict.measured},
-                self.dirpath,
-                self.options,
-            ),
+            engines=self.engines(dense_onnx, float_onnx, made),
             channels=_channels(dense.snapshot.structure, shipped.snapshot.structure, self.prefix),
             quantization=made.layers,
             notes=self.notes,
@@ -118,10 +105,6 @@ class _Shipping(Exporting):
         layers = sorted(made.layers, key=lambda q: q.noise, reverse=True)
         if names := [q.layer for q in layers if q.precision == "float"]:
             self._note(f"Left in float to stay within the budget, noisiest layers first: {', '.join(names)}.")
-
-    def _note(self, text: str) -> None:
-        self.notes.append(text)
-        _log.warning("hqp: %s", text)
 
     def _manifest(self, artifact: OnnxArtifact, verdict: Verdict) -> None:
         data = loose(self.trainer).datamodule

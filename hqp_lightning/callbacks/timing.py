@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from hqp_lightning.callbacks.options import ExportOptions
+from hqp_lightning.callbacks.quantizing import Quantized
 from hqp_lightning.errors import ExportError
 from hqp_lightning.export.engines import Backend, Engine, backends, latencies
 from hqp_lightning.records import EngineReport, OnnxArtifact
@@ -45,20 +46,22 @@ def build(backend: Backend, artifact: OnnxArtifact, precision: str, folder: Path
 def time_engines(
     usable: list[Backend],
     models: Mapping[str, OnnxArtifact],
-    int8: OnnxArtifact,
+    int8: Quantized,
     example: np.ndarray,
-    accuracies: Mapping[str, float],
+    score: Callable[[Engine], float],
+    note: Callable[[str], None],
     dirpath: Path,
     options: ExportOptions,
 ) -> list[EngineReport]:
-    """Time the float models and the INT8 one in turn, backend by backend.
+    """Time the float models and the INT8 one in turn, backend by backend, and score what could be deployed.
 
     Args:
-        usable: the backends.
+        usable: the backends; on the first one every engine of the pruned model is scored.
         models: ``"dense"`` and ``"pruned"`` float models.
-        int8: the Q/DQ form of ``"pruned"``.
+        int8: the Q/DQ form of ``"pruned"``, with its engine on the first backend and its score. The engine is closed.
         example: one input, with its batch axis.
-        accuracies: backend name to the INT8 score measured on it.
+        score: measures an engine on the decision data.
+        note: is told of an engine that can't be built; the others go on.
         dirpath: engines go to its ``engines`` folder; paths in the report are relative to it.
         options: batch size, threads and number of runs.
     """
@@ -66,10 +69,24 @@ def time_engines(
     for backend in usable:
         wanted = {("dense", "fp32"): models["dense"]}
         wanted |= {("pruned", p): models["pruned"] for p in backend.precisions if p != "int8"}
-        wanted["pruned", "int8"] = int8
-        accuracy = accuracies.get(backend.name)
-        timed = time_in_turn(backend, wanted, example, dirpath, options)
-        rows += [replace(e, accuracy=accuracy) if e.precision == "int8" else e for e in timed]
+        wanted["pruned", "int8"] = int8.artifact
+        first = backend is usable[0]
+        engines: dict[tuple[str, str], Engine] = {}
+        for (model, precision), artifact in wanted.items():
+            if first and precision == "int8":  # what was scored is what is timed, and stays in the folder
+                engines[model, precision] = int8.engine
+                continue
+            try:
+                engines[model, precision] = build(backend, artifact, precision, dirpath / "engines", options)
+            except ExportError as error:
+                note(f"The {backend.name} engine of the {model} model in {precision} is left out: {error}")
+        timed = _time(engines, example, dirpath, options)
+        for row, engine in zip(timed, engines.values(), strict=True):
+            accuracy = int8.verdict.measured if engine is int8.engine else None
+            if accuracy is None and first and row.model == "pruned":
+                accuracy = score(engine)
+            rows.append(replace(row, accuracy=accuracy))
+            engine.close()
     return rows
 
 
@@ -89,22 +106,29 @@ def time_in_turn(
         dirpath: as in `time_engines`.
         options: batch size, threads and number of runs.
     """
-    batch = np.repeat(example, options.batch_size, axis=0)
     engines = {k: build(backend, a, k[1], dirpath / "engines", options) for k, a in wanted.items()}
-    times = latencies({"/".join(k): e for k, e in engines.items()}, batch, runs=options.latency_runs)
-    rows = []
-    for (model, precision), engine in engines.items():
-        rows.append(
-            EngineReport(
-                backend=engine.backend,
-                model=model,
-                precision=precision,
-                latency_ms=times[f"{model}/{precision}"],
-                batch_size=options.batch_size,
-                threads=engine.threads,
-                device=engine.device,
-                path=os.path.relpath(engine.path, dirpath),
-            )
-        )
+    rows = _time(engines, example, dirpath, options)
+    for engine in engines.values():
         engine.close()
     return rows
+
+
+def _time(
+    engines: Mapping[tuple[str, str], Engine], example: np.ndarray, dirpath: Path, options: ExportOptions
+) -> list[EngineReport]:
+    batch = np.repeat(example, options.batch_size, axis=0)
+    times = latencies({"/".join(k): e for k, e in engines.items()}, batch, runs=options.latency_runs)
+    return [
+        EngineReport(
+            backend=engine.backend,
+            model=model,
+            precision=precision,
+            latency_ms=(latency := times[f"{model}/{precision}"]),
+            batch_size=options.batch_size,
+            threads=engine.threads,
+            device=engine.device,
+            path=os.path.relpath(engine.path, dirpath),
+            images_per_s=1e3 * options.batch_size / latency.median if latency.median else None,
+        )
+        for (model, precision), engine in engines.items()
+    ]

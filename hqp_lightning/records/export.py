@@ -43,7 +43,10 @@ class Latency:
 
 @dataclass(frozen=True, slots=True)
 class EngineReport:
-    """A timed engine. ``model`` is ``"dense"`` or ``"pruned"``; ``precision`` ``"fp32"``, ``"fp16"`` or ``"int8"``."""
+    """A timed engine. ``model`` is ``"dense"`` or ``"pruned"``; ``precision`` ``"fp32"``, ``"fp16"`` or ``"int8"``.
+
+    ``images_per_s`` is the batch over the median latency; ``accuracy`` is the engine's own score, where it was scored.
+    """
 
     backend: str
     model: str
@@ -54,3 +57,4 @@ class EngineReport:
     device: str
     path: str
     accuracy: float | None = None
+    images_per_s: float | None = None

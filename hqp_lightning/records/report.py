@@ -55,6 +55,7 @@ class Report:
     holdout_samples: int | None = None
     steps: tuple[StepRecord, ...] = ()
     engines: tuple[EngineReport, ...] = ()
+    fastest_within_budget: EngineReport | None = None
     channels: tuple[LayerChannels, ...] = ()
     quantization: tuple[QuantizedLayer, ...] = ()
     notes: tuple[str, ...] = ()

@@ -17,7 +17,7 @@ from hqp_lightning.records import (
     StepRecord,
 )
 
-__all__ = ["assemble", "speed_pair", "twin", "versions", "worsening"]
+__all__ = ["assemble", "fastest_within", "speed_pair", "twin", "versions", "worsening"]
 
 BACKEND_PREFERENCE = ("tensorrt", "openvino", "onnxruntime")
 """Whose latency is quoted: the target's own engine first; onnxruntime's INT8 is exact but no speed figure."""
@@ -96,6 +96,29 @@ def speed_pair(engines: Sequence[EngineReport]) -> tuple[EngineReport, EngineRep
     return None
 
 
+def fastest_within(engines: Iterable[EngineReport], budget: Budget, baseline: float) -> EngineReport | None:
+    """The engine to deploy: the fastest of those whose own score is within the budget.
+
+    Args:
+        engines: all timed engines of the run; only those that were scored can be chosen.
+        budget: what a score may lose.
+        baseline: the score that it is held against.
+
+    Returns:
+        The one with the least median on the most preferred backend that has any; None where there is none.
+    """
+
+    def within(engine: EngineReport) -> bool:
+        score = engine.accuracy
+        return score is not None and worsening(baseline, score, budget.mode) <= budget.max_drop + BUDGET_TOLERANCE
+
+    def rank(engine: EngineReport) -> tuple[int, float]:
+        order = (*BACKEND_PREFERENCE, engine.backend)
+        return order.index(engine.backend), engine.latency_ms.median
+
+    return min(filter(within, engines), key=rank, default=None)
+
+
 def versions() -> dict[str, str]:
     """Python and the installed ones of the packages that decide what a run computes and how fast.
 
@@ -147,7 +170,8 @@ def assemble(
     Returns:
         The report. A drop is positive when the INT8 artifact is worse, whatever ``budget.mode``;
         ``size_reduction`` is 1 - INT8 bytes / dense bytes of the ONNX files, ``macs_reduction`` the same of MACs;
-        ``speedup`` is the dense float32 median over the INT8 median of `speed_pair`.
+        ``speedup`` is the dense float32 median over the INT8 median of `speed_pair`, ``fastest_within_budget`` what
+        `fastest_within` chooses.
 
     Raises:
         ConfigurationError: if ``budget.mode`` is unknown, or the baseline has no bytes or no MACs.
@@ -182,6 +206,7 @@ def assemble(
         holdout_samples=holdout_samples,
         steps=tuple(steps),
         engines=engines,
+        fastest_within_budget=fastest_within(engines, budget, baseline.accuracy),
         channels=tuple(channels),
         quantization=tuple(quantization),
         notes=tuple(notes),

@@ -10,8 +10,8 @@ from rich.text import Text
 from hqp_lightning.records import Report
 from hqp_lightning.report.assemble import speed_pair
 from hqp_lightning.report.rows import conditions, model_rows
-from hqp_lightning.report.sentences import key_figures, other_drops, steps_summary, verdict
-from hqp_lightning.report.units import count, fraction, latency, ms, size
+from hqp_lightning.report.sentences import fastest, key_figures, other_drops, steps_summary, verdict
+from hqp_lightning.report.units import ABSENT, count, fraction, latency, ms, size
 
 __all__ = ["print_report"]
 
@@ -39,10 +39,11 @@ def _models(report: Report) -> Table:
 
 
 def _engines(report: Report) -> Table:
-    table = _table("backend", "model", "precision", "batch", "threads", "ms", "p95", "accuracy", left=3)
+    table = _table("backend", "model", "precision", "batch", "threads", "ms", "p95", "images/s", "accuracy", left=3)
     for e in report.engines:
         threads = str(e.threads) if e.threads > 0 else "-"
-        time = (ms(e.latency_ms.median), ms(e.latency_ms.p95))
+        rate = ABSENT if e.images_per_s is None else count(e.images_per_s)
+        time = (ms(e.latency_ms.median), ms(e.latency_ms.p95), rate)
         cells = (e.backend, e.model, e.precision, str(e.batch_size), threads, *time, fraction(e.accuracy))
         table.add_row(*map(Text, cells))
     return table
@@ -84,6 +85,8 @@ def print_report(report: Report, console: Console | None = None) -> None:
         console.print(_engines(report))
         for device, backends in _devices(report).items():
             line(f"{', '.join(backends)} on {device}")
+        if text := fastest(report):
+            line(text, style="bold")
     for note in report.notes:
         line(f"note: {note}")
     console.print()

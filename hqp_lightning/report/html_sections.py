@@ -9,7 +9,7 @@ from hqp_lightning.records import EngineReport, LayerChannels, QuantizedLayer, R
 from hqp_lightning.report.assemble import worsening
 from hqp_lightning.report.plots import edge_score, trajectory_svg
 from hqp_lightning.report.rows import conditions, model_rows
-from hqp_lightning.report.sentences import outcome_words, steps_summary
+from hqp_lightning.report.sentences import fastest, outcome_words, steps_summary
 from hqp_lightning.report.units import change, count, decibel, factor, fraction, latency, ms, node, size
 
 __all__ = ["channels", "latencies", "models", "quantization", "steps", "trajectory"]
@@ -94,14 +94,16 @@ def latencies(report: Report) -> str:
     def bar(e: EngineReport) -> str:
         kind = "int8" if e.precision == "int8" else "dense" if e.model == "dense" else "pruned"
         median, p95 = (100 * value / longest for value in (e.latency_ms.median, e.latency_ms.p95))
+        rate = "" if e.images_per_s is None else f"<br>{count(e.images_per_s)} images/s"
         whisker = f'<i class="whisker" style="left:{median:.2f}%;width:{max(p95 - median, 0):.2f}%"></i>'
         return (
             f'<li><span>{escape(e.model)} {escape(e.precision)}</span><span class="bar">'
             f'<i class="{kind}" style="width:{median:.2f}%"></i>{whisker}</span>'
-            f'<span class="value">{ms(e.latency_ms.median)} ms (p95 {ms(e.latency_ms.p95)})</span></li>\n'
+            f'<span class="value">{ms(e.latency_ms.median)} ms (p95 {ms(e.latency_ms.p95)}){rate}</span></li>\n'
         )
 
-    return '<p class="small">Bars end at the median, whiskers at the 95th percentile.</p>\n' + "".join(
+    best = f"<p><b>{escape(text)}</b></p>\n" if (text := fastest(report)) else ""
+    return f'{best}<p class="small">Bars end at the median, whiskers at the 95th percentile.</p>\n' + "".join(
         f'<h3>{escape(name)}</h3>\n<ul class="bars latencies">\n{"".join(map(bar, engines))}</ul>\n'
         for name, engines in groups.items()
     )

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from hqp_lightning.core.verdict import drop_interval
 from hqp_lightning.records import Report, StepRecord
-from hqp_lightning.report.assemble import speed_pair
+from hqp_lightning.report.assemble import speed_pair, twin
 from hqp_lightning.report.units import change, count, factor, fraction, ms, size
 
-__all__ = ["key_figures", "other_drops", "outcome_words", "step_line", "steps_summary", "verdict"]
+__all__ = ["fastest", "key_figures", "other_drops", "outcome_words", "step_line", "steps_summary", "verdict"]
 
 OUTCOMES = {"kept": "kept", "rolled_back": "rolled back", "refused": "refused"}
 
@@ -84,6 +84,24 @@ def other_drops(report: Report) -> tuple[str, ...]:
             f"{fraction(report.control_accuracy_drop)}{'' if held is None else f', on held-out data {fraction(held)}'}."
         )
     return tuple(lines)
+
+
+def fastest(report: Report) -> str:
+    """The engine to deploy, and INT8's figures where that is another one; empty where no engine was scored."""
+    best = report.fastest_within_budget
+    if best is None:
+        scored = any(e.accuracy is not None for e in report.engines)
+        return "No engine that was scored is within the budget." if scored else ""
+    rate = "" if best.images_per_s is None else f", {count(best.images_per_s)} images/s"
+    line = (
+        f"Fastest engine within the budget: {best.model} {best.precision} on {best.backend}, "
+        f"{ms(best.latency_ms.median)} ms{rate}, {report.budget.monitor} {fraction(best.accuracy)} ({best.path})."
+    )
+    int8 = twin(report.engines, best, best.model, "int8")
+    if best.precision == "int8" or int8 is None:
+        return line
+    state = "slower" if int8.latency_ms.median > best.latency_ms.median else "over the budget"
+    return f"{line} INT8 is {state} here: {ms(int8.latency_ms.median)} ms, {fraction(int8.accuracy)}."
 
 
 def _interval(

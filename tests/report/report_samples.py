@@ -14,7 +14,7 @@ from hqp_lightning.report import assemble
 
 
 def engine(backend, model, precision, median, p95=None, **other):
-    conditions = {"batch_size": 1, "threads": 2, "device": "a CPU", **other}
+    conditions = {"batch_size": 1, "threads": 2, "device": "a CPU", "images_per_s": 1e3 / median, **other}
     return EngineReport(
         backend=backend,
         model=model,

@@ -7,7 +7,7 @@ from report_samples import BASELINE, BUDGET, ENGINES, INT8, PRUNED, engine
 from hqp_lightning.errors import ConfigurationError
 from hqp_lightning.records import Budget, ModelFigures
 from hqp_lightning.report import assemble, versions
-from hqp_lightning.report.assemble import speed_pair
+from hqp_lightning.report.assemble import fastest_within, speed_pair
 
 
 def test_derived_figures_are_those_worked_out_by_hand(report):
@@ -72,6 +72,27 @@ def test_the_fastest_int8_engine_counts_and_the_pruned_one_first():
     unpruned = engine("openvino", "dense", "int8", 2.0)
     assert speed_pair((dense, slow, fast, unpruned)) == (dense, fast)
     assert speed_pair((dense, unpruned)) == (dense, unpruned)  # INT8 export without pruning
+
+
+def test_the_fastest_engine_whose_own_score_is_within_the_budget_is_chosen():
+    def scored(backend, precision, median, accuracy):
+        return engine(backend, "pruned", precision, median, accuracy=accuracy)
+
+    fp32, fp16, int8 = (
+        scored("tensorrt", *x) for x in (("fp32", 2.0, 0.895), ("fp16", 0.8, 0.89), ("int8", 1.0, 0.88))
+    )
+    over, unscored = scored("tensorrt", "int8", 0.5, 0.8849), engine("tensorrt", "dense", "fp16", 0.25)
+    cpu = scored("openvino", "int8", 0.125, 0.9)  # wall time, and not on the target
+    budget = Budget(0.02, "val_acc")
+    assert fastest_within((fp32, fp16, int8, unscored, cpu), budget, 0.90) == fp16
+    assert fastest_within((fp32, fp16, over), Budget(0.015, "val_acc"), 0.90) == fp16
+    assert fastest_within((fp32, over), Budget(0.015, "val_acc"), 0.90) == fp32
+    assert fastest_within((fp32, int8), budget, 0.90) == int8  # a drop of exactly the budget
+    assert fastest_within((over, cpu), Budget(0.001, "val_acc"), 0.90) == cpu
+    assert fastest_within((over, unscored), Budget(0.001, "val_acc"), 0.90) is None
+    assert fastest_within((fp32, over), Budget(0.005, "val_loss", "min"), 0.8849) == over
+    report = assemble(BUDGET, BASELINE, PRUNED, INT8, engines=(fp32, fp16, int8))
+    assert report.fastest_within_budget == fp16
 
 
 def test_an_unknown_mode_or_an_empty_baseline_is_refused(sample):

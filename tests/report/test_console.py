@@ -53,9 +53,17 @@ def test_over_budget_is_said(sample):
 
 def test_every_engine_is_listed_with_its_device(sample):
     text = printed(sample(engines=(*ENGINES, engine("onnxruntime", "pruned", "int8", 9.0, 9.5, device="another CPU"))))
-    assert "onnxruntime pruned int8 1 2 9.00 9.50 -" in [" ".join(line.split()) for line in text.splitlines()]
+    assert "onnxruntime pruned int8 1 2 9.00 9.50 111 -" in [" ".join(line.split()) for line in text.splitlines()]
     assert "openvino on a CPU" in text
     assert "onnxruntime on another CPU" in text
+
+
+def test_the_engine_to_deploy_stands_below_them(sample):
+    scored = engine("openvino", "pruned", "int8", 3.0, accuracy=0.89)
+    assert "Fastest engine within the budget: pruned int8 on openvino" in printed(
+        sample(engines=(*ENGINES[:2], scored))
+    )
+    assert "Fastest" not in printed(sample())  # none was scored
 
 
 @pytest.mark.parametrize("monitor", ["val_acc", "validation/MulticlassAccuracy[top1]"])

@@ -4,7 +4,7 @@ from html.parser import HTMLParser
 
 import matplotlib
 import pytest
-from report_samples import BASELINE, BUDGET, INT8, PRUNED, STEPS, engine
+from report_samples import BASELINE, BUDGET, ENGINES, INT8, PRUNED, STEPS, engine
 
 from hqp_lightning.records import Budget, LayerChannels, Report
 from hqp_lightning.report import assemble, write_html
@@ -101,6 +101,13 @@ def test_bars_are_as_long_as_their_figures(page, report):
     (int8,) = parsed.of("i", "int8")
     assert int8["style"] == "width:22.22%"  # 3 ms where the longest p95 is 13.5
     assert parsed.of("i", "whisker")[0]["style"] == "left:88.89%;width:11.11%"  # 12 to 13.5
+
+
+def test_engines_come_with_their_throughput_and_the_one_to_deploy(page, sample):
+    text, parsed = page(sample(engines=(*ENGINES, engine("openvino", "pruned", "fp16", 2.0, accuracy=0.889))))
+    start = parsed.texts.index("2.00 ms (p95 2.20)")
+    assert parsed.texts[start + 1] == "500 images/s"  # one image in 2 ms
+    assert "<p><b>Fastest engine within the budget: pruned fp16 on openvino, 2.00 ms, 500 images/s" in text
 
 
 def test_steps_are_told_apart_by_shape_and_word(page, report):

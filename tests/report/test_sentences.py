@@ -1,10 +1,10 @@
 from dataclasses import replace
 
-from report_samples import STEPS
+from report_samples import ENGINES, STEPS, engine
 
 from hqp_lightning.records import Budget
 from hqp_lightning.report import step_line
-from hqp_lightning.report.sentences import other_drops, verdict
+from hqp_lightning.report.sentences import fastest, other_drops, verdict
 
 
 def test_a_kept_step_in_one_line():
@@ -47,3 +47,18 @@ def test_the_drops_come_with_their_interval_where_the_samples_are_known(sample):
     assert "200 samples" in other_drops(sample(samples=200))[0]
     loss = other_drops(sample(budget=Budget(0.015, "val_loss", "min"), holdout_samples=1000))
     assert not any("confidence" in line for line in loss)
+
+
+def test_the_engine_to_deploy_and_what_became_of_int8(sample):
+    int8, fp16 = (
+        engine("tensorrt", "pruned", p, t, accuracy=a) for p, t, a in (("int8", 2.5, 0.89), ("fp16", 2.0, 0.893))
+    )
+    start = "Fastest engine within the budget: pruned"
+    alone = f"{start} int8 on tensorrt, 2.50 ms, 400 images/s, val_acc 0.8900 (pruned-int8.onnx)."
+    faster = f"{start} fp16 on tensorrt, 2.00 ms, 500 images/s, val_acc 0.8930 (pruned-fp16.onnx)."
+    assert fastest(sample(engines=(int8,))) == alone
+    assert fastest(sample(engines=(int8, fp16))) == f"{faster} INT8 is slower here: 2.50 ms, 0.8900."
+    over = replace(int8, accuracy=0.5, latency_ms=replace(int8.latency_ms, median=1.0))
+    assert fastest(sample(engines=(over, fp16))) == f"{faster} INT8 is over the budget here: 1.00 ms, 0.5000."
+    assert fastest(sample(engines=(over,))) == "No engine that was scored is within the budget."
+    assert fastest(sample(engines=ENGINES)) == ""

@@ -1,0 +1,152 @@
+"""INT8 of the same float model by this package and by its peers, in one run: accuracy, SQNR, latency, time, memory.
+
+    pip install -e ".[openvino]" nncf "nvidia-modelopt[onnx]" requests
+    python benchmarks/int8.py --data DATA resnet18=r18.pth resnet18=deploy/
+
+A model is ``NETWORK=STATE_DICT`` (of torchvision, ten classes) or ``NETWORK=FOLDER``, an export folder of the ``hqp``
+command, whose pruned float model is taken. Every quantizer (`benchmarks/int8_peers.py`) gets the same float file
+(modelopt's torch path: the same network, BatchNorm folded) and the same calibration images, in a process of its own:
+
+- seconds: reading the model, calibration, quantization and writing, without imports and without decoding images;
+- peak MiB: resident memory of that process; in brackets what it had reached before, with its libraries and the images;
+- top-1 and SQNR of the logits (relative to each sample's mean over the classes): as OpenVINO computes the file;
+- latency: OpenVINO, batch 1, median over that of the float model; all files of a model in turn in one process.
+
+A peer that is not installed, fails or takes too long is listed with the reason.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from int8_peers import QUANTIZERS
+from networks import network
+from photographs import photographs
+from printing import print_table
+
+from hqp_lightning.export import export_onnx
+from hqp_lightning.export.engines import OpenVINOBackend, latencies
+
+PACKAGES = ("openvino", "onnxruntime", "nncf", "nvidia-modelopt", "onnx", "numpy")
+HEADER = ("model", "quantizer", "top-1", "SQNR dB", "latency", "seconds", "peak MiB (before)")
+
+
+def rows(entry: str, args: argparse.Namespace, data: tuple[np.ndarray, ...], folder: Path) -> Iterator[Sequence[str]]:
+    name, _, given = entry.partition("=")
+    calibration, x, y = data
+    pruned = Path(given).is_dir()
+    label = f"{name} pruned" if pruned else name
+    weights = str(Path(given) / "pruned.ckpt") if pruned else given
+    source = str(folder / "float.onnx")
+    export_onnx(network(name, weights), torch.zeros(1, *x.shape[1:]), source)
+    images = str(folder / "calibration.npy")
+    np.save(images, calibration)
+
+    files, took = {"float": source}, {}
+    for quantizer in args.quantizers:
+        target = str(folder / f"{quantizer.replace(' ', '_')}{'.xml' if quantizer == 'NNCF' else '.onnx'}")
+        job = {"quantizer": quantizer, "onnx": source, "network": name, "weights": weights, "target": target,
+               "images": images, "threads": args.threads}  # fmt: skip
+        took[quantizer] = quantize(job, args.limit)
+        if isinstance(took[quantizer], dict):
+            files[quantizer] = target
+
+    engines, logits = {}, {}
+    for key, path in files.items():
+        try:
+            engine = OpenVINOBackend().build(path, "fp32" if key == "float" else "int8", folder, threads=args.threads)
+            out = np.concatenate([engine.run(part) for part in np.array_split(x, max(1, len(x) // 50))])
+        except Exception as error:  # a file that OpenVINO can't run is a result, too
+            took[key] = f"OpenVINO: {first_line(str(error))}"
+            continue
+        engines[key], logits[key] = engine, out - out.mean(1, keepdims=True)
+    times = latencies(engines, x[:1], runs=args.runs)
+    reference = logits["float"]
+    for key in ("float", *args.quantizers):
+        if key not in engines:
+            yield label, key, f"not run: {took[key]}", "", "", "", ""
+            continue
+        noise = ((logits[key] - reference) ** 2).sum() / (reference**2).sum()
+        top1 = f"{(logits[key].argmax(1) == y).mean():.4f}"
+        if key == "float":
+            yield label, key, top1, "", f"{times[key].median:.2f} ms", "", ""
+            continue
+        cost = took[key]
+        latency = f"{times[key].median / times['float'].median:.2f}"
+        memory = f"{cost['peak']:.0f} ({cost['before']:.0f})"
+        yield label, key, top1, f"{-10 * np.log10(noise):.1f}", latency, f"{cost['seconds']:.1f}", memory
+    for engine in engines.values():
+        engine.close()
+
+
+def quantize(job: dict[str, Any], limit: float) -> dict[str, float] | str:
+    """What it took, or why there is no file."""
+    program = str(Path(__file__).with_name("int8_peers.py"))
+    threads = str(job["threads"])
+    environment = {**os.environ, "OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, "TQDM_DISABLE": "1"}
+    try:
+        done = subprocess.run(
+            [sys.executable, program],
+            input=json.dumps(job),
+            capture_output=True,
+            text=True,
+            env=environment,
+            timeout=limit,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        return f"over {limit:.0f} s"
+    if done.returncode:
+        return first_line((done.stderr.strip() or f"exit status {done.returncode}").splitlines()[-1])
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def first_line(text: str) -> str:
+    return text.strip().splitlines()[0].replace("|", "/")[:120]
+
+
+def installed(packages: Iterable[str]) -> Iterator[str]:
+    for name in packages:
+        try:
+            yield f"{name} {metadata.version(name)}"
+        except metadata.PackageNotFoundError:
+            continue
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("models", nargs="+", metavar="NETWORK=FILE")
+    parser.add_argument("--data", required=True, help="folder that holds imagenette2-160")
+    parser.add_argument("--px", type=int, default=128)
+    parser.add_argument("--calibration", type=int, default=512, help="training images")
+    parser.add_argument("--images", type=int, default=1000, help="validation images, about")
+    parser.add_argument("--runs", type=int, default=100, help="timed calls")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--limit", type=float, default=600, help="seconds that one quantizer may take")
+    parser.add_argument("--quantizers", nargs="+", choices=QUANTIZERS, default=list(QUANTIZERS))
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    data = photographs(args.data, args.px, args.calibration, args.images)
+
+    def tables() -> Iterator[Sequence[str]]:
+        for entry in args.models:
+            with tempfile.TemporaryDirectory() as folder:
+                yield from rows(entry, args, data, Path(folder))
+
+    about = f"{len(data[0])} images at {args.px} px calibrate, {len(data[1])} judge; latencies: median of {args.runs}"
+    print_table(f"{', '.join(installed(PACKAGES))}; {about}", HEADER, tables())
+
+
+if __name__ == "__main__":
+    main()

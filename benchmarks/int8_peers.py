@@ -1,0 +1,130 @@
+"""One model quantized by one quantizer, in a process of its own; `benchmarks/int8.py` starts it.
+
+Standard input: what to do, as JSON. The last line of the standard output: seconds, and peak memory before and after.
+The INT8 arithmetic is the same for all, what TensorRT takes: symmetric int8, weights per channel. Everything else is
+the peer's default, or what its documentation asks for.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from memory import peak_mib
+
+BATCH = 32
+Job = dict[str, Any]
+
+
+def ours(job: Job, images: np.ndarray) -> Callable[[], object]:
+    from hqp_lightning.export import collect_ranges, quantize
+
+    def run() -> None:
+        ranges = collect_ranges(job["onnx"], batches(images), threads=job["threads"])
+        quantize(job["onnx"], ranges, job["target"])
+
+    return run
+
+
+def onnxruntime(job: Job, images: np.ndarray) -> Callable[[], object]:
+    from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, QuantType, quantize_static
+
+    class Reader(CalibrationDataReader):
+        def __init__(self) -> None:
+            self.rest = iter(batches(images))
+
+        def get_next(self) -> dict[str, np.ndarray] | None:
+            batch = next(self.rest, None)
+            return None if batch is None else {"input": batch}
+
+    options = {"ActivationSymmetric": True, "WeightSymmetric": True}
+    return lambda: quantize_static(
+        job["onnx"],
+        job["target"],
+        Reader(),
+        per_channel=True,
+        activation_type=QuantType.QInt8,
+        weight_type=QuantType.QInt8,
+        calibrate_method=CalibrationMethod[job["quantizer"].split()[1]],
+        extra_options=options,
+    )
+
+
+def nncf_openvino(job: Job, images: np.ndarray) -> Callable[[], object]:
+    import nncf
+    import openvino
+
+    def run() -> None:
+        model = openvino.Core().read_model(job["onnx"])
+        data = nncf.Dataset(list(images), lambda x: x[None])
+        openvino.save_model(nncf.quantize(model, data, subset_size=len(images)), job["target"], False)
+
+    return run
+
+
+def modelopt_onnx(job: Job, images: np.ndarray) -> Callable[[], object]:
+    from modelopt.onnx.quantization import quantize
+
+    return lambda: quantize(
+        job["onnx"],
+        calibration_data={"input": images},
+        calibration_method="max" if job["quantizer"].endswith("max") else "entropy",
+        calibration_eps=["cpu"],
+        output_path=job["target"],
+        high_precision_dtype="fp32",
+    )
+
+
+def modelopt_torch(job: Job, images: np.ndarray) -> Callable[[], object]:
+    import modelopt.torch.quantization as mtq
+    import torch
+    from networks import network
+    from torch.fx.experimental.optimization import fuse
+
+    torch.set_num_threads(job["threads"])
+    folded = fuse(network(job["network"], job["weights"]))
+    x = torch.from_numpy(images)
+
+    def run() -> None:
+        with torch.no_grad():
+            made = mtq.quantize(folded, mtq.INT8_DEFAULT_CFG, lambda m: [m(part) for part in x.split(BATCH)])
+            torch.onnx.export(
+                made,
+                (x[:1],),
+                job["target"],
+                input_names=["input"],
+                output_names=["logits"],
+                opset_version=17,
+                dynamic_axes={"input": {0: "batch"}, "logits": {0: "batch"}},
+                dynamo=False,
+            )
+
+    return run
+
+
+def batches(images: np.ndarray) -> list[np.ndarray]:
+    return np.array_split(images, max(1, len(images) // BATCH))
+
+
+QUANTIZERS = {
+    "ours": ours,
+    "onnxruntime MinMax": onnxruntime,
+    "onnxruntime Percentile": onnxruntime,
+    "onnxruntime Entropy": onnxruntime,
+    "NNCF": nncf_openvino,
+    "modelopt onnx entropy": modelopt_onnx,
+    "modelopt onnx max": modelopt_onnx,
+    "modelopt torch": modelopt_torch,
+}
+
+if __name__ == "__main__":
+    job = json.load(sys.stdin)
+    run = QUANTIZERS[job["quantizer"]](job, np.load(job["images"]))
+    before, start = peak_mib(), time.perf_counter()
+    run()
+    seconds = time.perf_counter() - start
+    print(json.dumps({"seconds": seconds, "before": before, "peak": peak_mib()}))
