@@ -18,7 +18,7 @@ from hqp_lightning.callbacks.state import Accepted, PruningState
 from hqp_lightning.callbacks.timing import time_engines
 from hqp_lightning.callbacks.trainer import loose
 from hqp_lightning.errors import ExportError
-from hqp_lightning.records import Budget, LayerChannels, OnnxArtifact, Report, Verdict
+from hqp_lightning.records import Budget, GroupSensitivity, LayerChannels, OnnxArtifact, Report, Verdict
 from hqp_lightning.report import assemble, versions
 from hqp_lightning.surgery import Structure, layer_macs, restore_, take
 
@@ -76,6 +76,7 @@ class _Shipping(Exporting):
                 self.options,
             ),
             channels=_channels(dense.snapshot.structure, shipped.snapshot.structure, self.prefix),
+            sensitivity=_sensitivity(self.search),
             quantization=made.layers,
             notes=self.notes,
             versions=versions(),
@@ -140,6 +141,15 @@ class _Shipping(Exporting):
             monitor=self.budget.monitor,
             files=export.board_files(self.dirpath / "model.onnx", artifact.path),
         )
+
+
+def _sensitivity(search: PruningState | None) -> list[GroupSensitivity]:
+    rows = []
+    for name, values in (search.dense_saliency or {}).items() if search else ():
+        costs = values[values.isfinite()].double().sort().values / 2
+        half = float(costs[: len(costs) // 2].sum())
+        rows.append(GroupSensitivity(name, search.channels.get(name, len(values)), half, float(costs.sum())))
+    return rows
 
 
 def _channels(before: Structure, after: Structure, prefix: str) -> list[LayerChannels]:
