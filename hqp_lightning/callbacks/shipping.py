@@ -144,8 +144,10 @@ class _Shipping(Exporting):
 
 
 def _sensitivity(search: PruningState | None) -> list[GroupSensitivity]:
+    if search is None:
+        return []
     rows = []
-    for name, values in (search.dense_saliency or {}).items() if search else ():
+    for name, values in (search.dense_saliency or {}).items():
         costs = values[values.isfinite()].double().sort().values / 2
         half = float(costs[: len(costs) // 2].sum())
         rows.append(GroupSensitivity(name, search.channels.get(name, len(values)), half, float(costs.sum())))
