@@ -174,8 +174,7 @@ class HQPPruning(Callback):
             if record is not None:
                 self._tell(trainer, record)
         if state.pending is None and not state.rollback_due:
-            measured = measured_saliency(self._fisher, pl_module, state, options, self._example)
-            state.saliency = measured or state.saliency
+            state.rank_by(measured_saliency(self._fisher, pl_module, state, options, self._example))
 
     # -- epoch start: act -----------------------------------------------------------------------------------------
 

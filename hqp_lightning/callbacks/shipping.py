@@ -16,7 +16,7 @@ from hqp_lightning.callbacks.quantizing import Quantized
 from hqp_lightning.callbacks.state import Accepted, PruningState
 from hqp_lightning.callbacks.trainer import loose
 from hqp_lightning.errors import ExportError
-from hqp_lightning.records import Budget, LayerChannels, OnnxArtifact, Report, Verdict
+from hqp_lightning.records import Budget, GroupSensitivity, LayerChannels, OnnxArtifact, Report, Verdict
 from hqp_lightning.report import assemble, versions
 from hqp_lightning.surgery import Structure, layer_macs, restore_, take
 
@@ -63,6 +63,7 @@ class _Shipping(Exporting):
             steps=self.search.records if self.search else (),
             engines=self.engines(dense_onnx, float_onnx, made),
             channels=_channels(dense.snapshot.structure, shipped.snapshot.structure, self.prefix),
+            sensitivity=_sensitivity(self.search),
             quantization=made.layers,
             notes=self.notes,
             versions=versions(),
@@ -123,6 +124,17 @@ class _Shipping(Exporting):
             monitor=self.budget.monitor,
             files=export.board_files(self.dirpath / "model.onnx", artifact.path),
         )
+
+
+def _sensitivity(search: PruningState | None) -> list[GroupSensitivity]:
+    if search is None:
+        return []
+    rows = []
+    for name, values in (search.dense_saliency or {}).items():
+        costs = values[values.isfinite()].double().sort().values / 2
+        half = float(costs[: len(costs) // 2].sum())
+        rows.append(GroupSensitivity(name, search.channels.get(name, len(values)), half, float(costs.sum())))
+    return rows
 
 
 def _channels(before: Structure, after: Structure, prefix: str) -> list[LayerChannels]:

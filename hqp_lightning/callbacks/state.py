@@ -50,6 +50,7 @@ class PruningState:
         pending: a step that was made and is not judged yet (its accuracy is None).
         undo: what takes the pending step back.
         saliency: the scores that the next proposal uses; None until a validation has measured them.
+        dense_saliency: the last scores of the dense network, before the first step.
         rejected: removals that were judged too expensive since the last kept step; none is tried twice.
         rollback_due: the pending step was judged too expensive and goes at the next epoch start.
     """
@@ -64,8 +65,15 @@ class PruningState:
     pending: StepRecord | None = None
     undo: Snapshot | None = None
     saliency: dict[str, Tensor] | None = None
+    dense_saliency: dict[str, Tensor] | None = None
     rejected: list[dict[str, tuple[int, ...]]] = field(default_factory=list)
     rollback_due: bool = False
+
+    def rank_by(self, saliency: dict[str, Tensor]) -> None:
+        """Take over what a validation has measured, if it has."""
+        self.saliency = saliency or self.saliency
+        if not self.records:
+            self.dense_saliency = self.saliency
 
     def close(self, outcome: str, reason: str, **measured: Any) -> StepRecord:
         """Move the pending step to the records with its outcome."""
@@ -89,6 +97,7 @@ class PruningState:
             "pending": self.pending and asdict(self.pending),
             "undo": self.undo and self.undo.to_plain(),
             "saliency": self.saliency,
+            "dense_saliency": self.dense_saliency,
             "rejected": [{n: list(c) for n, c in r.items()} for r in self.rejected],
             "rollback_due": self.rollback_due,
         }

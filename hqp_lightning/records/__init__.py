@@ -20,6 +20,7 @@ from hqp_lightning.records.pruning import (
     Verdict,
 )
 from hqp_lightning.records.report import (
+    GroupSensitivity,
     LayerChannels,
     MethodComparison,
     MethodFigures,
@@ -33,6 +34,7 @@ __all__ = [
     "Consumer",
     "EngineReport",
     "Filters",
+    "GroupSensitivity",
     "Latency",
     "LayerChannels",
     "MethodComparison",

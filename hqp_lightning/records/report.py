@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from hqp_lightning.records.export import EngineReport, Latency, QuantizedLayer
 from hqp_lightning.records.pruning import Budget, StepRecord
 
-__all__ = ["LayerChannels", "MethodComparison", "MethodFigures", "ModelFigures", "Report"]
+__all__ = ["GroupSensitivity", "LayerChannels", "MethodComparison", "MethodFigures", "ModelFigures", "Report"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +35,20 @@ class LayerChannels:
 
 
 @dataclass(frozen=True, slots=True)
+class GroupSensitivity:
+    """What the channels of one coupled group of the dense model are worth: predicted rises of the loss, nats.
+
+    ``whole`` is half the sum of its Fisher values, ``cheaper_half`` that of the lower half of them. Sums of single
+    removals: they say what is cheap, not what the loss would be without the group.
+    """
+
+    group: str
+    channels: int
+    cheaper_half: float
+    whole: float
+
+
+@dataclass(frozen=True, slots=True)
 class Report:
     """All figures of a run; ``report.json`` is this record, field by field."""
 
@@ -57,6 +71,7 @@ class Report:
     engines: tuple[EngineReport, ...] = ()
     fastest_within_budget: EngineReport | None = None
     channels: tuple[LayerChannels, ...] = ()
+    sensitivity: tuple[GroupSensitivity, ...] = ()
     quantization: tuple[QuantizedLayer, ...] = ()
     notes: tuple[str, ...] = ()
     versions: Mapping[str, str] = field(default_factory=dict)

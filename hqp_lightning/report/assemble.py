@@ -10,6 +10,7 @@ from hqp_lightning.errors import ConfigurationError
 from hqp_lightning.records import (
     Budget,
     EngineReport,
+    GroupSensitivity,
     LayerChannels,
     ModelFigures,
     QuantizedLayer,
@@ -146,6 +147,7 @@ def assemble(
     steps: Iterable[StepRecord] = (),
     engines: Iterable[EngineReport] = (),
     channels: Iterable[LayerChannels] = (),
+    sensitivity: Iterable[GroupSensitivity] = (),
     quantization: Iterable[QuantizedLayer] = (),
     notes: Iterable[str] = (),
     versions: Mapping[str, str] | None = None,
@@ -163,6 +165,7 @@ def assemble(
         steps: every pruning step with its outcome, in order.
         engines: every timed engine.
         channels: output channels per layer, before and after.
+        sensitivity: what the coupled groups of the dense model are worth.
         quantization: noise and precision of every layer that can be quantized.
         notes: what a reader must know, one sentence each.
         versions: package versions; see the function `versions`.
@@ -208,6 +211,7 @@ def assemble(
         engines=engines,
         fastest_within_budget=fastest_within(engines, budget, baseline.accuracy),
         channels=tuple(channels),
+        sensitivity=tuple(sensitivity),
         quantization=tuple(quantization),
         notes=tuple(notes),
         versions=dict(versions or {}),

@@ -8,7 +8,7 @@ from os import PathLike
 from pathlib import Path
 
 from hqp_lightning.records import Report
-from hqp_lightning.report.html_sections import channels, latencies, models, quantization, steps, trajectory
+from hqp_lightning.report.html_sections import channels, latencies, models, quantization, sensitivity, steps, trajectory
 from hqp_lightning.report.sentences import key_figures, other_drops
 from hqp_lightning.report.units import fraction
 
@@ -31,7 +31,7 @@ def write_html(report: Report, path: str | PathLike[str]) -> Path:
 
 
 def render_html(report: Report) -> str:
-    """The page: verdict, key figures, trajectory, channels, latencies, steps, notes, versions.
+    """The page: verdict, key figures, trajectory, channels, sensitivity, latencies, steps, notes, versions.
 
     Args:
         report: what to show.
@@ -46,6 +46,7 @@ def render_html(report: Report) -> str:
         _section("Models", models(report)),
         _section("Trajectory", trajectory(report)),
         _section("Channels per layer", channels(report)),
+        _section("Sensitivity per group of layers", sensitivity(report)),
         _section("Quantization noise per layer", quantization(report)),
         _section("Latency of one call", latencies(report)),
         _section("Steps", steps(report)),

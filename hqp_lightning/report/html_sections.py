@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable
 from html import escape
 
-from hqp_lightning.records import EngineReport, LayerChannels, QuantizedLayer, Report
+from hqp_lightning.records import EngineReport, GroupSensitivity, LayerChannels, QuantizedLayer, Report
 from hqp_lightning.report.assemble import worsening
 from hqp_lightning.report.plots import edge_score, trajectory_svg
 from hqp_lightning.report.rows import conditions, model_rows
 from hqp_lightning.report.sentences import fastest, outcome_words, steps_summary
 from hqp_lightning.report.units import change, count, decibel, factor, fraction, latency, ms, node, size
 
-__all__ = ["channels", "latencies", "models", "quantization", "steps", "trajectory"]
+__all__ = ["channels", "latencies", "models", "quantization", "sensitivity", "steps", "trajectory"]
 
 NOISIEST = 20  # layers on the page; report.json has them all
 
@@ -80,6 +80,26 @@ def channels(report: Report) -> str:
     bars = "".join(map(bar, report.channels))
     key = '<p class="small"><span class="key before"></span> dense <span class="key after"></span> final</p>\n'
     return f'{key}<ul class="bars channels">\n{bars}</ul>'
+
+
+def sensitivity(report: Report) -> str:
+    """What every coupled group of the dense model is worth: all of its channels behind, the cheaper half in front."""
+    most = max((g.whole for g in report.sensitivity), default=0.0)
+    if not most:
+        return ""
+
+    def bar(g: GroupSensitivity) -> str:
+        return (
+            f'<li><span>{escape(g.group)}</span><span class="bar">'
+            f'<i class="before" style="width:{100 * g.whole / most:.2f}%"></i>'
+            f'<i class="after" style="width:{100 * g.cheaper_half / most:.2f}%"></i></span>'
+            f'<span class="value">{g.cheaper_half:.2g} of {g.whole:.2g}</span></li>\n'
+        )
+
+    lead = "Predicted rise of the dense model's loss, in nats: channels of a coupled group, named by one of its layers."
+    key = '<span class="key before"></span> all <span class="key after"></span> the cheaper half'
+    bars = "".join(map(bar, report.sensitivity))
+    return f'<p class="small">{lead}</p>\n<p class="small">{key}</p>\n<ul class="bars noises">\n{bars}</ul>'
 
 
 def latencies(report: Report) -> str:

@@ -5,7 +5,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from lightning.pytorch import LightningDataModule
+from lightning.pytorch import Callback, LightningDataModule
 from torch.utils.data import DataLoader, TensorDataset
 
 from hqp_lightning import HQPPruning, Int8Export, hqp_callbacks, load_pruned
@@ -22,6 +22,25 @@ def accuracy_by_hand(path, x, y):
     return float((logits.argmax(1) == y.numpy()).mean())
 
 
+def gate_fisher_by_hand(model, loader):
+    """Mean squares of the derivatives by explicit gates, one for each sample and channel."""
+    found = {}
+    training = model.training
+    model.eval()
+    for group, reader in {"0": 3, "3": 7, "7": 11}.items():
+        sums, samples = 0.0, 0
+        for x, y in loader:
+            width = model.net[reader].weight.shape[1]
+            gates = torch.ones(len(x), width, *([1, 1] if reader != 11 else []), requires_grad=True)
+            read = model.net[:reader](x).detach()
+            losses = torch.nn.functional.cross_entropy(model.net[reader:](read * gates), y, reduction="sum")
+            (grad,) = torch.autograd.grad(losses, gates)
+            sums, samples = sums + grad.flatten(1).double().square().sum(0), samples + len(x)
+        found[group] = (sums / samples).sort().values
+    model.train(training)
+    return found
+
+
 def test_the_whole_story_on_real_data(loaders, make_trainer, digits, tmp_path):
     pruning, export = hqp_callbacks(
         0.05,
@@ -31,8 +50,14 @@ def test_the_whole_story_on_real_data(loaders, make_trainer, digits, tmp_path):
         step=0.2,
         export={"engines": ["onnxruntime"], "latency_runs": 5, "threads": 1},
     )
-    model = Classifier()
-    make_trainer(9, [pruning, export]).fit(model, *loaders)
+    model, by_hand = Classifier(), {}
+
+    class Look(Callback):
+        def on_train_epoch_start(self, trainer, pl_module):
+            if trainer.current_epoch == 4:
+                by_hand.update(gate_fisher_by_hand(pl_module, loaders[1]))
+
+    make_trainer(9, [Look(), pruning, export]).fit(model, *loaders)
     report, deploy = export.report, tmp_path / "deploy"
     x, y = digits[0][1200:1400], digits[1][1200:1400]
 
@@ -55,6 +80,12 @@ def test_the_whole_story_on_real_data(loaders, make_trainer, digits, tmp_path):
         ("pruned", "int8"),
     ]
     assert all(q.precision == "int8" and 0 < q.noise < 0.1 for q in report.quantization)
+    for row in report.sensitivity:  # of the dense model, not of what was left in the end
+        fisher = by_hand.pop(row.group)
+        assert row.channels == len(fisher)
+        assert row.whole == pytest.approx(0.5 * fisher.sum().item(), rel=1e-3)
+        assert row.cheaper_half == pytest.approx(0.5 * fisher[: len(fisher) // 2].sum().item(), rel=1e-3, abs=1e-9)
+    assert not by_hand
     assert {c.layer: (c.before, c.after) for c in report.channels}["0"] == (32, model.net[0].out_channels)
 
     assert read_json(deploy / "report.json") == report

@@ -3,6 +3,7 @@
 from hqp_lightning.records import (
     Budget,
     EngineReport,
+    GroupSensitivity,
     Latency,
     LayerChannels,
     ModelFigures,
@@ -42,6 +43,7 @@ STEPS = (
     StepRecord(4, 3, "refused", "conv1 would keep no channel", 0.025, 16, 0.0, 4.5e8, 3_500_000),
 )
 CHANNELS = (LayerChannels("conv1", 64, 24), LayerChannels("layer1.0.conv1", 128, 128))
+SENSITIVITY = (GroupSensitivity("conv1", 64, 0.125, 0.5), GroupSensitivity("layer1.0.conv1", 128, 0.5, 2.0))
 QUANTIZATION = (
     QuantizedLayer("/conv1/Conv", 3e-4, "float"),
     QuantizedLayer("/layer1/layer1.0/conv1/Conv", 1e-4, "int8"),
@@ -59,6 +61,7 @@ def sample(**changes) -> Report:
         "steps": STEPS,
         "engines": ENGINES,
         "channels": CHANNELS,
+        "sensitivity": SENSITIVITY,
         "quantization": QUANTIZATION,
         "notes": ("TensorRT was not built: no NVIDIA driver.",),
         "versions": {"python": "3.12.1", "torch": "2.15.0"},

@@ -83,6 +83,7 @@ def test_sections_stand_in_reading_order(page, report):
         "Models",
         "Trajectory",
         "Channels per layer",
+        "Sensitivity per group of layers",
         "Quantization noise per layer",
         "Latency of one call",
         "Steps",
@@ -93,9 +94,9 @@ def test_sections_stand_in_reading_order(page, report):
 
 def test_bars_are_as_long_as_their_figures(page, report):
     _, parsed = page(report)
-    width = [a["style"] for a in parsed.of("i", "after")]
-    assert width == ["width:18.75%", "width:100.00%"]  # 24 and 128 of 128 channels
-    assert [a["style"] for a in parsed.of("i", "before")] == ["width:50.00%", "width:100.00%"]
+    after, before = ([a["style"] for a in parsed.of("i", kind)] for kind in ("after", "before"))
+    assert after[:2] == ["width:18.75%", "width:100.00%"]  # 24 and 128 of 128 channels; then the sensitivities
+    assert before[:2] == ["width:50.00%", "width:100.00%"]
     assert [a["style"] for a in parsed.of("i", "float")] == ["width:100.00%"]
     assert [a["style"] for a in parsed.of("i", "noise")] == ["width:33.33%", "width:0.00%"]
     (int8,) = parsed.of("i", "int8")
@@ -167,3 +168,13 @@ def test_the_noisiest_layer_stands_first_with_its_part_of_all_noise(page, report
         "40.0 dB (25 %)",
     ]
     assert "Quantization noise" not in page(replace(report, quantization=()))[0]
+
+
+def test_the_sensitivity_of_every_group_is_drawn_to_one_scale(page, report):
+    text, parsed = page(report)
+    start = parsed.texts.index("Sensitivity per group of layers")
+    assert parsed.texts[start:].index("0.5 of 2") > parsed.texts[start:].index("0.12 of 0.5")
+    section = text[text.index("Sensitivity per group of layers") :]
+    section = section[: section.index("</section>")]
+    assert re.findall(r"width:([\d.]+)%", section) == ["25.00", "6.25", "100.00", "25.00"]  # of 2.0 nats
+    assert "Sensitivity" not in page(replace(report, sensitivity=()))[0]

@@ -93,6 +93,7 @@ def test_every_field_is_documented_and_no_other():
         "EngineReport",
         "Latency",
         "LayerChannels",
+        "GroupSensitivity",
         "QuantizedLayer",
     )
     assert set(sections) == set(names)
