@@ -7,6 +7,7 @@ from collections.abc import Mapping
 
 import torch
 from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import RichProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 
@@ -19,7 +20,8 @@ __all__ = ["announce", "show_saliency"]
 def announce(trainer: Trainer, record: StepRecord, budget: Budget, dense_macs: float) -> None:
     """One line for a step that was closed, and its figures to the user's loggers."""
     allowed = budget.max_drop if math.isfinite(budget.max_drop) else None
-    trainer.print(step_line(record, baseline_macs=dense_macs, max_drop=allowed, monitor=budget.monitor))
+    line = step_line(record, baseline_macs=dense_macs, max_drop=allowed, monitor=budget.monitor)
+    _say(trainer, line, "green" if record.outcome == "kept" else "yellow")
     values = {
         "hqp/kept": float(record.outcome == "kept"),
         "hqp/macs": record.macs,
@@ -29,6 +31,15 @@ def announce(trainer: Trainer, record: StepRecord, budget: Budget, dense_macs: f
     }
     for logger in trainer.loggers:
         logger.log_metrics({k: v for k, v in values.items() if v is not None}, step=trainer.global_step)
+
+
+def _say(trainer: Trainer, line: str, style: str) -> None:
+    """Above the progress bar, which stays whole; in colour where it is Rich's."""
+    bar = trainer.progress_bar_callback
+    if trainer.is_global_zero and isinstance(bar, RichProgressBar) and bar.is_enabled and bar.progress is not None:
+        bar.progress.console.print(line, style=style, markup=False, highlight=False, soft_wrap=True)
+    else:
+        trainer.lightning_module.print(line)
 
 
 def show_saliency(trainer: Trainer, saliency: Mapping[str, Tensor]) -> None:

@@ -53,6 +53,21 @@ def test_beside_other_callbacks_in_either_order(loaders, make_trainer, name, fir
     assert steps(pruning) == STORY
 
 
+def test_a_step_is_told_above_the_progress_bar_in_its_own_way(loaders, make_trainer, capsys):
+    def told(bar):
+        pruning = HQPPruning("val_acc", 0.02, step=0.2, min_step=0.05)
+        make_trainer(2, [bar, pruning], enable_progress_bar=bar is not None).fit(Scripted(SCORES), *loaders)
+        return capsys.readouterr().out
+
+    terminal = {"force_terminal": True, "color_system": "standard", "width": 200}
+    rich, tqdm = told(RichProgressBar(console_kwargs=terminal)), told(TQDMProgressBar())
+    assert "\x1b[32mhqp step 1 kept: " in rich
+    assert "\x1b[33mhqp step 2 rolled back: " in rich
+    for outcome in ("1 kept", "2 rolled back"):
+        assert f"\rhqp step {outcome}: " in tqdm  # at the start of a line, where the bar was cleared
+        assert rich.count(f"hqp step {outcome}: ") == tqdm.count(f"hqp step {outcome}: ") == 1
+
+
 def test_early_stopping_ends_with_the_last_accepted_model(loaders, make_trainer):
     pruning, model = HQPPruning("val_acc", 0.02, step=0.2, min_step=0.05), Scripted(SCORES)
     trainer = make_trainer(9, [pruning, EarlyStopping("val_acc", mode="max", patience=1)])
