@@ -12,6 +12,7 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from hqp_lightning.callbacks.checkpoint import carry_structure
+from hqp_lightning.callbacks.exporting import check_exportable
 from hqp_lightning.callbacks.network import LossFn, find_network
 from hqp_lightning.callbacks.options import ExportOptions
 from hqp_lightning.callbacks.pruning import HQPPruning
@@ -112,6 +113,10 @@ class Int8Export(Callback):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Refuse a path that is not there; ``configure_model`` may have made the network only now."""
         find_network(pl_module, self.network_path(trainer))
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Refuse a network that no file of one input and one output can hold."""
+        check_exportable(trainer, pl_module, self.network_path(trainer), self.options.loss_fn)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """The monitor has to be there from the first validation on."""

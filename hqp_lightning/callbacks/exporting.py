@@ -14,22 +14,48 @@ from lightning.pytorch import LightningModule, Trainer
 
 from hqp_lightning import export
 from hqp_lightning.callbacks.batches import batches, fixed_seed
-from hqp_lightning.callbacks.network import find_network
+from hqp_lightning.callbacks.network import LossFn, find_network
 from hqp_lightning.callbacks.options import ExportOptions
 from hqp_lightning.callbacks.quantizing import Quantized, quantize_within
 from hqp_lightning.callbacks.scoring import counting, holdout_loaders, running_on, score
 from hqp_lightning.callbacks.state import Accepted
 from hqp_lightning.callbacks.timing import build, time_engines, usable_backends
+from hqp_lightning.callbacks.trainer import load_validation
 from hqp_lightning.core.verdict import judge
-from hqp_lightning.errors import ExportError
+from hqp_lightning.errors import ConfigurationError, ExportError
 from hqp_lightning.export.engines import Engine, OnnxRuntimeBackend
 from hqp_lightning.records import Budget, EngineReport, ModelFigures, OnnxArtifact, Verdict
 from hqp_lightning.surgery import restore_
 
-__all__ = ["Exporting"]
+__all__ = ["Exporting", "check_exportable"]
 
 _log = logging.getLogger(__name__)
 _CALIBRATION_SEED = 0
+
+
+def check_exportable(trainer: Trainer, pl_module: LightningModule, path: str | None, loss_fn: LossFn | None) -> None:
+    """Run the network on a validation batch, to know before the training what could not be written after it.
+
+    Raises:
+        ConfigurationError: the network takes or returns something else than one tensor.
+    """
+    _, network = find_network(pl_module, path)
+    load_validation(trainer)
+    modes = {m: m.training for m in network.modules()}
+    try:
+        network.eval()
+        with fixed_seed(), torch.no_grad(), trainer.precision_plugin.val_step_context():
+            args = next(batches(trainer, pl_module, network, loss_fn, "val", 1, _CALIBRATION_SEED), ())
+            out = network(*args) if args else None
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+    if args and not (len(args) == 1 and isinstance(args[0], torch.Tensor) and isinstance(out, torch.Tensor)):
+        raise ConfigurationError(
+            "Int8Export writes networks of one input and one output tensor; "
+            f"{type(network).__name__} is called with {len(args)} inputs and returns a {type(out).__name__}. Name the "
+            "part that is one with module=..., or leave Int8Export out: HQPPruning alone works with a loss_fn."
+        )
 
 
 @dataclass

@@ -14,7 +14,7 @@ _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload(["lightning.pytorch", "torchmetrics.classification", "hqp_lightning"])
 
 
-def exit_codes(work, environments=({},), timeout=120):
+def exit_codes(work, environments=({},), timeout=240):
     """Call ``work()`` in a process for each of the environments; what it returns is lost. Waits for all of them.
 
     ``work`` is pickled, so that every process has tensors of its own (multiprocessing would share their memory).

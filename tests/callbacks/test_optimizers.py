@@ -321,6 +321,30 @@ def test_optimizers_hold_what_lives_and_go_back_bit_for_bit(loaders, make_traine
         assert all(torch.equal(t, restored["state"][k][n]) for k, held in was["state"].items() for n, t in held.items())
 
 
+@pytest.mark.filterwarnings("ignore:Checkpoint directory")
+def test_a_resumed_run_of_several_optimizers_equals_the_straight_one(loaders, make_trainer, tmp_path):
+    scores = [0.9, 0.89, 0.5, 0.885, 0.88]
+
+    def run(seen, ckpt=None):
+        torch.manual_seed(0)
+        pruning, model = HQPPruning("val_acc", 0.02, step=0.2, min_step=0.05), Manual()
+        model.scores = scores[seen:]
+        checkpoint = ModelCheckpoint(tmp_path, "{epoch}", save_top_k=-1, enable_version_counter=False)
+        trainer = make_trainer(4, [pruning, checkpoint], enable_checkpointing=True)
+        trainer.fit(model, *loaders, ckpt_path=ckpt, weights_only=True)
+        moments = [o.state_dict()["state"] for o in trainer.optimizers]
+        state = {f"{o}/{i}/{k}": v for o, held in enumerate(moments) for i, s in held.items() for k, v in s.items()}
+        return {**model.state_dict(), **state}, [(r.outcome, r.macs, r.accuracy) for r in pruning.records]
+
+    straight, steps = run(0)
+    assert [s[0] for s in steps] == ["kept", "rolled_back", "kept", "kept"]
+    for epoch in (0, 1, 2):
+        resumed, again = run(epoch + 2, tmp_path / f"epoch={epoch}.ckpt")
+        assert again == steps
+        assert list(resumed) == list(straight)
+        assert all(torch.equal(torch.as_tensor(t), torch.as_tensor(straight[n])) for n, t in resumed.items())
+
+
 def one_cycle(optimizer):
     cycle = lr_scheduler.OneCycleLR(optimizer, 0.1, total_steps=4 * EPOCH)
     return {"scheduler": cycle, "interval": "step"}

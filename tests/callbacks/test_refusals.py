@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from hqp_lightning import ConfigurationError, FisherAccumulator, HQPPruning, Int8Export
 from hqp_lightning.callbacks.trainer import check_trainer
 
-from .conftest import Classifier, Scripted
+from .conftest import Classifier, Scripted, small_net
 
 
 class Untrained:
@@ -178,6 +178,56 @@ def test_callbacks_that_keep_a_copy_of_the_weights(loaders, make_trainer, neighb
 def test_an_unknown_estimator_of_the_accumulator():
     with pytest.raises(ConfigurationError, match="estimator='hessian'"):
         FisherAccumulator(estimator="hessian")
+
+
+class TwoHeads(nn.Module):
+    """Features to a linear head and to a convolutional one."""
+
+    def __init__(self):
+        super().__init__()
+        self.body = small_net()[:9]
+        self.classes, self.mask = nn.Linear(64, 10), nn.Conv2d(64, 3, 1)
+
+    def forward(self, x):
+        x = self.body(x)
+        return self.classes(x.mean((2, 3))), self.mask(x)
+
+
+class Heads(Scripted):
+    def __init__(self):
+        super().__init__([0.9])
+        self.net = TwoHeads()
+
+    def training_step(self, batch, batch_idx):
+        return heads_loss(self, batch).mean()
+
+
+def heads_loss(pl_module, batch):
+    classes, mask = pl_module.net(batch[0])
+    return nn.functional.cross_entropy(classes, batch[1], reduction="none") + mask.square().mean((1, 2, 3))
+
+
+def test_several_heads_are_pruned_with_a_loss_fn_and_not_exported(loaders, make_trainer, tmp_path):
+    class Never(Untrained, Heads):
+        pass
+
+    def pruning():
+        return HQPPruning("val_acc", 0.05, loss_fn=heads_loss, step=0.2)
+
+    export = Int8Export(tmp_path, loss_fn=heads_loss)
+    with pytest.raises(ConfigurationError, match=r"one output tensor; TwoHeads .* 1 inputs and returns a tuple"):
+        fit(make_trainer, loaders, [pruning(), export], Never())
+    kept, model = pruning(), Heads()
+    fit(make_trainer, loaders, [kept], model)
+    assert [r.outcome for r in kept.records] == ["kept"]
+    assert (model.net.classes.out_features, model.net.mask.out_channels) == (10, 3)
+    assert sum(p.numel() for p in model.net.parameters()) == kept.records[0].params
+
+
+def test_an_export_that_lacks_the_loss_fn_of_the_pruning(digits, make_trainer, tmp_path):
+    pruning = HQPPruning("val_acc", 0.5, loss_fn=lambda m, b: nn.functional.cross_entropy(m.net(b[0]), b[1]))
+    with pytest.raises(ConfigurationError, match="a batch is a list of 3"):
+        fit(make_trainer, (three(digits), three(digits)), [pruning, Int8Export(tmp_path)], ThreeItems())
 
 
 class Reshaping(nn.Module):

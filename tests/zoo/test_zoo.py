@@ -158,7 +158,7 @@ class TwoHeads(nn.Module):
 
 
 @pytest.mark.parametrize("heads", [("linear",), ("conv",), ("linear", "conv")])
-def test_heads_keep_their_outputs(heads):
+def test_heads_keep_their_outputs(heads, tmp_path):
     network, x = TwoHeads(*heads), torch.randn(2, 3, PX, PX)
     optimizer = torch.optim.SGD(network.parameters(), 0.1)
     shapes = [o.shape for o in ([network(x)] if len(heads) == 1 else network(x))]
@@ -168,3 +168,5 @@ def test_heads_keep_their_outputs(heads):
     assert network.body.layer4[1].conv2.out_channels == 384
     assert network.linear.in_features == (384 if "linear" in heads else 512)
     assert network.conv.in_channels == (384 if "conv" in heads else 512)
+    if len(heads) == 1:
+        export_onnx(network, x[:1], tmp_path / "model.onnx")  # compares onnxruntime with the network
