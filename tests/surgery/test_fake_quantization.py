@@ -91,3 +91,14 @@ def test_a_layer_whose_own_forward_was_replaced():
         wq = on_grid(w, w.flatten(1).abs().amax(1).view(-1, 1, 1, 1) / 127)
         torch.testing.assert_close(net(x), 2 * nn.functional.conv2d(on_grid(x, 0.1), wq))
     assert net[0].__dict__["forward"] is plain
+
+
+def test_a_compiled_network_follows():
+    net, x = network().eval(), torch.randn(5, 2, 4, 4)
+    compiled = torch.compile(net, backend="eager")
+    with torch.no_grad():
+        plain = compiled(x)
+        with fake_quantized(net, {"0": 0.3, "4": 0.3}):
+            assert not torch.equal(compiled(x), plain)
+            torch.testing.assert_close(compiled(x), net(x))
+        torch.testing.assert_close(compiled(x), plain)
