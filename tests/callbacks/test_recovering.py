@@ -165,6 +165,22 @@ def test_the_recovery_is_a_loop_of_the_users_step_with_a_falling_rate(loaders, m
     assert [m.training for m in model.modules()] == modes
 
 
+def test_mixed_precision_trains_on_the_grid_too(loaders, make_trainer):
+    model = Classifier()
+    trainer = make_trainer(1, [], precision="bf16-mixed", limit_train_batches=2)
+    trainer.fit(model, *loaders)
+    before, seen = copy.deepcopy(model.net.state_dict()), []
+    handle = model.net[3].register_forward_hook(
+        lambda layer, args, y: seen.append((y.dtype, layer.weight.requires_grad))
+    )
+    recover_(trainer, model, model.net, {"0": 1 / 127, "3": 2 / 127}, epochs=1, lr_scale=1.0)
+    handle.remove()
+    assert seen == [(torch.bfloat16, True)] * 2
+    for name in ("0.weight", "3.weight", "4.weight", "11.bias"):
+        assert not torch.equal(model.net.state_dict()[name], before[name]), name
+    assert all(t.isfinite().all() for t in model.net.state_dict().values())
+
+
 @pytest.mark.parametrize("given", [{"recovery_epochs": -1}, {"recovery_epochs": 1.5}, {"recovery_lr_scale": 0.0}])
 def test_arguments_out_of_range(given, tmp_path):
     with pytest.raises(ConfigurationError, match=next(iter(given))):
