@@ -52,6 +52,11 @@ class Int8Export(Callback):
             as few as bring it within the budget, before the export walks back to an earlier model; 0 for none.
         quantize_hardswish: quantize the inputs of hard-swish, too; they stay float by default.
         quantize_se: quantize the squeeze and the gate of squeeze-excite blocks, too; they stay float by default.
+        recovery_epochs: if quantization costs more than a third of the budget, train the model for so many epochs with
+            fake quantization, by a second ``fit`` of the same module and data, and keep the result if its INT8 score is
+            better (``docs/int8.md``); 0: never.
+        recovery_lr_scale: the recovery's rate begins at this part of the highest one that ``configure_optimizers``
+            gives, in (0, 1], and falls linearly to zero; schedulers are left out.
         holdout: loaders of data that no decision saw, or ``"test"`` for the datamodule's ``test_dataloader``; scored
             by ``validation_step`` and reported beside the budget.
         engines: backends to time, by name; by default TensorRT where there is a GPU, and OpenVINO, or onnxruntime
@@ -78,6 +83,8 @@ class Int8Export(Callback):
         max_float_layers: int = 8,
         quantize_hardswish: bool = False,
         quantize_se: bool = False,
+        recovery_epochs: int = 0,
+        recovery_lr_scale: float = 0.1,
         holdout: Any = None,
         engines: Sequence[str] | None = None,
         batch_size: int = 1,
@@ -93,6 +100,8 @@ class Int8Export(Callback):
             max_float_layers=max_float_layers,
             quantize_hardswish=quantize_hardswish,
             quantize_se=quantize_se,
+            recovery_epochs=recovery_epochs,
+            recovery_lr_scale=recovery_lr_scale,
             holdout=holdout,
             engines=None if engines is None else tuple(engines),
             batch_size=batch_size,
@@ -107,6 +116,11 @@ class Int8Export(Callback):
         if stage == "fit":
             check_trainer(trainer, self)
             self._budget(trainer)
+            if self.options.recovery_epochs and trainer.world_size > 1:
+                raise ConfigurationError(
+                    f"recovery_epochs={self.options.recovery_epochs} trains on one device, and this run has "
+                    f"{trainer.world_size}: use Trainer(devices=1), or leave it at 0."
+                )
             _check_writable(self.dirpath)
             carry_structure(pl_module)
 

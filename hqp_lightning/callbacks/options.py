@@ -60,6 +60,8 @@ class ExportOptions:
     max_float_layers: int
     quantize_hardswish: bool
     quantize_se: bool
+    recovery_epochs: int
+    recovery_lr_scale: float
     holdout: Any
     engines: tuple[str, ...] | None
     batch_size: int
@@ -72,7 +74,11 @@ class ExportOptions:
         unknown = sorted(set(self.engines or ()) - set(known))
         if unknown:
             raise ConfigurationError(f"engines={unknown} are not known; choose from {known}.")
-        _at_least(self, calibration_batches=1, max_float_layers=0, batch_size=1, threads=1, latency_runs=1)
+        _at_least(
+            self, calibration_batches=1, max_float_layers=0, recovery_epochs=0, batch_size=1, threads=1, latency_runs=1
+        )
+        if isinstance(self.recovery_lr_scale, bool) or not 0 < self.recovery_lr_scale <= 1:
+            raise ConfigurationError(f"recovery_lr_scale={self.recovery_lr_scale!r} must lie in (0, 1].")
         _one_of(self, method=METHODS, quantize_hardswish=(False, True), quantize_se=(False, True))
 
 

@@ -22,7 +22,7 @@ from hqp_lightning.callbacks.trainer import loose, monitored
 from hqp_lightning.errors import ExportError
 from hqp_lightning.export.engines import Engine
 
-__all__ = ["counting", "holdout_loaders", "running_on", "score"]
+__all__ = ["counting", "holdout_loaders", "lent", "running_on", "score", "second_trainer"]
 
 
 def score(trainer: Trainer, pl_module: LightningModule, loaders: Any, monitor: str) -> float:
@@ -37,22 +37,30 @@ def score(trainer: Trainer, pl_module: LightningModule, loaders: Any, monitor: s
         loaders: validation loaders, in any form that ``Trainer.validate`` takes.
         monitor: name of the metric.
     """
+    with lent(pl_module), _alone(pl_module):
+        second = second_trainer(trainer, logger=False, limit_val_batches=trainer.limit_val_batches)
+        second.validate(pl_module, dataloaders=_whole(loaders), verbose=False)
+    return monitored(second, monitor)
+
+
+def second_trainer(trainer: Trainer, **settings: Any) -> Trainer:
+    """A quiet Trainer without callbacks, for one device of the kind that the first one has."""
+    quiet = {"enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False}
+    return Trainer(
+        accelerator="cpu" if trainer.strategy.root_device.type == "cpu" else "auto",
+        devices=1,
+        plugins=[LightningEnvironment()],  # not the cluster's, which expects as many devices as were started
+        **{**quiet, **settings},
+    )
+
+
+@contextmanager
+def lent(pl_module: LightningModule, seed: int | None = None) -> Iterator[None]:
+    """Inside, a second Trainer may take the model; afterwards it is attached, placed and set as it was."""
     attached, training, device = pl_module._trainer, {m: m.training for m in pl_module.modules()}, pl_module.device
-    cpu = trainer.strategy.root_device.type == "cpu"
     try:
-        with _quiet(), fixed_seed(), _alone(pl_module):
-            second = Trainer(
-                accelerator="cpu" if cpu else "auto",
-                devices=1,
-                logger=False,
-                enable_checkpointing=False,
-                enable_progress_bar=False,
-                enable_model_summary=False,
-                limit_val_batches=trainer.limit_val_batches,
-                plugins=[LightningEnvironment()],  # not the cluster's, which expects as many devices as were started
-            )
-            second.validate(pl_module, dataloaders=_whole(loaders), verbose=False)
-        return monitored(second, monitor)
+        with _quiet(), fixed_seed(seed):
+            yield
     finally:
         pl_module._trainer = attached
         pl_module.to(device)

@@ -13,8 +13,11 @@ from hqp_lightning import export
 from hqp_lightning.callbacks.exporting import Exporting
 from hqp_lightning.callbacks.options import ExportOptions
 from hqp_lightning.callbacks.quantizing import Quantized
+from hqp_lightning.callbacks.recovering import costs_too_much, recover_
+from hqp_lightning.callbacks.scoring import lent
 from hqp_lightning.callbacks.state import Accepted, PruningState
 from hqp_lightning.callbacks.trainer import loose
+from hqp_lightning.core.verdict import score_drop
 from hqp_lightning.errors import ExportError
 from hqp_lightning.records import Budget, GroupSensitivity, LayerChannels, OnnxArtifact, Report, Verdict
 from hqp_lightning.report import assemble, versions
@@ -75,7 +78,8 @@ class _Shipping(Exporting):
             if state.dense is None:
                 raise ExportError("no validation ran during fit, so there is no accuracy to hold the INT8 model to.")
             return state.dense, [*reversed(state.accepted), state.dense]
-        macs = sum(layer_macs(self.network.eval(), (self.example(),))[0].values())
+        with lent(self.pl_module):  # the training flags come back
+            macs = sum(layer_macs(self.network.eval(), (self.example(),))[0].values())
         params = sum(p.numel() for p in self.network.parameters())
         trained = Accepted(0, self.score(self.trainer.val_dataloaders), macs, params, take(self.pl_module))
         return trained, [trained]
@@ -84,12 +88,11 @@ class _Shipping(Exporting):
         """The first candidate whose INT8 form is within the budget; the least bad one if none is."""
         tried: list[tuple[float, Accepted]] = []
         for model in candidates:
-            float_onnx, made = self._attempt(model, self.options.max_float_layers)
+            model, float_onnx, made = self._recovered(model, *self._attempt(model, self.options.max_float_layers))
             if made.verdict.kept:
                 self._say_what_is_in_float(made)
                 return model, float_onnx, made
-            name = f"step {model.index}" if model.index else "the dense model"
-            self._note(f"INT8 of {name} is over budget, walked back: {made.verdict.reason}.")
+            self._note(f"INT8 of {_name(model)} is over budget, walked back: {made.verdict.reason}.")
             tried.append((made.verdict.drop, model))
             made.engine.close()
         self._note("No INT8 artifact is within the budget; the least bad one is kept as model.int8.onnx.")
@@ -101,6 +104,34 @@ class _Shipping(Exporting):
         restore_(model.snapshot, self.pl_module)
         float_onnx = export.export_onnx(self.network, self.example(), self.dirpath / "model.onnx")
         return float_onnx, self.quantized(float_onnx, "model.int8.onnx", max_float_layers)
+
+    def _recovered(
+        self, model: Accepted, float_onnx: OnnxArtifact, made: Quantized
+    ) -> tuple[Accepted, OnnxArtifact, Quantized]:
+        """What a short training with fake quantization makes of a model, if that is better; else what was there."""
+        epochs, before = self.options.recovery_epochs, made.verdict.measured
+        if not epochs or not costs_too_much(self.budget, model.score, before):
+            return model, float_onnx, made
+        made.engine.close()
+        try:
+            steps = export.input_steps(float_onnx.path, made.artifact.path, self.network, self.example())
+            run = self.trainer, self.pl_module, self.network, steps, epochs, self.options.recovery_lr_scale
+            recover_(*run)
+            trained = replace(model, score=self.score(self.trainer.val_dataloaders), snapshot=take(self.pl_module))
+            float_onnx, made = self._attempt(trained, self.options.max_float_layers)
+        except Exception as error:  # the user's own code runs in there; what was there before still ships
+            self._note(f"The recovery of {_name(model)} failed and was undone: {error}")
+            return model, *self._attempt(model, self.options.max_float_layers)
+        better = score_drop(before, made.verdict.measured, self.budget.mode) < 0
+        self._note(
+            f"Quantization of {_name(model)} cost more than a third of the budget: {self.budget.monitor} "
+            f"{model.score:.4f} in float, {before:.4f} in INT8. After recovery_epochs={epochs} with fake quantization "
+            f"{made.verdict.measured:.4f} in INT8, {'kept' if better else 'no better, undone'}."
+        )
+        if better:
+            return trained, float_onnx, made
+        made.engine.close()
+        return model, *self._attempt(model, self.options.max_float_layers)
 
     def _say_what_is_in_float(self, made: Quantized) -> None:
         layers = sorted(made.layers, key=lambda q: q.noise, reverse=True)
@@ -135,6 +166,10 @@ def _sensitivity(search: PruningState | None) -> list[GroupSensitivity]:
         half = float(costs[: len(costs) // 2].sum())
         rows.append(GroupSensitivity(name, search.channels.get(name, len(values)), half, float(costs.sum())))
     return rows
+
+
+def _name(model: Accepted) -> str:
+    return f"step {model.index}" if model.index else "the dense model"
 
 
 def _channels(before: Structure, after: Structure, prefix: str) -> list[LayerChannels]:

@@ -6,6 +6,7 @@ from hqp_lightning.export.onnx import describe, export_onnx
 from hqp_lightning.export.placement import Placement, placements, quantized_tensors
 from hqp_lightning.export.quantize import DEFAULT_METHOD, collect_ranges, quantize
 from hqp_lightning.export.sensitivity import quantization_noise
+from hqp_lightning.export.steps import input_steps
 
 __all__ = [
     "DEFAULT_METHOD",
@@ -15,6 +16,7 @@ __all__ = [
     "data_sha256",
     "describe",
     "export_onnx",
+    "input_steps",
     "placements",
     "quantization_noise",
     "quantize",

@@ -3,6 +3,7 @@
 from hqp_lightning.surgery.batchnorm import recalibrate_batchnorm_
 from hqp_lightning.surgery.cost import layer_macs
 from hqp_lightning.surgery.cut import Cut, apply_cut_, slice_optimizers_
+from hqp_lightning.surgery.fake_quantization import fake_quantized
 from hqp_lightning.surgery.graph import Shadow
 from hqp_lightning.surgery.snapshot import Snapshot, restore_, take
 from hqp_lightning.surgery.structure import Structure, apply_structure_, record
@@ -14,6 +15,7 @@ __all__ = [
     "Structure",
     "apply_cut_",
     "apply_structure_",
+    "fake_quantized",
     "layer_macs",
     "recalibrate_batchnorm_",
     "record",

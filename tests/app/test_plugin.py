@@ -124,6 +124,7 @@ def test_lightning_cli_reads_our_callbacks_from_yaml(folder, monkeypatch):
     names = {}
     exec(foreign.TRAIN, names)  # the same model and data as above
     monkeypatch.chdir(folder)
+    monkeypatch.setattr(sys, "argv", ["train.py"])  # pytest's own options are none of its
     monkeypatch.setenv("JSONARGPARSE_DEPRECATION_WARNINGS", "off")  # Lightning's own calls of jsonargparse
     (folder / "cli.yaml").write_text(CLI.replace("DIRPATH", str(folder / "deploy")))
     cli = LightningCLI(names["Net"], names["Data"], save_config_callback=None, args=["fit", "--config", "cli.yaml"])

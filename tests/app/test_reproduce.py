@@ -1,4 +1,5 @@
 import dataclasses
+import itertools
 import re
 
 import pytest
@@ -118,7 +119,8 @@ def _in_the_page(recipe):
     """The figures of the first table below ``## recipe`` in recipes/README.md, as a report would have them."""
     page = (app.RECIPE_DIR / "README.md").read_text(encoding="utf-8")
     section = page.split(f"\n## {recipe}\n")[1].split("\n## ")[0]
-    lines = [[c.strip() for c in x.strip("|").split("|")] for x in section.splitlines() if x.startswith("| ")]
+    table = itertools.takewhile(lambda x: x.startswith("|"), section[section.index("| ") :].splitlines())
+    lines = [[c.strip() for c in x.strip("|").split("|")] for x in table]
     rows = {cells[0]: dict(zip(lines[0], cells, strict=True)) for cells in lines[2:]}
 
     def number(row, column):

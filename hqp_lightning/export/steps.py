@@ -1,0 +1,102 @@
+"""Which layers of a network an INT8 file quantizes, and with which input steps."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+
+import numpy as np
+import onnx
+import torch
+from onnx import numpy_helper
+from torch import Tensor, nn
+
+from hqp_lightning.errors import ExportError
+from hqp_lightning.export.placement import load_model, placements
+
+__all__ = ["input_steps"]
+
+_LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
+_FOLDED = 1e-3  # relative error of weights that differ by one factor per output channel, in float32
+
+
+def input_steps(
+    float_path: str | os.PathLike[str], int8_path: str | os.PathLike[str], network: nn.Module, example: Tensor
+) -> dict[str, float]:
+    """Read back what each convolution and linear layer got in the INT8 file.
+
+    A file names nodes after the trace, so layers are matched in the order in which a forward pass calls them, and
+    compared: the float file's weights are the layer's, up to one factor per output channel (BatchNorm, folded).
+
+    Args:
+        float_path: the float model, from `export_onnx` of this very network.
+        int8_path: what `quantize` made of it.
+        network: the module; run once in evaluation mode.
+        example: its input, ``(batch, ...)``, on the network's device.
+
+    Returns:
+        Layer name to the step of its input, ``amax / 127``; layers that the file leaves in float are not in it.
+
+    Raises:
+        ExportError: the layers are not those of the files: some are no modules of their own, are called more than
+            once, or change their weights before they use them.
+    """
+    layers = _in_call_order(network, example)
+    nodes = [p for p in placements(float_path) if p.weight_axis is not None]
+    if len(layers) != len(nodes):
+        raise ExportError(
+            f"the network calls {len(layers)} convolutions and linear layers, {float_path} has {len(nodes)}: each has "
+            "to be a module of its own that is called once"
+        )
+    graph = load_model(float_path).graph
+    weights = {i.name: i for i in graph.initializer}
+    weight_of = {n.name: n.input[1] for n in graph.node if len(n.input) > 1}
+    given = _steps(load_model(int8_path).graph)
+    steps: dict[str, float] = {}
+    for (name, layer), place in zip(layers.items(), nodes, strict=True):
+        stored = np.moveaxis(numpy_helper.to_array(weights[weight_of[place.node]]), place.weight_axis or 0, 0)
+        if not _same(layer, stored):
+            raise ExportError(f"layer {name!r} does not have the weights of {place.node!r} in {float_path}")
+        if place.node in given:
+            steps[name] = given[place.node]
+    return steps
+
+
+def _in_call_order(network: nn.Module, example: Tensor) -> dict[str, nn.Module]:
+    called: list[str] = []
+    layers = {n: m for n, m in network.named_modules() if isinstance(m, _LAYERS)}
+    handles = [m.register_forward_pre_hook(lambda *_, n=n: called.append(n)) for n, m in layers.items()]
+    modes = {m: m.training for m in network.modules()}
+    try:
+        network.eval()
+        with torch.no_grad():
+            network(example)
+    finally:
+        for handle in handles:
+            handle.remove()
+        for module, training in modes.items():
+            module.training = training
+    if len(set(called)) < len(called):
+        twice = next(n for n in called if called.count(n) > 1)
+        raise ExportError(f"layer {twice!r} is called more than once, with one range for each call in the file")
+    return {n: layers[n] for n in called}
+
+
+def _same(layer: nn.Module, stored: np.ndarray) -> bool:
+    own = layer._parameters.get("weight")
+    if own is None or tuple(own.shape) != stored.shape:
+        return False
+    ours, theirs = (w.reshape(len(w), -1).astype(np.float64) for w in (own.detach().cpu().numpy(), stored))
+    factor = (ours * theirs).sum(1) / np.maximum((ours**2).sum(1), 1e-30)
+    return bool(np.abs(theirs - factor[:, None] * ours).max() <= _FOLDED * np.abs(theirs).max())
+
+
+def _steps(graph: onnx.GraphProto) -> Mapping[str, float]:
+    """Node name to the step of its input, where input and weights are quantized."""
+    stored = {i.name: i for i in graph.initializer}
+    scales = {n.output[0]: n.input[1] for n in graph.node if n.op_type == "DequantizeLinear"}
+    return {
+        n.name: float(numpy_helper.to_array(stored[scales[n.input[0]]]))
+        for n in graph.node
+        if n.op_type in ("Conv", "Gemm", "MatMul") and n.input[0] in scales and n.input[1] in scales
+    }
