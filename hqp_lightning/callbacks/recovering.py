@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,8 +10,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers.logger import DummyLogger
 from torch import nn
 
-from hqp_lightning.callbacks.scoring import lent, second_trainer
-from hqp_lightning.callbacks.trainer import loose
+from hqp_lightning.callbacks.scoring import lent, second_trainer, with_hooks
 from hqp_lightning.core.verdict import score_drop
 from hqp_lightning.records import Budget
 from hqp_lightning.surgery import fake_quantized
@@ -74,7 +72,7 @@ def recover_(
         own = pl_module.__dict__.pop("configure_callbacks", None)
         pl_module.__dict__["configure_callbacks"] = list  # the user's may bring this very export
         try:
-            second.fit(pl_module, **_same_data(trainer))
+            second.fit(pl_module, **with_hooks(trainer, "train_dataloader", trainer.train_dataloader))
         finally:
             del pl_module.__dict__["configure_callbacks"]
             if own is not None:
@@ -105,14 +103,3 @@ class _FallingRate(Callback):
 def _highest(group: Mapping[str, Any]) -> float:
     """Schedulers leave the configured rate in the group: OneCycleLR its peak, the others what they start from."""
     return float(group.get("max_lr", group.get("initial_lr", group["lr"])))
-
-
-def _same_data(trainer: Trainer) -> dict[str, Any]:
-    """The run's loaders, once more, with the datamodule's hooks for batches; it is not set up again."""
-    data = loose(trainer).datamodule
-    if data is None:
-        return {"train_dataloaders": trainer.train_dataloader}
-    data = copy.copy(data)
-    data.prepare_data = data.setup = data.teardown = lambda *_, **__: None
-    data.train_dataloader = lambda: trainer.train_dataloader
-    return {"datamodule": data}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import warnings
 from collections.abc import Iterator
@@ -22,7 +23,7 @@ from hqp_lightning.callbacks.trainer import loose, monitored
 from hqp_lightning.errors import ExportError
 from hqp_lightning.export.engines import Engine
 
-__all__ = ["counting", "holdout_loaders", "lent", "running_on", "score", "second_trainer"]
+__all__ = ["counting", "holdout_loaders", "lent", "running_on", "score", "second_trainer", "with_hooks"]
 
 
 def score(trainer: Trainer, pl_module: LightningModule, loaders: Any, monitor: str) -> float:
@@ -39,7 +40,7 @@ def score(trainer: Trainer, pl_module: LightningModule, loaders: Any, monitor: s
     """
     with lent(pl_module), _alone(pl_module):
         second = second_trainer(trainer, logger=False, limit_val_batches=trainer.limit_val_batches)
-        second.validate(pl_module, dataloaders=_whole(loaders), verbose=False)
+        second.validate(pl_module, **with_hooks(trainer, "val_dataloader", _whole(loaders)), verbose=False)
     return monitored(second, monitor)
 
 
@@ -52,6 +53,23 @@ def second_trainer(trainer: Trainer, **settings: Any) -> Trainer:
         plugins=[LightningEnvironment()],  # not the cluster's, which expects as many devices as were started
         **{**quiet, **settings},
     )
+
+
+def with_hooks(trainer: Trainer, name: str, loaders: Any) -> dict[str, Any]:
+    """Loaders as arguments for a second Trainer, with the batch hooks of the run's datamodule.
+
+    Args:
+        trainer: the trainer of the run; its datamodule is not set up again.
+        name: ``"train_dataloader"`` or ``"val_dataloader"``.
+        loaders: what the second Trainer is to run.
+    """
+    data = loose(trainer).datamodule
+    if data is None:
+        return {{"train_dataloader": "train_dataloaders", "val_dataloader": "dataloaders"}[name]: loaders}
+    data = copy.copy(data)
+    data.prepare_data = data.setup = data.teardown = lambda *_, **__: None
+    setattr(data, name, lambda: loaders)
+    return {"datamodule": data}
 
 
 @contextmanager
