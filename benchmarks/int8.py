@@ -22,6 +22,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -59,7 +60,8 @@ def rows(entry: str, args: argparse.Namespace, data: tuple[np.ndarray, ...], fol
     files, took = {"float": source}, {}
     for quantizer in args.quantizers:
         target = str(folder / f"{quantizer.replace(' ', '_')}{'.xml' if quantizer == 'NNCF' else '.onnx'}")
-        job = {"quantizer": quantizer, "onnx": source, "network": name, "weights": weights, "target": target,
+        its_own = str(shutil.copy(source, folder / "own.onnx"))  # modelopt writes into the file that it is given
+        job = {"quantizer": quantizer, "onnx": its_own, "network": name, "weights": weights, "target": target,
                "images": images, "threads": args.threads}  # fmt: skip
         took[quantizer] = quantize(job, args.limit)
         if isinstance(took[quantizer], dict):
