@@ -1,6 +1,7 @@
 """One model quantized by one quantizer, in a process of its own; `benchmarks/int8.py` starts it.
 
-Standard input: what to do, as JSON. The last line of the standard output: seconds, and peak memory before and after.
+Standard input: what to do, as JSON. The last line of the standard output: wall and processor seconds, and the peak
+memory before and after.
 The INT8 arithmetic is the same for all, what TensorRT takes: symmetric int8, weights per channel. Everything else is
 the peer's default, or what its documentation asks for.
 """
@@ -82,8 +83,8 @@ def modelopt_onnx(job: Job, images: np.ndarray) -> Callable[[], object]:
 def modelopt_torch(job: Job, images: np.ndarray) -> Callable[[], object]:
     import modelopt.torch.quantization as mtq
     import torch
-    from networks import network
     from torch.fx.experimental.optimization import fuse
+    from trained import network
 
     torch.set_num_threads(job["threads"])
     folded = fuse(network(job["network"], job["weights"]))
@@ -124,7 +125,7 @@ QUANTIZERS = {
 if __name__ == "__main__":
     job = json.load(sys.stdin)
     run = QUANTIZERS[job["quantizer"]](job, np.load(job["images"]))
-    before, start = peak_mib(), time.perf_counter()
+    before, start, processor = peak_mib(), time.perf_counter(), time.process_time()
     run()
-    seconds = time.perf_counter() - start
-    print(json.dumps({"seconds": seconds, "before": before, "peak": peak_mib()}))
+    cost = {"seconds": time.perf_counter() - start, "processor": time.process_time() - processor}
+    print(json.dumps({**cost, "before": before, "peak": peak_mib()}))

@@ -7,6 +7,7 @@ Add only; the input of a pooling but not the gate beside it). Where both can exp
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -28,6 +29,8 @@ __all__ = ["DEFAULT_METHOD", "collect_ranges", "insert_qdq_", "quantize", "quant
 DEFAULT_METHOD = "mse"
 """How `collect_ranges` chooses a range; `hqp_lightning.core.calibration.METHODS` are the others."""
 
+_PASS = 8  # samples whose activations are in memory at a time, however large the batches are
+
 
 def collect_ranges(
     onnx_path: str | os.PathLike[str],
@@ -41,7 +44,7 @@ def collect_ranges(
 ) -> dict[str, float]:
     """Run the float model over calibration batches and return a clipping range for every quantized tensor.
 
-    The activations of one batch at a time are in memory, beside one histogram a tensor.
+    The activations of a few samples at a time are in memory, beside one histogram a tensor.
 
     Args:
         onnx_path: a float model.
@@ -79,12 +82,13 @@ def collect_ranges(
     for batch in batches:
         if batch.shape[1:] != artifact.input_shape:
             raise ExportError(f"calibration batch has shape {batch.shape}, expected (batch, *{artifact.input_shape})")
-        batch = np.ascontiguousarray(batch, dtype=np.float32)
-        values = dict(zip(inner, session.run(inner, {artifact.input_name: batch}), strict=True)) if inner else {}
-        values[artifact.input_name] = batch
-        for name in names:
-            # popped and converted one by one, so that the batch's activations are freed as they are counted
-            histograms[name] = calibration.update(histograms[name], torch.from_numpy(values.pop(name)))
+        for part in np.array_split(batch, max(1, math.ceil(len(batch) / _PASS))):
+            part = np.ascontiguousarray(part, dtype=np.float32)
+            values = dict(zip(inner, session.run(inner, {artifact.input_name: part}), strict=True)) if inner else {}
+            values[artifact.input_name] = part
+            for name in names:
+                # popped and converted one by one, so that the activations are freed as they are counted
+                histograms[name] = calibration.update(histograms[name], torch.from_numpy(values.pop(name)))
         seen += len(batch)
     if not seen:
         raise ExportError("no calibration batches: pass an iterable that yields at least one (is it used up already?)")

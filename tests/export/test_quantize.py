@@ -124,6 +124,16 @@ def test_ranges_equal_those_of_the_stored_activations(models):
         assert got[n] == pytest.approx(np.percentile(np.concatenate(stored[n]), 99.0), rel=0.02), n
 
 
+def test_a_large_batch_is_counted_a_few_samples_at_a_time(models, monkeypatch):
+    """What is in memory does not grow with the batch, and the ranges are those of the whole."""
+    path, ranges, _ = models["resnet18"]
+    sizes, update = set(), calibration.update
+    monkeypatch.setattr(calibration, "update", lambda h, values: (sizes.add(len(values)), update(h, values))[1])
+    got = collect_ranges(path, [np.concatenate(_batches())], threads=1)
+    assert got == pytest.approx(ranges, rel=1e-3)  # those of three batches of four
+    assert sizes == {6}
+
+
 def test_quantized_convolution_by_hand(tmp_path):
     torch.manual_seed(0)
     module = nn.Sequential(nn.Conv2d(3, 5, 3), nn.Flatten(), nn.Linear(5 * 2 * 2, 4))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import random
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -114,6 +115,9 @@ def latencies(
 ) -> dict[str, Latency]:
     """Time engines against each other: one call of each in turn, so that the machine's drift hits all alike.
 
+    The order is new in every turn (and the same in every run): in a fixed one, another program that takes the processor
+    at regular intervals can meet the same engine each time, and the same engine finds the caches that another left.
+
     Args:
         engines: by any key; the result has the same keys.
         batch: one input for all of them.
@@ -129,9 +133,11 @@ def latencies(
     if warmup < 0 or runs < 1:
         raise ConfigurationError(f"warmup={warmup}, runs={runs}: expected at least 0 and 1")
     times: dict[str, list[float]] = {key: [] for key in engines}
+    order, generator = list(engines), random.Random(0)
     for turn in range(warmup + runs):
-        for key, engine in engines.items():
-            elapsed = engine.latency_ms(batch)
+        generator.shuffle(order)
+        for key in order:
+            elapsed = engines[key].latency_ms(batch)
             if turn >= warmup:
                 times[key].append(elapsed)
     return {
