@@ -36,6 +36,7 @@ def job(tmp_path):
     return {"quantizer": "ours", "threads": 1, **{k: str(v) for k, v in paths.items()}}, images
 
 
+@pytest.mark.slow  # three interpreters start
 def test_a_quantizer_runs_in_a_process_of_its_own_and_its_failure_is_a_reason(job, tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     import int8
