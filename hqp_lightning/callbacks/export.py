@@ -46,7 +46,9 @@ class Int8Export(Callback):
         max_drop: the budget, if there is no `HQPPruning`.
         mode: ``"max"`` or ``"min"``, if there is no `HQPPruning`.
         module: the network's attribute name in the LightningModule; found if it is the only one with parameters.
-        calibration_batches: training batches that set the ranges.
+        calibration_batches: batches that set the ranges, the same for every model that is tried.
+        calibration_data: of which loader they are, ``"train"`` or ``"val"``. Training batches are augmented, but scores
+            are then of images that set no range.
         method: range estimator, one of ``"mse"``, ``"max"``, ``"percentile"``, ``"entropy"``.
         max_float_layers: if the INT8 score is over budget, so many layers at most stay in float, the noisiest first and
             as few as bring it within the budget, before the export walks back to an earlier model; 0 for none.
@@ -79,6 +81,7 @@ class Int8Export(Callback):
         mode: str = "max",
         module: str | None = None,
         calibration_batches: int = 16,
+        calibration_data: str = "train",
         method: str = DEFAULT_METHOD,
         max_float_layers: int = 8,
         quantize_hardswish: bool = False,
@@ -96,6 +99,7 @@ class Int8Export(Callback):
         self.monitor, self.max_drop, self.mode = monitor, max_drop, mode
         self.options = ExportOptions(
             calibration_batches=calibration_batches,
+            calibration_data=calibration_data,
             method=method,
             max_float_layers=max_float_layers,
             quantize_hardswish=quantize_hardswish,

@@ -168,10 +168,10 @@ class Exporting:
         return (x.numpy() for x in self._inputs(self.options.calibration_batches))
 
     def _inputs(self, limit: int) -> Iterator[torch.Tensor]:
-        """Training inputs of the network on the CPU, the same at every call and after every training."""
+        """Inputs of the network on the CPU, the same at every call and after every training."""
         of, seed = (self.trainer, self.pl_module, self.network, self.options.loss_fn), _CALIBRATION_SEED
         with fixed_seed(seed):
-            for args in batches(*of, "train", limit, seed):
+            for args in batches(*of, self.options.calibration_data, limit, seed):
                 if len(args) != 1 or not isinstance(args[0], torch.Tensor):
                     raise ExportError(
                         f"export needs a network of one input tensor; it is called with {len(args)} inputs."

@@ -56,6 +56,7 @@ class ExportOptions:
     """See `hqp_lightning.callbacks.Int8Export`."""
 
     calibration_batches: int
+    calibration_data: str
     method: str
     max_float_layers: int
     quantize_hardswish: bool
@@ -79,7 +80,8 @@ class ExportOptions:
         )
         if isinstance(self.recovery_lr_scale, bool) or not 0 < self.recovery_lr_scale <= 1:
             raise ConfigurationError(f"recovery_lr_scale={self.recovery_lr_scale!r} must lie in (0, 1].")
-        _one_of(self, method=METHODS, quantize_hardswish=(False, True), quantize_se=(False, True))
+        _one_of(self, method=METHODS, calibration_data=("train", "val"))
+        _one_of(self, quantize_hardswish=(False, True), quantize_se=(False, True))
 
 
 def _at_least(options: Any, **least: int) -> None:

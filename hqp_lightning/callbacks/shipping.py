@@ -148,6 +148,7 @@ class _Shipping(Exporting):
             accuracy=verdict.measured,
             calibration={
                 "method": self.options.method,
+                "data": self.options.calibration_data,
                 "batches": self.options.calibration_batches,
                 "sha256": export.data_sha256(self.calibration()),
             },

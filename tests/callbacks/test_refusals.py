@@ -161,6 +161,7 @@ def test_an_export_before_the_pruning(loaders, make_trainer, tmp_path):
         ({"engines": ["tflite"]}, r"engines=\['tflite'\]"),
         ({"method": "mode"}, "method='mode'"),
         ({"calibration_batches": 0}, "calibration_batches=0"),
+        ({"calibration_data": "test"}, "calibration_data='test' is not known; choose one of"),
         ({"threads": 0}, "threads=0"),
     ],
 )
