@@ -76,6 +76,8 @@ def collect_ranges(
     options = onnxruntime.SessionOptions()
     if threads is not None:
         options.intra_op_num_threads = threads
+    # Its threads would go on spinning while the activations are counted, on the cores that count them.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
     histograms = {name: calibration.init() for name in names}
     seen = 0
