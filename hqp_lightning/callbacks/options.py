@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from hqp_lightning.callbacks.network import LossFn
-from hqp_lightning.core.calibration import METHODS
+from hqp_lightning.core.calibration import ACTIVATION_TYPES, METHODS
 from hqp_lightning.core.saliency import ESTIMATORS
 from hqp_lightning.core.selection import COSTS
 from hqp_lightning.errors import ConfigurationError
@@ -58,6 +58,7 @@ class ExportOptions:
     calibration_batches: int
     calibration_data: str
     method: str
+    activation_type: str
     max_float_layers: int
     quantize_hardswish: bool
     quantize_se: bool
@@ -80,7 +81,7 @@ class ExportOptions:
         )
         if isinstance(self.recovery_lr_scale, bool) or not 0 < self.recovery_lr_scale <= 1:
             raise ConfigurationError(f"recovery_lr_scale={self.recovery_lr_scale!r} must lie in (0, 1].")
-        _one_of(self, method=METHODS, calibration_data=("train", "val"))
+        _one_of(self, method=METHODS, activation_type=ACTIVATION_TYPES, calibration_data=("train", "val"))
         _one_of(self, quantize_hardswish=(False, True), quantize_se=(False, True))
 
 

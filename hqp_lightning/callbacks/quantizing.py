@@ -52,7 +52,14 @@ def quantize_within(
     """
     where = {"quantize_hardswish": options.quantize_hardswish, "quantize_se": options.quantize_se}
     threads = options.threads
-    ranges = export.collect_ranges(float_onnx.path, calibration(), method=options.method, threads=threads, **where)
+    ranges = export.collect_ranges(
+        float_onnx.path,
+        calibration(),
+        method=options.method,
+        activation_type=options.activation_type,
+        threads=threads,
+        **where,
+    )
     sample = next(calibration())[:_NOISE_SAMPLES]
     noise = export.quantization_noise(float_onnx.path, ranges, sample, threads=threads, **where)
     noisiest = sorted(noise, key=lambda name: noise[name], reverse=True)

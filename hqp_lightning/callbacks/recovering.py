@@ -11,6 +11,7 @@ from lightning.pytorch.loggers.logger import DummyLogger
 from torch import nn
 
 from hqp_lightning.callbacks.scoring import lent, second_trainer, with_hooks
+from hqp_lightning.core.calibration import Range
 from hqp_lightning.core.verdict import score_drop
 from hqp_lightning.records import Budget
 from hqp_lightning.surgery import fake_quantized
@@ -30,7 +31,7 @@ def recover_(
     trainer: Trainer,
     pl_module: LightningModule,
     network: nn.Module,
-    steps: Mapping[str, float],
+    ranges: Mapping[str, Range],
     epochs: int,
     lr_scale: float,
 ) -> None:
@@ -45,7 +46,7 @@ def recover_(
         trainer: the trainer of the run, on one device; its data, precision, clipping, accumulation and limit are used.
         pl_module: the model; attached to ``trainer`` again afterwards.
         network: the part of it that is quantized.
-        steps: layer name in ``network`` to the step of its input.
+        ranges: layer name in ``network`` to the range of its input.
         epochs: how many.
         lr_scale: see above.
     """
@@ -53,7 +54,7 @@ def recover_(
         lent(pl_module, _SEED),
         torch.inference_mode(False),
         torch.enable_grad(),
-        fake_quantized(network, steps),
+        fake_quantized(network, ranges),
     ):
         second = second_trainer(
             trainer,

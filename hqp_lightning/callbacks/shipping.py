@@ -114,8 +114,8 @@ class _Shipping(Exporting):
             return model, float_onnx, made
         made.engine.close()
         try:
-            steps = export.input_steps(float_onnx.path, made.artifact.path, self.network, self.example())
-            run = self.trainer, self.pl_module, self.network, steps, epochs, self.options.recovery_lr_scale
+            ranges = export.input_ranges(float_onnx.path, made.artifact.path, self.network, self.example())
+            run = self.trainer, self.pl_module, self.network, ranges, epochs, self.options.recovery_lr_scale
             recover_(*run)
             trained = replace(model, score=self.score(self.trainer.val_dataloaders), snapshot=take(self.pl_module))
             float_onnx, made = self._attempt(trained, self.options.max_float_layers)

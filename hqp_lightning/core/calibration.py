@@ -1,190 +1,163 @@
-"""Activation ranges for symmetric INT8 from streaming histograms, in constant memory.
-
-``init`` / ``update`` / ``merge`` accumulate; ``compute_amax`` turns the sums into one clipping range. The
-histogram counts ``|x|`` on ``[0, limit)`` where ``limit`` is a power of two: when a larger value arrives the
-range doubles and neighbouring bins merge, so no value is ever stored, and two histograms always merge exactly.
-"""
+"""From the histogram of an activation to the range that eight bits cover."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
 
-import torch
-from torch import Tensor
+import numpy as np
 
+from hqp_lightning.core.histogram import Histogram
 from hqp_lightning.errors import ConfigurationError
 
-__all__ = ["METHODS", "Histogram", "compute_amax", "init", "merge", "scale", "update"]
+__all__ = ["ACTIVATION_TYPES", "METHODS", "Range", "compute_range"]
 
 METHODS = ("max", "percentile", "mse", "entropy")
-"""How a range is chosen from a histogram, see `compute_amax`."""
-LEVELS = 127  # symmetric int8: -127 ... 127
-_MSE_CANDIDATES = 256
-_CHUNK = 1 << 18  # values counted at a time: few enough for the processor's cache
-_LEAST_LIMIT = 2.0**-100  # bins / limit has to be a float32
+"""How a range is chosen from a histogram, see `compute_range`."""
+ACTIVATION_TYPES = ("int8", "uint8")
+"""The integers of a `Range`: int8 is symmetric, with zero point 0; uint8 is affine."""
+
+_INTEGERS = {"int8": (-127, 127), "uint8": (0, 255)}
+_CANDIDATES, _FINER = 256, 32
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Histogram:
-    """Counts of absolute values; treat as immutable.
+@dataclass(frozen=True, slots=True)
+class Range:
+    """``[low, high]``, that holds zero, on an equidistant grid: ``x ≈ scale * (q - zero_point)``.
 
-    Attributes:
-        counts: float64 ``(bins,)``, number of values in each bin of ``[0, limit]``, of equal width.
-        limit: upper end of the last bin, a power of two; 0 until a non-zero value was seen.
-        amax: the largest absolute value seen, exact.
+    >>> Range(-0.375, 6.0, "uint8").zero_point, Range(-2.54, 2.54).scale
+    (15, 0.02)
     """
 
-    counts: Tensor
-    limit: float = 0.0
-    amax: float = 0.0
+    low: float
+    high: float
+    activation_type: str = "int8"
+
+    @classmethod
+    def symmetric(cls, amax: float) -> Range:
+        """The int8 range ``[-amax, amax]``."""
+        return cls(-amax, amax)
+
+    @property
+    def integers(self) -> tuple[int, int]:
+        """Smallest and largest *q*; int8 leaves -128 out."""
+        return _INTEGERS[self.activation_type]
+
+    @property
+    def scale(self) -> float:
+        """The step of one level; of a range of width one for a tensor that is always zero."""
+        smallest, largest = self.integers
+        return (self.high - self.low or 1.0) / (largest - smallest)
+
+    @property
+    def zero_point(self) -> int:
+        """The *q* that stands for zero, exactly."""
+        return 0 if self.activation_type == "int8" else round(-self.low / self.scale)
 
 
-def init(bins: int = 2048) -> Histogram:
-    """Return an empty histogram.
-
-    Args:
-        bins: number of bins, even; half of them at least cover the values seen.
-
-    Returns:
-        A histogram that has seen nothing.
-
-    Raises:
-        ConfigurationError: ``bins`` is odd or below 256 (entropy needs more bins than int8 has levels).
-    """
-    if bins < 256 or bins % 2:
-        raise ConfigurationError(f"bins={bins}: expected an even number of at least 256, such as 2048")
-    return Histogram(torch.zeros(bins, dtype=torch.float64))
-
-
-def update(hist: Histogram, values: Tensor) -> Histogram:
-    """Return ``hist`` with the absolute values of a tensor of any shape, dtype and device added.
-
-    Raises:
-        ConfigurationError: a value is NaN or infinite.
-
-    Examples:
-        >>> h = update(init(), torch.tensor([0.5, -3.0, 1.0]))
-        >>> h.limit, h.amax, int(h.counts.sum())
-        (4.0, 3.0, 3)
-    """
-    if values.numel() == 0:
-        return hist
-    flat = values.detach().flatten().float()
-    low, high = (float(v) for v in flat.aminmax())
-    top = max(-low, high)
-    if not math.isfinite(top):
-        raise ConfigurationError("calibration values contain NaN or infinity: check the model and the calibration data")
-    hist = _widen(hist, _limit_for(top))
-    counted = _count(flat, len(hist.counts), hist.limit or 1.0, signed=low < 0)  # zeros alone: any range will do
-    return Histogram(hist.counts + counted, hist.limit, max(hist.amax, top))
-
-
-def merge(a: Histogram, b: Histogram) -> Histogram:
-    """Return the histogram of everything that ``a`` and ``b`` saw; exact, order does not matter.
-
-    Raises:
-        ConfigurationError: they have different numbers of bins.
-    """
-    if len(a.counts) != len(b.counts):
-        raise ConfigurationError(f"cannot merge histograms of {len(a.counts)} and {len(b.counts)} bins")
-    limit = max(a.limit, b.limit)
-    return Histogram(_widen(a, limit).counts + _widen(b, limit).counts, limit, max(a.amax, b.amax))
-
-
-def compute_amax(hist: Histogram, method: str = "mse", *, percentile: float = 99.99) -> float:
-    """Return the symmetric clipping range; int8 values are then ``round(x / scale)`` with ``scale = amax / 127``.
+def compute_range(
+    hist: Histogram, method: str = "mse", *, percentile: float = 99.99, activation_type: str = "int8"
+) -> Range:
+    """Choose the range that is represented; what lies beyond is clipped.
 
     Args:
         hist: what was accumulated.
-        method: ``"max"``: the largest value; ``"percentile"``: of the absolute values; ``"mse"``: the range with
+        method: ``"max"``: all that was seen; ``"percentile"``: of the absolute values; ``"mse"``: the range with
             the least mean squared quantization error; ``"entropy"``: TensorRT's, the least Kullback-Leibler
-            divergence between the values and their quantized ones (S. Migacz, GTC 2017).
+            divergence between the absolute values and their quantized ones (S. Migacz, GTC 2017).
         percentile: used by ``"percentile"``, in per cent.
+        activation_type: ``"int8"``: symmetric; ``"uint8"``: the part of the range that has values gets all levels.
 
     Returns:
-        The range, at most the largest value seen; 0 if only zeros were seen.
+        The range, at most what was seen; both ends 0 if only zeros were seen.
 
     Raises:
-        ConfigurationError: unknown method, percentile outside (0, 100], or nothing was seen.
+        ConfigurationError: unknown method or type, percentile outside (0, 100], or nothing was seen.
     """
     if method not in METHODS:
         raise ConfigurationError(f"calibration method {method!r}: expected one of {', '.join(METHODS)}")
+    if activation_type not in ACTIVATION_TYPES:
+        raise ConfigurationError(f"activation_type={activation_type!r}: expected one of {', '.join(ACTIVATION_TYPES)}")
     if not 0.0 < percentile <= 100.0:
         raise ConfigurationError(f"percentile={percentile}: expected a number in (0, 100]")
     if not hist.counts.any():
         raise ConfigurationError("nothing to compute a range from: update() was never called with values")
-    if method == "max" or hist.amax == 0.0:
-        return hist.amax
-    compute = {"percentile": lambda h: _percentile(h, percentile), "mse": _mse, "entropy": _entropy}[method]
-    return min(compute(hist), hist.amax)
-
-
-def scale(amax: float) -> float:
-    """Return the float step of one int8 level, ``amax / 127``; 1/127 for a tensor that is always zero."""
-    return (amax or 1.0) / LEVELS
-
-
-def _count(flat: Tensor, bins: int, limit: float, *, signed: bool) -> Tensor:
-    """What ``torch.histc`` of the absolute values counts, in a third of its time; exact for a power of two of bins."""
-    scaled = torch.empty(min(_CHUNK, len(flat)), device=flat.device)
-    index = torch.empty_like(scaled, dtype=torch.int32)
-    counts = torch.zeros(bins + 1, dtype=torch.int64, device=flat.device)
-    for chunk in flat.split(_CHUNK):
-        part = torch.mul(chunk, bins / limit, out=scaled[: len(chunk)])
-        if signed:
-            part.abs_()
-        counts += torch.bincount(index[: len(chunk)].copy_(part), minlength=bins + 1)
-    counts[-2] += counts[-1]  # the limit itself belongs to the last bin
-    return counts[:-1].double().cpu()
-
-
-def _limit_for(top: float) -> float:
-    """Smallest power of two that is at least ``top``; 0 for 0."""
-    return 2.0 ** math.ceil(math.log2(max(top, _LEAST_LIMIT))) if top else 0.0
-
-
-def _widen(hist: Histogram, limit: float) -> Histogram:
-    """Double the range until it is ``limit``, merging bins pairwise."""
-    if limit <= hist.limit:
-        return hist
-    counts = hist.counts
-    if hist.limit:  # otherwise only zeros, which stay where they are
-        for _ in range(round(math.log2(limit / hist.limit))):
-            counts = torch.cat([counts.view(-1, 2).sum(1), counts.new_zeros(len(counts) // 2)])
-    return Histogram(counts, limit, hist.amax)
+    if method == "mse" and hist.amax:
+        return Range(*_mse_ends(hist), "uint8") if activation_type == "uint8" else Range.symmetric(_mse(hist))
+    amax = hist.amax
+    if method in ("percentile", "entropy") and amax:
+        amax = min(_percentile(hist, percentile) if method == "percentile" else _entropy(hist), amax)
+    if activation_type == "uint8":
+        return Range(max(hist.low, -amax), min(hist.high, amax), "uint8")
+    return Range.symmetric(amax)
 
 
 def _percentile(hist: Histogram, percentile: float) -> float:
-    cumulative = hist.counts.cumsum(0)
+    counts = hist.absolute
+    cumulative = counts.cumsum()
     target = cumulative[-1] * percentile / 100.0
-    index = int(torch.searchsorted(cumulative, target))
-    inside = float((cumulative[index] - target) / hist.counts[index].clamp(min=1.0))
-    return (index + 1 - inside) * hist.limit / len(cumulative)
+    index = int(np.searchsorted(cumulative, target))
+    inside = float(cumulative[index] - target) / max(float(counts[index]), 1.0)
+    return (index + 1 - inside) * hist.limit / len(counts)
 
 
 def _mse(hist: Histogram) -> float:
     """Search ``k/256 · amax``, then as finely between the best one's neighbours."""
-    fractions = torch.arange(1, _MSE_CANDIDATES + 1, dtype=torch.float64) / _MSE_CANDIDATES
-    best = _least_error(hist, hist.amax * fractions)
-    near = hist.amax / _MSE_CANDIDATES
-    return _least_error(hist, (best - near) + 2 * near * fractions[:: _MSE_CANDIDATES // 32])
+    counts = hist.absolute
+    edges = np.arange(len(counts) + 1) * (hist.limit / len(counts))
+
+    def best_of(amax: np.ndarray) -> float:
+        return float(amax[_errors(edges, counts, np.zeros_like(amax), amax, levels=127).argmin()])
+
+    return best_of(_near(best_of(_down(hist.amax)), hist.amax))
 
 
-def _least_error(hist: Histogram, amax: Tensor) -> float:
-    """The candidate with the least squared quantization error, if values are spread evenly over each bin.
+def _mse_ends(hist: Histogram) -> tuple[float, float]:
+    """Search one end while the other stays, coarsely, then finely: their errors hardly depend on each other."""
+    bins = len(hist.counts) // 2
+    edges = np.arange(-bins, bins + 1) * (hist.limit / bins)
+    used = slice(np.flatnonzero(hist.counts)[0], np.flatnonzero(hist.counts)[-1] + 1)
+    edges, counts = edges[used.start : used.stop + 1], hist.counts[used]
+    low, high = hist.low, hist.high
+    for finely in (False, True):
+        if hist.high:
+            highs = _near(high, hist.high) if finely else _down(hist.high)
+            high = float(highs[_errors(edges, counts, np.full_like(highs, low), highs, levels=255).argmin()])
+        if hist.low:
+            lows = _near(low, hist.low) if finely else _down(hist.low)
+            low = float(lows[_errors(edges, counts, lows, np.full_like(lows, high), levels=255).argmin()])
+    return low, high
 
-    With the step *s* and the level *n* = min(round(x/s), 127), ∫₀ˣ (t - q(t))² dt = n·s³/12 + (x - n·s)³/3.
+
+def _down(end: float) -> np.ndarray:
+    return end * np.arange(1, _CANDIDATES + 1) / _CANDIDATES
+
+
+def _near(best: float, end: float) -> np.ndarray:
+    """Candidates between the neighbours of the best of `_down`, and not beyond what was seen."""
+    candidates = best + end / _CANDIDATES * np.linspace(-1, 1, _FINER + 1)[1:]
+    return candidates[np.abs(candidates) <= abs(end)]
+
+
+def _errors(edges: np.ndarray, counts: np.ndarray, low: np.ndarray, high: np.ndarray, *, levels: int) -> np.ndarray:
+    """Squared quantization error of each candidate, if values are spread evenly over each bin.
+
+    With the step *s* and the level *n* = round(x/s), kept within the integers, the error's integral over *x* is
+    ∫₀ˣ (t - n(t)·s)² dt = n·s³/12 + (x - n·s)³/3.
     """
-    edges = torch.arange(len(hist.counts) + 1, dtype=torch.float64) * (hist.limit / len(hist.counts))
-    step = (amax / LEVELS).unsqueeze(1)
-    level = (edges / step).round().clamp(max=LEVELS)
-    integral = level * step**3 / 12 + (edges - level * step) ** 3 / 3
-    return float(amax[(integral.diff(dim=1) @ hist.counts).argmin()])
+    return np.array([_error(edges, counts, *ends, levels) for ends in zip(low, high, strict=True)])
+
+
+def _error(edges: np.ndarray, counts: np.ndarray, low: float, high: float, levels: int) -> float:
+    step = (high - low) / levels
+    zero = round(-low / step)
+    level = np.rint(edges / step).clip(-zero, levels - zero)
+    rest = edges - level * step
+    return float(counts @ np.diff(level * (step**3 / 12) + rest * rest * rest / 3))
 
 
 def _entropy(hist: Histogram) -> float:
-    """Minimise KL(P‖Q) over the candidate ranges ``[0, i)``, ``i = 128 ... last bin in use``.
+    """Minimise KL(P‖Q) over the candidate ranges ``[0, i)`` of the absolute values, ``i = 128 ... last bin in use``.
 
     P: the first ``i`` bins, the outliers added to the last. Q: the first ``i`` bins in 128 groups, each group's
     sum spread evenly over its non-empty bins. With the sums S_g, the number n_g of non-empty bins of each group,
@@ -193,28 +166,33 @@ def _entropy(hist: Histogram) -> float:
     so that prefix sums give all candidates at once. As in TensorRT the first bin takes the second's count:
     the zeros behind a ReLU say nothing about the range.
     """
-    groups = LEVELS + 1
-    used = max(groups, math.ceil(hist.amax / hist.limit * len(hist.counts)))
-    bins = hist.counts[:used].clone()
+    groups, absolute = 128, hist.absolute
+    used = max(groups, math.ceil(hist.amax / hist.limit * len(absolute)))
+    bins = absolute[:used].copy()
     bins[0] = bins[1]
     total = bins.sum()
     if total == 0:  # everything was in the first bin
         return hist.amax
-    start = bins.new_zeros(1)
-    mass = torch.cat([start, bins.cumsum(0)])
-    filled = torch.cat([start, (bins > 0).double().cumsum(0)])
-    plogp = torch.cat([start, torch.xlogy(bins, bins).cumsum(0)])
-    size = torch.arange(groups, used + 1).unsqueeze(1)  # candidate i, in bins
-    edges = (torch.arange(groups + 1) * size + groups - 1) // groups
-    sums = mass[edges].diff(dim=1)
-    level = sums / filled[edges].diff(dim=1).clamp(min=1.0)
-    last, inside = bins[size[:, 0] - 1], mass[size[:, 0]]
+    mass, filled, plogp = (np.concatenate([[0.0], np.cumsum(v)]) for v in (bins, bins > 0, _xlogx(bins)))
+    size = np.arange(groups, used + 1)  # candidate i, in bins
+    edges = (np.arange(groups + 1) * size[:, None] + groups - 1) // groups
+    sums = np.diff(mass[edges], axis=1)
+    level = sums / np.maximum(np.diff(filled[edges], axis=1), 1.0)
+    last, inside = bins[size - 1], mass[size]
     outliers = total - inside
-    p_log_p = plogp[size[:, 0]] - torch.xlogy(last, last) + torch.xlogy(last + outliers, last + outliers)
-    # Outliers in a bin where Q is zero make the divergence infinite.
-    q_last = torch.where(last > 0, level[:, -1], torch.zeros_like(last))
-    cross = torch.xlogy(sums, level).sum(1) + torch.xlogy(outliers, q_last)
-    divergence = (p_log_p - cross) / total - total.log() + inside.log()
-    divergence = torch.where(inside > 0, divergence, torch.inf)
-    best = int(torch.nonzero(divergence == divergence.min())[-1])  # the widest of equals, as in TensorRT
-    return (best + groups) * hist.limit / len(hist.counts)
+    p_log_p = plogp[size] - _xlogx(last) + _xlogx(last + outliers)
+    cross = (sums * _log(level)).sum(1) + outliers * _log(level[:, -1])
+    with np.errstate(divide="ignore"):
+        divergence = (p_log_p - cross) / total - np.log(total) + np.log(inside)
+    # Outliers in a bin where Q is zero are infinitely far; and there is no Q without values.
+    divergence[((outliers > 0) & (last == 0)) | (inside == 0)] = np.inf
+    best = int(np.flatnonzero(divergence == divergence.min())[-1])  # the widest of equals, as in TensorRT
+    return float((best + groups) * hist.limit / len(absolute))
+
+
+def _log(x: np.ndarray) -> np.ndarray:
+    return np.log(np.where(x > 0, x, 1.0))
+
+
+def _xlogx(x: np.ndarray) -> np.ndarray:
+    return x * _log(x)

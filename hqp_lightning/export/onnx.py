@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import inspect
 import os
 import warnings
@@ -17,9 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from hqp_lightning.errors import ExportError
+from hqp_lightning.export.artifact import describe
 from hqp_lightning.records import OnnxArtifact
 
-__all__ = ["INPUT", "IR_VERSION", "OPSET", "OUTPUT", "describe", "export_onnx"]
+__all__ = ["INPUT", "IR_VERSION", "OPSET", "OUTPUT", "export_onnx"]
 
 INPUT, OUTPUT, BATCH = "input", "logits", "batch"
 OPSET, IR_VERSION = 17, 8  # what TensorRT 8.5 (JetPack 5) still reads; newer releases read it too
@@ -82,41 +82,6 @@ def export_onnx(
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ExportError(f"could not export {type(module).__name__} to {path}: {reason}") from error
     return describe(path)
-
-
-def describe(path: str | os.PathLike[str]) -> OnnxArtifact:
-    """Read an existing ONNX file into its record.
-
-    Args:
-        path: a file with one input and one output whose first axis is the batch.
-
-    Raises:
-        ExportError: no such file, not ONNX, or not one input of fixed sample shape and one output.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise ExportError(f"no ONNX file at {path}: export the model first")
-    try:
-        model = onnx.load(path, load_external_data=False)
-    except Exception as error:
-        raise ExportError(f"{path} is not a readable ONNX file: {error}") from error
-    graph = model.graph
-    stored = {i.name for i in graph.initializer}
-    inputs = [i for i in graph.input if i.name not in stored]
-    if len(inputs) != 1 or len(graph.output) != 1:
-        raise ExportError(f"{path} has {len(inputs)} inputs and {len(graph.output)} outputs, expected one of each")
-    shape = tuple(d.dim_value for d in inputs[0].type.tensor_type.shape.dim)[1:]
-    if not shape or not all(shape):
-        raise ExportError(f"{path}: input {inputs[0].name!r} has no fixed sample shape: only the batch may be dynamic")
-    return OnnxArtifact(
-        path=str(path),
-        file_bytes=path.stat().st_size,
-        sha256=hashlib.sha256(path.read_bytes()).hexdigest(),
-        input_name=inputs[0].name,
-        input_shape=shape,
-        output_name=graph.output[0].name,
-        opset=next(o.version for o in model.opset_import if o.domain in ("", "ai.onnx")),
-    )
 
 
 @contextmanager

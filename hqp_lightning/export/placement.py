@@ -10,9 +10,9 @@ from typing import Any
 import onnx
 
 from hqp_lightning.errors import ExportError
-from hqp_lightning.export.onnx import describe
+from hqp_lightning.export.artifact import load_model
 
-__all__ = ["Placement", "load_model", "placements", "quantized_tensors"]
+__all__ = ["Placement", "placements", "quantized_tensors"]
 
 _POOLS = ("MaxPool", "AveragePool", "GlobalAveragePool")
 
@@ -92,16 +92,6 @@ def placements(
 def quantized_tensors(onnx_path: str | os.PathLike[str], **options: Any) -> tuple[str, ...]:
     """Names of the activation tensors that need a range, each once, in graph order; options as of `placements`."""
     return tuple(dict.fromkeys(p.tensor for p in placements(onnx_path, **options)))
-
-
-def load_model(path: str | os.PathLike[str]) -> onnx.ModelProto:
-    """Read a float model whole.
-
-    Raises:
-        ExportError: no such file, not ONNX, or not one input and one output.
-    """
-    describe(path)  # raises a clear error for a file that is not one of ours
-    return onnx.load(path)
 
 
 def _weight_axis(node: onnx.NodeProto, weights: Mapping[str, int]) -> int | None:

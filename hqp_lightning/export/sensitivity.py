@@ -8,8 +8,10 @@ from collections.abc import Mapping
 import numpy as np
 import onnx
 
+from hqp_lightning.core.calibration import Range
 from hqp_lightning.errors import ExportError
-from hqp_lightning.export.placement import Placement, load_model, placements
+from hqp_lightning.export.artifact import load_model
+from hqp_lightning.export.placement import Placement, placements
 from hqp_lightning.export.quantize import insert_qdq_
 
 __all__ = ["quantization_noise"]
@@ -17,7 +19,7 @@ __all__ = ["quantization_noise"]
 
 def quantization_noise(
     onnx_path: str | os.PathLike[str],
-    ranges: Mapping[str, float],
+    ranges: Mapping[str, Range],
     batch: np.ndarray,
     *,
     threads: int | None = None,
@@ -33,7 +35,7 @@ def quantization_noise(
 
     Args:
         onnx_path: a float model.
-        ranges: tensor name to clipping range, from `collect_ranges` on the same file.
+        ranges: tensor name to range, from `collect_ranges` on the same file.
         batch: ``(batch, *input_shape)``, preprocessed; some 32 samples rank the layers well.
         threads: onnxruntime's threads; None: its own default.
         quantize_hardswish: see `hqp_lightning.export.placements`; as for `collect_ranges`.

@@ -11,43 +11,46 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from hqp_lightning.core.calibration import Range
+
 __all__ = ["fake_quantized"]
 
-_LEVELS = 127
+_WEIGHTS = 127  # symmetric int8: -127 ... 127
 
 
 @contextmanager
-def fake_quantized(network: nn.Module, steps: Mapping[str, float]) -> Iterator[None]:
+def fake_quantized(network: nn.Module, ranges: Mapping[str, Range]) -> Iterator[None]:
     """Inside, the inputs and weights of some layers are rounded to the INT8 grid, and gradients pass straight through.
 
-    Inputs: ``clamp(round(x / step), -127, 127) · step``, whose gradient is one inside the range and zero where it
-    clips (the straight-through estimator; Jacob et al., arXiv 1712.05877). Weights: the same for each output channel
-    with ``step = max |w| / 127`` of the weights as they are at that call. BatchNorm behind a layer scales whole output
-    channels, which moves weights and step alike: folding it first would round to the same integers. It runs on its
-    stored statistics inside, as the INT8 file does; its scale and shift are trained on.
+    Inputs: ``(clamp(round(x / scale) + zero_point, smallest, largest) - zero_point) · scale``, whose gradient is one
+    inside the range and zero where it clips (the straight-through estimator; Jacob et al., arXiv 1712.05877). Weights:
+    symmetric, for each output channel with ``scale = max |w| / 127`` of the weights as they are at that call. BatchNorm
+    behind a layer scales whole output channels, which moves weights and scale alike: folding it first would round to
+    the same integers. It runs on its stored statistics inside, as the INT8 file does; its scale and shift are trained
+    on.
 
     Parameters keep their identity and their names, so that optimizers and checkpoints see nothing of it. The training
     flags are as before afterwards.
 
     Args:
         network: holds the layers.
-        steps: layer name in ``network`` to the step of its input. Layers have a parameter ``weight`` with the output
+        ranges: layer name in ``network`` to the range of its input. Layers have a parameter ``weight`` with the output
             channels first, and take one tensor.
 
     >>> layer = nn.Linear(2, 1, bias=False)
-    >>> with torch.no_grad(), fake_quantized(nn.Sequential(layer), {"0": 0.5}):
+    >>> with torch.no_grad(), fake_quantized(nn.Sequential(layer), {"0": Range.symmetric(63.5)}):
     ...     _ = layer.weight.copy_(torch.tensor([[1.0, 2.0 / 127]]))
     ...     layer(torch.tensor([[0.6, 100.0]])).item()  # 0.5 · 1 + 63.5 · 2/127
     1.5
     """
-    layers = {network.get_submodule(name): step for name, step in steps.items()}
+    layers = {network.get_submodule(name): given for name, given in ranges.items()}
     hidden = {layer: layer.__dict__.get("forward") for layer in layers}
     norms = {m: m.training for m in network.modules() if isinstance(m, _BatchNorm)}
     try:
         for norm in norms:
             norm.eval()
-        for layer, step in layers.items():
-            layer.__dict__["forward"] = partial(_forward, layer, layer.forward, step)
+        for layer, given in layers.items():
+            layer.__dict__["forward"] = partial(_forward, layer, layer.forward, given)
         yield
     finally:
         for layer, forward in hidden.items():
@@ -58,8 +61,9 @@ def fake_quantized(network: nn.Module, steps: Mapping[str, float]) -> Iterator[N
             norm.training = training
 
 
-def _forward(layer: nn.Module, forward: Callable[..., Any], step: float, x: Tensor, *args: Any, **kwargs: Any) -> Any:
-    quantized = torch.fake_quantize_per_tensor_affine(x.float(), step, 0, -_LEVELS, _LEVELS).to(x.dtype)
+def _forward(layer: nn.Module, forward: Callable[..., Any], given: Range, x: Tensor, *args: Any, **kwargs: Any) -> Any:
+    grid = (given.scale, given.zero_point, *given.integers)
+    quantized = torch.fake_quantize_per_tensor_affine(x.float(), *grid).to(x.dtype)
     parameters = layer._parameters
     # Not a property or a parametrization of the class: the parameter has to stay what the optimizer holds.
     layer.__dict__["_parameters"] = {**parameters, "weight": _on_grid(layer.get_parameter("weight"))}
@@ -71,6 +75,6 @@ def _forward(layer: nn.Module, forward: Callable[..., Any], step: float, x: Tens
 
 def _on_grid(weight: Tensor) -> Tensor:
     top = weight.detach().float().flatten(1).abs().amax(1)
-    step = torch.where(top > 0, top, 1.0) / _LEVELS
+    step = torch.where(top > 0, top, 1.0) / _WEIGHTS
     zero = torch.zeros_like(step, dtype=torch.int32)
-    return torch.fake_quantize_per_channel_affine(weight.float(), step, zero, 0, -_LEVELS, _LEVELS).to(weight.dtype)
+    return torch.fake_quantize_per_channel_affine(weight.float(), step, zero, 0, -_WEIGHTS, _WEIGHTS).to(weight.dtype)

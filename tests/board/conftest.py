@@ -8,9 +8,8 @@ import torch
 from torch import nn
 
 from hqp_lightning.board import cuda
-from hqp_lightning.export import board_files, write_manifest
+from hqp_lightning.export import board_files, collect_ranges, quantize, write_manifest
 from hqp_lightning.export.onnx import export_onnx
-from hqp_lightning.export.quantize import collect_ranges, quantize
 
 
 @pytest.fixture(scope="session")

@@ -6,10 +6,10 @@ import torch
 from torch import nn
 
 from hqp_lightning.errors import ConfigurationError, ExportError
+from hqp_lightning.export import collect_ranges, quantize
 from hqp_lightning.export import engines as engines_module
 from hqp_lightning.export.engines import OnnxRuntimeBackend, OpenVINOBackend, base, latencies
 from hqp_lightning.export.onnx import export_onnx
-from hqp_lightning.export.quantize import collect_ranges, quantize
 
 
 def _ready(backend):

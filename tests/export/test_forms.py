@@ -13,10 +13,9 @@ from onnx.reference import ReferenceEvaluator
 from torch import nn
 
 from hqp_lightning.errors import ExportError
-from hqp_lightning.export import board_files
+from hqp_lightning.export import board_files, collect_ranges, quantize
 from hqp_lightning.export.forms import with_float16, with_float_weights, write_form
 from hqp_lightning.export.onnx import export_onnx
-from hqp_lightning.export.quantize import collect_ranges, quantize
 
 
 class Net(nn.Module):

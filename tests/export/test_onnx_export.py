@@ -11,7 +11,7 @@ import torchvision
 from torch import nn
 
 from hqp_lightning.errors import ExportError
-from hqp_lightning.export.onnx import describe, export_onnx
+from hqp_lightning.export import describe, export_onnx
 
 
 def _randomised(model):

@@ -8,9 +8,9 @@ import torch
 import torchvision
 from torchvision.transforms import v2
 
+from hqp_lightning.export import collect_ranges, quantize
 from hqp_lightning.export.engines import OnnxRuntimeBackend, OpenVINOBackend
 from hqp_lightning.export.onnx import export_onnx
-from hqp_lightning.export.quantize import collect_ranges, quantize
 
 SHARED = Path(__file__).parents[2] / ".." / "shared"
 pytestmark = [

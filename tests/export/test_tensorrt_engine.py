@@ -15,9 +15,9 @@ from torch import nn
 
 from hqp_lightning.board import cuda
 from hqp_lightning.errors import ExportError
+from hqp_lightning.export import collect_ranges, quantize
 from hqp_lightning.export.engines import TensorRTBackend, latencies
 from hqp_lightning.export.onnx import export_onnx
-from hqp_lightning.export.quantize import collect_ranges, quantize
 
 
 @pytest.fixture(scope="module")

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from hqp_lightning.core.calibration import Range
 from hqp_lightning.surgery import fake_quantized
 
 
@@ -26,13 +27,28 @@ def test_values_and_gradients_by_hand():
     assert (x.abs() > 1.5).any()
     assert not torch.equal(xq, x)
 
-    with fake_quantized(nn.Sequential(layer), {"0": step}):
+    with fake_quantized(nn.Sequential(layer), {"0": Range.symmetric(1.5)}):
         y = layer(x)
         (y * torch.arange(4)).sum().backward()
     g = torch.arange(4.0).expand(8, 4)
     torch.testing.assert_close(y, xq @ wq.T + layer.bias)
     torch.testing.assert_close(layer.weight.grad, g.T @ xq)
     torch.testing.assert_close(x.grad, (g @ wq) * (x.detach().abs() <= 1.5))
+
+
+def test_uint8_by_hand():
+    """The grid -0.5, -0.4, ... 25.0, with zero on it; what lies below clips, and takes no gradient."""
+    layer = nn.Linear(4, 1, bias=False)
+    x = torch.tensor([[-2.0, -0.42, 0.04, 7.77]], requires_grad=True)
+    given = Range(-0.5, 25.0, "uint8")
+    assert (given.zero_point, given.integers) == (5, (0, 255))
+    with torch.no_grad():
+        layer.weight.fill_(127.0)  # on its own grid
+    with fake_quantized(nn.Sequential(layer), {"0": given}):
+        y = layer(x)
+        y.backward()
+    torch.testing.assert_close(y.detach(), torch.tensor([[127 * (-0.5 - 0.4 + 0.0 + 7.8)]]))
+    torch.testing.assert_close(x.grad, torch.tensor([[0.0, 127, 127, 127]]))
 
 
 def network():
@@ -48,7 +64,7 @@ def test_everything_is_as_before_afterwards():
     net[1].eval()
     before, names = copy.deepcopy(net.state_dict()), [id(p) for p in net.parameters()]
     expected = net(x)
-    with fake_quantized(net, {"0": 0.1, "4": 0.1}):
+    with fake_quantized(net, {"0": Range.symmetric(0.1 * 127), "4": Range.symmetric(0.1 * 127)}):
         assert not torch.equal(net(x), expected)
         assert [id(p) for p in net.parameters()] == names
         assert list(net.state_dict()) == list(before)
@@ -63,7 +79,7 @@ def test_everything_is_as_before_afterwards():
 def test_batchnorm_keeps_its_statistics_and_learns_its_scale():
     net, x = network(), torch.randn(5, 2, 4, 4)
     mean = net[1].running_mean.clone()
-    with fake_quantized(net, {"0": 0.05}):
+    with fake_quantized(net, {"0": Range.symmetric(0.05 * 127)}):
         net(x).square().sum().backward()
     assert torch.equal(net[1].running_mean, mean)
     assert net[1].weight.grad.abs().sum() > 0
@@ -75,9 +91,9 @@ def test_folding_batchnorm_first_gives_the_same():
     with torch.no_grad():
         net[1].weight[0] *= -3
         folded = torch.nn.utils.fusion.fuse_conv_bn_eval(net[0], net[1])
-        with fake_quantized(net, {"0": 0.02}):
+        with fake_quantized(net, {"0": Range.symmetric(0.02 * 127)}):
             ours = net[1](net[0](x))
-        with fake_quantized(nn.Sequential(folded), {"0": 0.02}):
+        with fake_quantized(nn.Sequential(folded), {"0": Range.symmetric(0.02 * 127)}):
             torch.testing.assert_close(ours, folded(x), rtol=1e-4, atol=1e-5)
 
 
@@ -87,7 +103,7 @@ def test_a_layer_whose_own_forward_was_replaced():
     net[0].__dict__["forward"] = lambda x: 2 * nn.functional.conv2d(x, net[0].weight)
     x, plain = torch.randn(3, 2, 4, 4), net[0].__dict__["forward"]
     w = net[0].weight.detach()
-    with torch.no_grad(), fake_quantized(net, {"0": 0.1}):
+    with torch.no_grad(), fake_quantized(net, {"0": Range.symmetric(0.1 * 127)}):
         wq = on_grid(w, w.flatten(1).abs().amax(1).view(-1, 1, 1, 1) / 127)
         torch.testing.assert_close(net(x), 2 * nn.functional.conv2d(on_grid(x, 0.1), wq))
     assert net[0].__dict__["forward"] is plain
@@ -98,7 +114,7 @@ def test_a_compiled_network_follows():
     compiled = torch.compile(net, backend="eager")
     with torch.no_grad():
         plain = compiled(x)
-        with fake_quantized(net, {"0": 0.3, "4": 0.3}):
+        with fake_quantized(net, {"0": Range.symmetric(0.3 * 127), "4": Range.symmetric(0.3 * 127)}):
             assert not torch.equal(compiled(x), plain)
             torch.testing.assert_close(compiled(x), net(x))
         torch.testing.assert_close(compiled(x), plain)

@@ -8,7 +8,7 @@ from torch import nn
 from torchvision.models import mobilenet_v3_small
 
 from hqp_lightning.errors import ExportError
-from hqp_lightning.export import collect_ranges, export_onnx, input_steps, placements, quantize
+from hqp_lightning.export import collect_ranges, export_onnx, input_ranges, placements, quantize
 from hqp_lightning.surgery import fake_quantized
 
 
@@ -56,9 +56,9 @@ def test_the_fake_quantized_forward_is_the_files(tmp_path, exclude):
     export_onnx(net, x[:1], tmp_path / "net.onnx")
     second = placements(tmp_path / "net.onnx")[1].node
     float_path, int8_path = files(net, tmp_path, x, exclude=[second] if exclude else [])
-    steps = input_steps(float_path, int8_path, net, x[:1])
-    assert list(steps) == ["body.0", *([] if exclude else ["body.3"]), "body.5", "head"]
-    with torch.no_grad(), fake_quantized(net, steps):
+    found = input_ranges(float_path, int8_path, net, x[:1])
+    assert list(found) == ["body.0", *([] if exclude else ["body.3"]), "body.5", "head"]
+    with torch.no_grad(), fake_quantized(net, found):
         ours = net(x).numpy()
     theirs, plain = run(int8_path, x), run(float_path, x)
     damage = np.abs(theirs - plain).mean()
@@ -72,9 +72,9 @@ def test_squeeze_excite_and_fifty_layers(tmp_path):
     torch.manual_seed(0)
     net = prepared(mobilenet_v3_small(num_classes=4))
     float_path, int8_path = files(net, tmp_path, torch.randn(2, 3, 32, 32))
-    steps = input_steps(float_path, int8_path, net, torch.zeros(1, 3, 32, 32))
+    found = input_ranges(float_path, int8_path, net, torch.zeros(1, 3, 32, 32))
     names = {n for n, m in net.named_modules() if isinstance(m, (nn.Conv2d, nn.Linear))}
-    assert set(steps) == names
+    assert set(found) == names
     assert len(names) == 54
 
 
@@ -104,7 +104,7 @@ def test_what_can_not_be_matched_is_refused(net, message, tmp_path):
     net, x = net(), torch.randn(8, 4)
     paths = files(net, tmp_path, x)
     with pytest.raises(ExportError, match=message):
-        input_steps(*paths, net, x)
+        input_ranges(*paths, net, x)
 
 
 def test_files_of_other_weights_are_refused(tmp_path):
@@ -112,8 +112,8 @@ def test_files_of_other_weights_are_refused(tmp_path):
     paths = files(net, tmp_path, x)
     with torch.no_grad():
         net[2].weight[1] *= -2  # one factor for a whole channel is what BatchNorm does
-    assert list(input_steps(*paths, net, x)) == ["0", "2"]
+    assert list(input_ranges(*paths, net, x)) == ["0", "2"]
     with torch.no_grad():
         net[2].weight[1, 0] += 0.1
     with pytest.raises(ExportError, match="'2' does not have the weights of '/2/Gemm'"):
-        input_steps(*paths, net, x)
+        input_ranges(*paths, net, x)

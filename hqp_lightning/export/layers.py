@@ -1,9 +1,8 @@
-"""Which layers of a network an INT8 file quantizes, and with which input steps."""
+"""Which layers of a network an INT8 file quantizes, and with which ranges of their inputs."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
 
 import numpy as np
 import onnx
@@ -11,18 +10,20 @@ import torch
 from onnx import numpy_helper
 from torch import Tensor, nn
 
+from hqp_lightning.core.calibration import Range
 from hqp_lightning.errors import ExportError
-from hqp_lightning.export.placement import load_model, placements
+from hqp_lightning.export.artifact import load_model
+from hqp_lightning.export.placement import placements
 
-__all__ = ["input_steps"]
+__all__ = ["input_ranges"]
 
 _LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
 _FOLDED = 1e-3  # relative error of weights that differ by one factor per output channel, in float32
 
 
-def input_steps(
+def input_ranges(
     float_path: str | os.PathLike[str], int8_path: str | os.PathLike[str], network: nn.Module, example: Tensor
-) -> dict[str, float]:
+) -> dict[str, Range]:
     """Read back what each convolution and linear layer got in the INT8 file.
 
     A file names nodes after the trace, so layers are matched in the order in which a forward pass calls them, and
@@ -35,7 +36,7 @@ def input_steps(
         example: its input, ``(batch, ...)``, on the network's device.
 
     Returns:
-        Layer name to the step of its input, ``amax / 127``; layers that the file leaves in float are not in it.
+        Layer name to the range of its input; layers that the file leaves in float are not in it.
 
     Raises:
         ExportError: the layers are not those of the files: some are no modules of their own, are called more than
@@ -51,15 +52,15 @@ def input_steps(
     graph = load_model(float_path).graph
     weights = {i.name: i for i in graph.initializer}
     weight_of = {n.name: n.input[1] for n in graph.node if len(n.input) > 1}
-    given = _steps(load_model(int8_path).graph)
-    steps: dict[str, float] = {}
+    given = _given(load_model(int8_path).graph)
+    ranges: dict[str, Range] = {}
     for (name, layer), place in zip(layers.items(), nodes, strict=True):
         stored = np.moveaxis(numpy_helper.to_array(weights[weight_of[place.node]]), place.weight_axis or 0, 0)
         if not _same(layer, stored):
             raise ExportError(f"layer {name!r} does not have the weights of {place.node!r} in {float_path}")
         if place.node in given:
-            steps[name] = given[place.node]
-    return steps
+            ranges[name] = given[place.node]
+    return ranges
 
 
 def _in_call_order(network: nn.Module, example: Tensor) -> dict[str, nn.Module]:
@@ -91,12 +92,18 @@ def _same(layer: nn.Module, stored: np.ndarray) -> bool:
     return bool(np.abs(theirs - factor[:, None] * ours).max() <= _FOLDED * np.abs(theirs).max())
 
 
-def _steps(graph: onnx.GraphProto) -> Mapping[str, float]:
-    """Node name to the step of its input, where input and weights are quantized."""
+def _given(graph: onnx.GraphProto) -> dict[str, Range]:
+    """Node name to the range of its input, where input and weights are quantized."""
     stored = {i.name: i for i in graph.initializer}
-    scales = {n.output[0]: n.input[1] for n in graph.node if n.op_type == "DequantizeLinear"}
+    pairs = {n.output[0]: n.input[1:] for n in graph.node if n.op_type == "DequantizeLinear"}
     return {
-        n.name: float(numpy_helper.to_array(stored[scales[n.input[0]]]))
+        n.name: _range(*(numpy_helper.to_array(stored[name]) for name in pairs[n.input[0]]))
         for n in graph.node
-        if n.op_type in ("Conv", "Gemm", "MatMul") and n.input[0] in scales and n.input[1] in scales
+        if n.op_type in ("Conv", "Gemm", "MatMul") and n.input[0] in pairs and n.input[1] in pairs
     }
+
+
+def _range(scale: np.ndarray, zero_point: np.ndarray) -> Range:
+    smallest, largest = Range(0.0, 0.0, str(zero_point.dtype)).integers
+    step, zero = float(scale), int(zero_point)
+    return Range((smallest - zero) * step, (largest - zero) * step, str(zero_point.dtype))

@@ -1,0 +1,113 @@
+"""The ranges of a float model's activations, over calibration data."""
+
+from __future__ import annotations
+
+import math
+import os
+import tempfile
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING
+
+import numpy as np
+import onnx
+from onnx import helper
+
+from hqp_lightning.core import histogram
+from hqp_lightning.core.calibration import Range, compute_range
+from hqp_lightning.errors import ExportError
+from hqp_lightning.export.artifact import describe, load_model
+from hqp_lightning.export.placement import quantized_tensors
+
+if TYPE_CHECKING:
+    import onnxruntime
+
+__all__ = ["DEFAULT_METHOD", "collect_ranges"]
+
+# Of the four the closest to float over both models of the table in docs/int8.md.
+DEFAULT_METHOD = "mse"
+"""How `collect_ranges` chooses a range; `hqp_lightning.core.calibration.METHODS` are the others."""
+
+_Histograms = dict[str, histogram.Histogram]
+
+_PASS = 8  # samples whose activations are in memory at a time, however large the batches are
+
+
+def collect_ranges(
+    onnx_path: str | os.PathLike[str],
+    batches: Iterable[np.ndarray],
+    *,
+    method: str = DEFAULT_METHOD,
+    percentile: float = 99.99,
+    activation_type: str = "int8",
+    threads: int | None = None,
+    quantize_hardswish: bool = False,
+    quantize_se: bool = False,
+) -> dict[str, Range]:
+    """Run the float model over calibration batches and return a range for every quantized tensor.
+
+    The activations of a few samples at a time are in memory, beside one histogram a tensor.
+
+    Args:
+        onnx_path: a float model.
+        batches: arrays ``(batch, *input_shape)`` as the model takes them, preprocessed.
+        method: see `hqp_lightning.core.calibration.compute_range`.
+        percentile: for ``method="percentile"``.
+        activation_type: ``"int8"``, which every runtime reads, or ``"uint8"``, which is finer and, on a CPU, faster,
+            but nothing that TensorRT reads.
+        threads: that run the model and count; None: all processors.
+        quantize_hardswish: see `hqp_lightning.export.placements`.
+        quantize_se: see there.
+
+    Returns:
+        Tensor name to range, as `quantize` takes it.
+
+    Raises:
+        ExportError: no batches, or a batch of the wrong shape.
+        ConfigurationError: unknown method or type, or an activation is NaN or infinite.
+    """
+    artifact, threads = describe(onnx_path), threads or os.cpu_count() or 1
+    names = quantized_tensors(onnx_path, quantize_hardswish=quantize_hardswish, quantize_se=quantize_se)
+    inner = [name for name in names if name != artifact.input_name]
+    session = _session(onnx_path, [name for name in inner if name != artifact.output_name], threads)
+    histograms = {name: histogram.init() for name in names}
+    seen = 0
+    with ThreadPoolExecutor(threads) as pool:
+        for batch in batches:
+            if batch.shape[1:] != artifact.input_shape:
+                expected = f"(batch, *{artifact.input_shape})"
+                raise ExportError(f"calibration batch has shape {batch.shape}, expected {expected}")
+            for part in np.array_split(batch, max(1, math.ceil(len(batch) / _PASS))):
+                part = np.ascontiguousarray(part, dtype=np.float32)
+                values = dict(zip(inner, session.run(inner, {artifact.input_name: part}), strict=True)) if inner else {}
+                histograms = _counted(pool, histograms, {**values, artifact.input_name: part})
+            seen += len(batch)
+    if not seen:
+        raise ExportError("no calibration batches: pass an iterable that yields at least one (is it used up already?)")
+    return {
+        name: compute_range(hist, method, percentile=percentile, activation_type=activation_type)
+        for name, hist in histograms.items()
+    }
+
+
+def _session(path: str | os.PathLike[str], outputs: Iterable[str], threads: int) -> onnxruntime.InferenceSession:
+    """The model with more outputs; its weights are mapped from a file, so that onnxruntime's copy is the only one."""
+    import onnxruntime
+
+    model = load_model(path)
+    model.graph.output.extend(helper.make_tensor_value_info(n, onnx.TensorProto.FLOAT, None) for n in outputs)
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    # Its threads would go on spinning while the activations are counted, on the cores that count them.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:  # a mapped file stays on Windows
+        written = os.path.join(folder, "model.onnx")
+        onnx.save(model, written, save_as_external_data=True)
+        del model
+        return onnxruntime.InferenceSession(written, options, providers=["CPUExecutionProvider"])
+
+
+def _counted(pool: ThreadPoolExecutor, histograms: _Histograms, values: dict[str, np.ndarray]) -> _Histograms:
+    """Popped one by one, so that the activations are freed as they are counted."""
+    updated = pool.map(lambda name: histogram.update(histograms[name], values.pop(name)), histograms)
+    return dict(zip(histograms, updated, strict=True))
