@@ -80,7 +80,7 @@ class Exporting:
 
     def __post_init__(self) -> None:
         self.prefix, self.network = find_network(self.pl_module, self.path)
-        self.backends, self.notes = usable_backends(self.options.engines)
+        self.backends, self.notes = usable_backends(self.options.engines, self.options.activation_type)
         for note in self.notes:
             _log.info("hqp: %s", note)
         self.holdout = holdout_loaders(self.trainer, self.options.holdout)

@@ -72,16 +72,22 @@ class ExportOptions:
     loss_fn: LossFn | None
 
     def __post_init__(self) -> None:
-        known = [b.name for b in backends()]
+        known = {b.name: b for b in backends()}
         unknown = sorted(set(self.engines or ()) - set(known))
         if unknown:
-            raise ConfigurationError(f"engines={unknown} are not known; choose from {known}.")
+            raise ConfigurationError(f"engines={unknown} are not known; choose from {list(known)}.")
         _at_least(
             self, calibration_batches=1, max_float_layers=0, recovery_epochs=0, batch_size=1, threads=1, latency_runs=1
         )
         if isinstance(self.recovery_lr_scale, bool) or not 0 < self.recovery_lr_scale <= 1:
             raise ConfigurationError(f"recovery_lr_scale={self.recovery_lr_scale!r} must lie in (0, 1].")
         _one_of(self, method=METHODS, activation_type=ACTIVATION_TYPES, calibration_data=("train", "val"))
+        unread = [n for n in self.engines or () if self.activation_type not in known[n].activation_types]
+        if unread:
+            raise ConfigurationError(
+                f"engines={unread} do not read activation_type={self.activation_type!r}: take 'int8', or name engines "
+                "for a CPU, such as ['openvino']."
+            )
         _one_of(self, quantize_hardswish=(False, True), quantize_se=(False, True))
 
 

@@ -56,6 +56,8 @@ class _Shipping(Exporting):
         holdout, held = self.measure_holdout(made.engine)
         int8 = replace(int8, holdout_accuracy=holdout)
         self._manifest(int8_onnx, verdict)
+        if self.options.activation_type != "int8":
+            self._note(f"Activations are {self.options.activation_type}: a file for CPUs, TensorRT does not read it.")
         return assemble(
             self.budget,
             baseline,
@@ -148,13 +150,14 @@ class _Shipping(Exporting):
             accuracy=verdict.measured,
             calibration={
                 "method": self.options.method,
+                "activation_type": self.options.activation_type,
                 "data": self.options.calibration_data,
                 "batches": self.options.calibration_batches,
                 "sha256": export.data_sha256(self.calibration()),
             },
             versions=versions(),
             monitor=self.budget.monitor,
-            files=export.board_files(self.dirpath / "model.onnx", artifact.path),
+            files=export.board_files(self.dirpath / "model.onnx", artifact.path, self.options.activation_type),
         )
 
 

@@ -18,16 +18,16 @@ from hqp_lightning.records import EngineReport, OnnxArtifact
 __all__ = ["build", "time_engines", "time_in_turn", "usable_backends"]
 
 
-def usable_backends(names: tuple[str, ...] | None) -> tuple[list[Backend], list[str]]:
+def usable_backends(names: tuple[str, ...] | None, activation_type: str) -> tuple[list[Backend], list[str]]:
     """The backends asked for that run here, preferred first, and one line for each that does not.
 
     Without names: TensorRT where there is a GPU, and OpenVINO; onnxruntime only where neither is there, since its INT8
-    is exact but no speed figure.
+    is exact but no speed figure. A runtime that does not read the activation type is no choice.
 
     Raises:
         ExportError: none of them can run here.
     """
-    chosen = [b for b in backends() if names is None or b.name in names]
+    chosen = [b for b in backends() if activation_type in b.activation_types and (names is None or b.name in names)]
     reasons = {b.name: b.unavailable() for b in chosen}
     usable = [b for b in chosen if reasons[b.name] is None]
     absent = [reason for reason in reasons.values() if reason]

@@ -21,12 +21,15 @@ _log = logging.getLogger(__name__)
 _EPOCH = (1980, 1, 1, 0, 0, 0)  # equal sources, equal bytes
 
 
-def board_files(float_path: str | os.PathLike[str], int8_path: str | os.PathLike[str]) -> tuple[Path, ...]:
+def board_files(
+    float_path: str | os.PathLike[str], int8_path: str | os.PathLike[str], activation_type: str = "int8"
+) -> tuple[Path, ...]:
     """Write what ``hqp-engine`` needs beside the two models, for every release of TensorRT.
 
     Args:
         float_path: the float model.
         int8_path: the Q/DQ model, in the same folder.
+        activation_type: of that model; for another than ``"int8"``, which TensorRT does not read, it has no forms.
 
     Returns:
         The models and what was written: ``tensorrt/*.onnx`` and ``hqp-engine.pyz``. A form that cannot be derived
@@ -37,6 +40,8 @@ def board_files(float_path: str | os.PathLike[str], int8_path: str | os.PathLike
     for path, form in ((int8_path, "trt8"), (int8_path, "fp16"), (float_path, "fp16")):
         target = path.parent / FORMS / f"{path.stem}.{form}.onnx"
         target.unlink(missing_ok=True)  # of an earlier run: worse than none
+        if path == int8_path and activation_type != "int8":
+            continue
         try:
             found.append(write_form(path, form, target))
         except ExportError as error:

@@ -260,3 +260,18 @@ def test_a_network_that_the_validation_step_never_calls(loaders, make_trainer, t
     export = Int8Export(tmp_path, "val_acc", 0.5, engines=["onnxruntime"], latency_runs=1)
     with pytest.raises(ExportError, match=r"never called Sequential\(...\)"):
         make_trainer(1, [export]).fit(Bypass(), *loaders)
+
+
+def test_uint8_ships_to_a_cpu(loaders, digits, make_trainer, tmp_path):
+    """Within the same budget, scored from the file; nothing for TensorRT is made of it, and a note says so."""
+    export = Int8Export(tmp_path, "val_acc", 0.05, activation_type="uint8", latency_runs=2, threads=1)
+    make_trainer(3, [export]).fit(Classifier(), *loaders)
+    report, (x, y) = export.report, (digits[0][1200:1400], digits[1][1200:1400])
+    types = {i.data_type for i in onnx.load(tmp_path / "model.int8.onnx").graph.initializer if "zero_point" in i.name}
+    assert types == {onnx.TensorProto.UINT8, onnx.TensorProto.INT8}  # activations, weights
+    assert report.within_budget
+    assert report.int8.accuracy == pytest.approx(accuracy_by_hand(tmp_path / "model.int8.onnx", x, y), abs=0.006)
+    assert {e.backend for e in report.engines} <= {"openvino", "onnxruntime"}
+    assert "Activations are uint8: a file for CPUs, TensorRT does not read it." in report.notes
+    assert read_manifest(tmp_path / "manifest.json")["calibration"]["activation_type"] == "uint8"
+    assert [p.name for p in (tmp_path / "tensorrt").iterdir()] == ["model.fp16.onnx"]

@@ -55,3 +55,10 @@ def test_placement_options(given, expected, tmp_path):
 def test_anything_but_a_bool_is_refused(name, tmp_path):
     with pytest.raises(ConfigurationError, match=rf"{name}='yes' is not known"):
         Int8Export(tmp_path, **{name: "yes"})
+
+
+def test_uint8_is_refused_where_tensorrt_is_asked_for(tmp_path):
+    with pytest.raises(ConfigurationError, match=r"engines=\['tensorrt'\] do not read activation_type='uint8'"):
+        Int8Export(tmp_path, activation_type="uint8", engines=["tensorrt", "openvino"])
+    with pytest.raises(ConfigurationError, match="activation_type='int4' is not known; choose one of"):
+        Int8Export(tmp_path, activation_type="int4")

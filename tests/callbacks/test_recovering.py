@@ -9,6 +9,7 @@ from torch import nn
 
 from hqp_lightning import ConfigurationError, HQPPruning, Int8Export, load_pruned
 from hqp_lightning.callbacks.recovering import costs_too_much, recover_
+from hqp_lightning.export import Range
 from hqp_lightning.records import Budget
 
 from .conftest import Classifier, Scripted
@@ -173,7 +174,7 @@ def test_mixed_precision_trains_on_the_grid_too(loaders, make_trainer):
     handle = model.net[3].register_forward_hook(
         lambda layer, args, y: seen.append((y.dtype, layer.weight.requires_grad))
     )
-    recover_(trainer, model, model.net, {"0": 1 / 127, "3": 2 / 127}, epochs=1, lr_scale=1.0)
+    recover_(trainer, model, model.net, {"0": Range.symmetric(1.0), "3": Range.symmetric(2.0)}, epochs=1, lr_scale=1.0)
     handle.remove()
     assert seen == [(torch.bfloat16, True)] * 2
     for name in ("0.weight", "3.weight", "4.weight", "11.bias"):

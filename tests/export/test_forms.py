@@ -115,3 +115,6 @@ def test_board_files_are_complete_and_fresh(models, tmp_path, caplog):
     assert "could not write the fp16 form" in caplog.text
     assert not (deploy / "tensorrt" / "model.fp16.onnx").exists()
     assert len(found) == 5
+    found = board_files(deploy / "model.int8.onnx", deploy / "model.int8.onnx", "uint8")
+    assert not list((deploy / "tensorrt").glob("model.int8.*"))  # TensorRT would not read them
+    assert [p.name for p in found] == ["model.int8.onnx", "model.int8.onnx", "hqp-engine.pyz"]

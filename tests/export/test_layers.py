@@ -38,10 +38,11 @@ def prepared(net):
     return net.eval()
 
 
-def files(net, folder, x, **options):
+def files(net, folder, x, activation_type="int8", **options):
     path = folder / "net.onnx"
     export_onnx(net, x[:1], path)
-    ranges = collect_ranges(path, [x.numpy()], method="percentile", percentile=99.0, threads=1)  # clips, too
+    given = {"activation_type": activation_type}
+    ranges = collect_ranges(path, [x.numpy()], method="percentile", percentile=99.0, threads=1, **given)  # clips
     return path, quantize(path, ranges, folder / "net.int8.onnx", **options).path
 
 
@@ -50,12 +51,12 @@ def run(path, x):
     return session.run(None, {"input": x.numpy()})[0]
 
 
-@pytest.mark.parametrize("exclude", [False, True])
-def test_the_fake_quantized_forward_is_the_files(tmp_path, exclude):
+@pytest.mark.parametrize(("exclude", "activation_type"), [(False, "int8"), (True, "int8"), (False, "uint8")])
+def test_the_fake_quantized_forward_is_the_files(tmp_path, exclude, activation_type):
     net, x = prepared(Net()), torch.randn(32, 3, 12, 12)
     export_onnx(net, x[:1], tmp_path / "net.onnx")
     second = placements(tmp_path / "net.onnx")[1].node
-    float_path, int8_path = files(net, tmp_path, x, exclude=[second] if exclude else [])
+    float_path, int8_path = files(net, tmp_path, x, activation_type, exclude=[second] if exclude else [])
     found = input_ranges(float_path, int8_path, net, x[:1])
     assert list(found) == ["body.0", *([] if exclude else ["body.3"]), "body.5", "head"]
     with torch.no_grad(), fake_quantized(net, found):

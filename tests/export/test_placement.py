@@ -11,7 +11,7 @@ from onnx import numpy_helper
 from torch import fx, nn
 from torchvision.ops import SqueezeExcitation
 
-from hqp_lightning.export import export_onnx, quantize, quantized_tensors
+from hqp_lightning.export import Range, export_onnx, quantize, quantized_tensors
 
 NAMES = ("resnet18", "mobilenet_v3_small", "efficientnet_b0", "regnet_y_400mf", "densenet121", "mobilenet_v2")
 SIZE = 64
@@ -129,7 +129,7 @@ def exported(tmp_path_factory):
 
 
 def _quantized(path, target, **options):
-    ranges = dict.fromkeys(quantized_tensors(path, **options), 1.0)
+    ranges = dict.fromkeys(quantized_tensors(path, **options), Range.symmetric(1.0))
     return onnx.load(quantize(path, ranges, target, **options).path)
 
 

@@ -1,5 +1,8 @@
 """Q/DQ files: structure by walking the graph, numbers by hand, onnxruntime's own quantizer as reference."""
 
+import subprocess
+import sys
+
 import numpy as np
 import onnx
 import onnxruntime
@@ -186,6 +189,77 @@ def test_agrees_with_onnxruntimes_quantizer_where_both_can_write_the_graph(tmp_p
     (got,) = _session(ours.path).run(None, {"input": batch})
     # its scale is 2 * amax / 254 in float64, ours amax / 127: a value on the edge may round differently
     assert np.abs(got - expected).mean() < 1e-3 * np.abs(expected).mean()
+
+
+def test_uint8_against_onnxruntimes_quantizer(tmp_path):
+    """The same file, but for the pairs that only theirs has; and by hand what stands on the hard-swish."""
+    torch.manual_seed(0)
+    module = nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3, groups=8), nn.Hardswish(), nn.Flatten(), nn.Linear(128, 10),
+    )  # fmt: skip
+    path = tmp_path / "m.onnx"
+    export_onnx(module, torch.zeros(1, 3, 8, 8), path)
+    batches = _batches(shape=(3, 8, 8))
+    ranges = collect_ranges(path, batches, threads=1, activation_type="uint8")
+    lows = [r.low for r in ranges.values()]
+    assert lows[0] < -1  # the image
+    assert lows[1] == 0  # behind the ReLU
+    assert -0.375 <= lows[2] < -0.1  # behind the hard-swish
+    ours = quantize(path, ranges, tmp_path / "ours.onnx")
+    given = {k: TensorData(lowest=np.float32(v.low), highest=np.float32(v.high)) for k, v in ranges.items()}
+    theirs = QDQQuantizer(
+        onnx.load(path), True, False, QuantType.QInt8, QuantType.QUInt8, TensorsData(CalibrationMethod.MinMax, given),
+        [], [], ["Conv", "Gemm"],
+        {"ActivationSymmetric": False, "WeightSymmetric": True, "QuantizeBias": False,
+         "OpTypesToExcludeOutputQuantization": ["Conv", "Gemm"]},
+    ).quantize_model()  # fmt: skip
+    stored, expected = (
+        {i.name: numpy_helper.to_array(i) for i in m.graph.initializer} for m in (onnx.load(ours.path), theirs)
+    )
+    for name in ranges:
+        assert stored[f"{name}_scale"] == pytest.approx(expected[f"{name}_scale"], rel=1e-6)
+        assert stored[f"{name}_zero_point"] == expected[f"{name}_zero_point"]
+        assert stored[f"{name}_zero_point"].dtype == np.uint8
+    (want,) = _session(theirs.SerializeToString()).run(None, {"input": batches[0]})
+    (got,) = _session(ours.path).run(None, {"input": batches[0]})
+    assert np.abs(got - want).mean() < 1e-3 * np.abs(want).mean()
+
+
+def test_uint8_is_closer_to_float(tmp_path):
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Conv2d(3, 16, 3), nn.Hardswish(), nn.Conv2d(16, 16, 3), nn.ReLU(), nn.Conv2d(16, 16, 3))
+    for layer in module[::2]:
+        layer.weight.data *= 6  # far enough from zero that hard-swish bends
+    module.extend([nn.Hardswish(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 10)])
+    path, batch = tmp_path / "m.onnx", _batches(1)[0]
+    export_onnx(module, torch.zeros(1, 3, SIZE, SIZE), path)
+    (expected,) = _session(str(path)).run(None, {"input": batch})
+
+    def noise(activation_type):
+        ranges = collect_ranges(path, _batches(), threads=1, activation_type=activation_type)
+        artifact = quantize(path, ranges, tmp_path / f"{activation_type}.onnx")
+        return np.square(_session(artifact.path).run(None, {"input": batch})[0] - expected).sum()
+
+    assert noise("uint8") < 0.6 * noise("int8")
+
+
+def test_without_torch(models, tmp_path):
+    """A file is calibrated and quantized where torch is not installed."""
+    np.save(tmp_path / "x.npy", _batches(1)[0])
+    program = """
+import sys
+import numpy as np
+sys.modules["torch"] = None
+from hqp_lightning.export import collect_ranges, quantization_noise, quantize
+model, x = sys.argv[1], np.load("x.npy")
+ranges = collect_ranges(model, [x])
+assert len(quantization_noise(model, ranges, x[:1])) > 20
+quantize(model, ranges, "int8.onnx")
+"""
+    subprocess.run([sys.executable, "-c", program, str(models["resnet18"][0])], check=True, cwd=tmp_path, timeout=120)
+    here = quantize(models["resnet18"][0], collect_ranges(models["resnet18"][0], _batches(1)), tmp_path / "here.onnx")
+    assert (tmp_path / "int8.onnx").read_bytes() == (tmp_path / "here.onnx").read_bytes()
+    assert here.opset == 17
 
 
 def test_close_to_float(models):

@@ -13,6 +13,7 @@ from typing import ClassVar
 
 import numpy as np
 
+from hqp_lightning.core.calibration import ACTIVATION_TYPES
 from hqp_lightning.errors import ConfigurationError, ExportError
 from hqp_lightning.records import Latency
 
@@ -62,6 +63,8 @@ class Backend(ABC):
 
     name: ClassVar[str]
     precisions: ClassVar[tuple[str, ...]]
+    activation_types: ClassVar[tuple[str, ...]] = ACTIVATION_TYPES
+    """Those that its INT8 files may have, see `hqp_lightning.core.calibration.Range`."""
 
     @abstractmethod
     def unavailable(self) -> str | None:

@@ -27,6 +27,7 @@ class TensorRTBackend(Backend):
 
     name = "tensorrt"
     precisions = ("fp32", "fp16", "int8")
+    activation_types = ("int8",)
 
     def unavailable(self) -> str | None:
         """It needs a GPU, and comes as an extra or with JetPack."""
