@@ -10,6 +10,7 @@ command, whose pruned float model is taken. Every quantizer (`benchmarks/int8_pe
 - seconds: reading the model, calibration, quantization and writing, without imports and without decoding images; in
   brackets the processor's seconds, which other programs on the machine hardly change;
 - peak MiB: resident memory of that process; in brackets what it had reached before, with its libraries and the images;
+- alone: images that this file is right on and ours of the same kind is not, and the other way round;
 - top-1 and SQNR of the logits (relative to each sample's mean over the classes): as OpenVINO computes the file;
 - latency: OpenVINO, batch 1, the processor time of a call, median over that of the float model; all files of a model in
   turn in one process, in a new order every turn. With one thread it is what a call takes on a machine of its own.
@@ -34,7 +35,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from int8_peers import QUANTIZERS
+from int8_peers import FOR_CPUS, QUANTIZERS
 from photographs import photographs
 from printing import print_table
 from trained import network
@@ -43,7 +44,7 @@ from hqp_lightning.export import export_onnx
 from hqp_lightning.export.engines import Engine, OpenVINOBackend
 
 PACKAGES = ("openvino", "onnxruntime", "nncf", "nvidia-modelopt", "onnx", "numpy")
-HEADER = ("model", "quantizer", "top-1", "SQNR dB", "latency", "seconds (CPU)", "peak MiB (before)")
+HEADER = ("model", "quantizer", "top-1", "alone", "SQNR dB", "latency", "seconds (CPU)", "peak MiB (before)")
 
 
 def rows(entry: str, args: argparse.Namespace, data: tuple[np.ndarray, ...], folder: Path) -> Iterator[Sequence[str]]:
@@ -59,7 +60,7 @@ def rows(entry: str, args: argparse.Namespace, data: tuple[np.ndarray, ...], fol
 
     files, took = {"float": source}, {}
     for quantizer in args.quantizers:
-        target = str(folder / f"{quantizer.replace(' ', '_')}{'.xml' if quantizer == 'NNCF' else '.onnx'}")
+        target = str(folder / f"{quantizer.replace(' ', '_')}{'.xml' if quantizer.startswith('NNCF') else '.onnx'}")
         its_own = str(shutil.copy(source, folder / "own.onnx"))  # modelopt writes into the file that it is given
         job = {"quantizer": quantizer, "onnx": its_own, "network": name, "weights": weights, "target": target,
                "images": images, "threads": args.threads}  # fmt: skip
@@ -80,18 +81,23 @@ def rows(entry: str, args: argparse.Namespace, data: tuple[np.ndarray, ...], fol
     reference = logits["float"]
     for key in ("float", *args.quantizers):
         if key not in engines:
-            yield label, key, f"not run: {took[key]}", "", "", "", ""
+            yield label, key, f"not run: {took[key]}", "", "", "", "", ""
             continue
         noise = ((logits[key] - reference) ** 2).sum() / (reference**2).sum()
-        top1 = f"{(logits[key].argmax(1) == y).mean():.4f}"
+        right = logits[key].argmax(1) == y
+        top1 = f"{right.mean():.4f}"
         if key == "float":
-            yield label, key, top1, "", f"{times[key]:.2f} ms", "", ""
+            yield label, key, top1, "", "", f"{times[key]:.2f} ms", "", ""
             continue
         cost = took[key]
         latency = f"{times[key] / times['float']:.2f}"
         seconds = f"{cost['seconds']:.1f} ({cost['processor']:.1f})"
         memory = f"{cost['peak']:.0f} ({cost['before']:.0f})"
-        yield label, key, top1, f"{-10 * np.log10(noise):.1f}", latency, seconds, memory
+        alone = ""
+        if not key.startswith("ours") and (mine := logits.get("ours uint8" if key in FOR_CPUS else "ours")) is not None:
+            theirs = mine.argmax(1) == y
+            alone = f"{(right & ~theirs).sum()} : {(theirs & ~right).sum()}"
+        yield label, key, top1, alone, f"{-10 * np.log10(noise):.1f}", latency, seconds, memory
     for engine in engines.values():
         engine.close()
 
@@ -150,7 +156,7 @@ def main() -> None:
     parser.add_argument("--data", required=True, help="folder that holds imagenette2-160")
     parser.add_argument("--px", type=int, default=128)
     parser.add_argument("--calibration", type=int, default=512, help="training images")
-    parser.add_argument("--images", type=int, default=1000, help="validation images, about")
+    parser.add_argument("--images", type=int, default=1000, help="validation images, about; 3925 are all")
     parser.add_argument("--runs", type=int, default=100, help="timed calls")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--limit", type=float, default=600, help="seconds that one quantizer may take")

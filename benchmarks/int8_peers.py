@@ -2,8 +2,8 @@
 
 Standard input: what to do, as JSON. The last line of the standard output: wall and processor seconds, and the peak
 memory before and after.
-The INT8 arithmetic is the same for all, what TensorRT takes: symmetric int8, weights per channel. Everything else is
-the peer's default, or what its documentation asks for.
+Weights are symmetric int8 per channel. Activations are symmetric int8, what TensorRT reads, or of the quantizers in
+`FOR_CPUS` uint8, which only CPUs read. Everything else is the peer's default, or what its documentation asks for.
 """
 
 from __future__ import annotations
@@ -22,10 +22,13 @@ Job = dict[str, Any]
 
 
 def ours(job: Job, images: np.ndarray) -> Callable[[], object]:
+    import onnxruntime  # noqa: F401  (a library, as those of the others, before the clock starts)
+
     from hqp_lightning.export import collect_ranges, quantize
 
     def run() -> None:
-        ranges = collect_ranges(job["onnx"], batches(images), threads=job["threads"])
+        kind = "uint8" if job["quantizer"] in FOR_CPUS else "int8"
+        ranges = collect_ranges(job["onnx"], batches(images), activation_type=kind, threads=job["threads"])
         quantize(job["onnx"], ranges, job["target"])
 
     return run
@@ -42,13 +45,14 @@ def onnxruntime(job: Job, images: np.ndarray) -> Callable[[], object]:
             batch = next(self.rest, None)
             return None if batch is None else {"input": batch}
 
-    options = {"ActivationSymmetric": True, "WeightSymmetric": True}
+    affine = job["quantizer"] in FOR_CPUS
+    options = {"ActivationSymmetric": not affine, "WeightSymmetric": True}
     return lambda: quantize_static(
         job["onnx"],
         job["target"],
         Reader(),
         per_channel=True,
-        activation_type=QuantType.QInt8,
+        activation_type=QuantType.QUInt8 if affine else QuantType.QInt8,
         weight_type=QuantType.QInt8,
         calibrate_method=CalibrationMethod[job["quantizer"].split()[1]],
         extra_options=options,
@@ -62,7 +66,9 @@ def nncf_openvino(job: Job, images: np.ndarray) -> Callable[[], object]:
     def run() -> None:
         model = openvino.Core().read_model(job["onnx"])
         data = nncf.Dataset(list(images), lambda x: x[None])
-        openvino.save_model(nncf.quantize(model, data, subset_size=len(images)), job["target"], False)
+        preset = nncf.QuantizationPreset.MIXED if job["quantizer"].endswith("mixed") else None
+        made = nncf.quantize(model, data, subset_size=len(images), preset=preset)
+        openvino.save_model(made, job["target"], False)
 
     return run
 
@@ -116,11 +122,16 @@ QUANTIZERS = {
     "onnxruntime MinMax": onnxruntime,
     "onnxruntime Percentile": onnxruntime,
     "onnxruntime Entropy": onnxruntime,
-    "NNCF": nncf_openvino,
     "modelopt onnx entropy": modelopt_onnx,
     "modelopt onnx max": modelopt_onnx,
     "modelopt torch": modelopt_torch,
+    "ours uint8": ours,
+    "onnxruntime MinMax uint8": onnxruntime,
+    "onnxruntime Percentile uint8": onnxruntime,
+    "NNCF": nncf_openvino,
+    "NNCF mixed": nncf_openvino,
 }
+FOR_CPUS = {"ours uint8", "onnxruntime MinMax uint8", "onnxruntime Percentile uint8", "NNCF", "NNCF mixed"}
 
 if __name__ == "__main__":
     job = json.load(sys.stdin)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import chain
+
 import numpy as np
 
 from hqp_lightning.data import ImagenetteDataModule
@@ -11,10 +13,11 @@ _VALIDATION = 3925
 
 def photographs(root: str, px: int, calibration: int, images: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """``calibration`` training images, and about ``images`` validation images of all classes with their labels."""
-    data = ImagenetteDataModule(
-        root, image_size=px, batch_size=32, decision_fraction=min(images / _VALIDATION, 0.999), cache=False
-    )
+    every = images >= _VALIDATION
+    part = 0.5 if every else images / _VALIDATION
+    data = ImagenetteDataModule(root, image_size=px, batch_size=32, decision_fraction=part, cache=False)
     data.setup("fit")
+    data.setup("test")
 
     def first(loader, count):
         xs, ys = [], []
@@ -25,4 +28,5 @@ def photographs(root: str, px: int, calibration: int, images: int) -> tuple[np.n
                 break
         return np.concatenate(xs)[:count], np.concatenate(ys)[:count]
 
-    return first(data.train_dataloader(), calibration)[0], *first(data.val_dataloader(), _VALIDATION)
+    judging = [data.val_dataloader(), *([data.test_dataloader()] if every else [])]
+    return first(data.train_dataloader(), calibration)[0], *first(chain(*judging), _VALIDATION)
