@@ -67,27 +67,37 @@ def time_engines(
     """
     rows = []
     for backend in usable:
+        first = backend is usable[0]
         wanted = {("dense", "fp32"): models["dense"]}
         wanted |= {("pruned", p): models["pruned"] for p in backend.precisions if p != "int8"}
-        wanted["pruned", "int8"] = int8.artifact
-        first = backend is usable[0]
-        engines: dict[tuple[str, str], Engine] = {}
-        for (model, precision), artifact in wanted.items():
-            if first and precision == "int8":  # what was scored is what is timed, and stays in the folder
-                engines[model, precision] = int8.engine
-                continue
-            try:
-                engines[model, precision] = build(backend, artifact, precision, dirpath / "engines", options)
-            except ExportError as error:
-                note(f"The {backend.name} engine of the {model} model in {precision} is left out: {error}")
-        timed = _time(engines, example, dirpath, options)
-        for row, engine in zip(timed, engines.values(), strict=True):
-            accuracy = int8.verdict.measured if engine is int8.engine else None
-            if accuracy is None and first and row.model == "pruned":
-                accuracy = score(engine)
-            rows.append(replace(row, accuracy=accuracy))
+        if not first:
+            wanted["pruned", "int8"] = int8.artifact
+        engines = _built(backend, wanted, note, dirpath, options)
+        if first:  # what was scored is what is timed, and stays in the folder
+            engines["pruned", "int8"] = int8.engine
+        for row, engine in zip(_time(engines, example, dirpath, options), engines.values(), strict=True):
+            if first and row.model == "pruned":
+                row = replace(row, accuracy=int8.verdict.measured if engine is int8.engine else score(engine))
+            rows.append(row)
             engine.close()
     return rows
+
+
+def _built(
+    backend: Backend,
+    wanted: Mapping[tuple[str, str], OnnxArtifact],
+    note: Callable[[str], None],
+    dirpath: Path,
+    options: ExportOptions,
+) -> dict[tuple[str, str], Engine]:
+    """Those that can be built."""
+    engines = {}
+    for (model, precision), artifact in wanted.items():
+        try:
+            engines[model, precision] = build(backend, artifact, precision, dirpath / "engines", options)
+        except ExportError as error:
+            note(f"The {backend.name} engine of the {model} model in {precision} is left out: {error}")
+    return engines
 
 
 def time_in_turn(
