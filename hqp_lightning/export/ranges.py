@@ -55,7 +55,7 @@ def collect_ranges(
         percentile: for ``method="percentile"``.
         activation_type: ``"int8"``, which every runtime reads, or ``"uint8"``, which is finer and, on a CPU, faster,
             but nothing that TensorRT reads.
-        threads: that run the model and count; None: all processors.
+        threads: that run the model and count; None: onnxruntime's and Python's own default.
         quantize_hardswish: see `hqp_lightning.export.placements`.
         quantize_se: see there.
 
@@ -66,7 +66,7 @@ def collect_ranges(
         ExportError: no batches, or a batch of the wrong shape.
         ConfigurationError: unknown method or type, or an activation is NaN or infinite.
     """
-    artifact, threads = describe(onnx_path), threads or os.cpu_count() or 1
+    artifact = describe(onnx_path)
     names = quantized_tensors(onnx_path, quantize_hardswish=quantize_hardswish, quantize_se=quantize_se)
     inner = [name for name in names if name != artifact.input_name]
     session = _session(onnx_path, [name for name in inner if name != artifact.output_name], threads)
@@ -80,7 +80,8 @@ def collect_ranges(
             for part in np.array_split(batch, max(1, math.ceil(len(batch) / _PASS))):
                 part = np.ascontiguousarray(part, dtype=np.float32)
                 values = dict(zip(inner, session.run(inner, {artifact.input_name: part}), strict=True)) if inner else {}
-                histograms = _counted(pool, histograms, {**values, artifact.input_name: part})
+                values[artifact.input_name] = part
+                histograms = _counted(pool, histograms, values)
             seen += len(batch)
     if not seen:
         raise ExportError("no calibration batches: pass an iterable that yields at least one (is it used up already?)")
@@ -90,14 +91,15 @@ def collect_ranges(
     }
 
 
-def _session(path: str | os.PathLike[str], outputs: Iterable[str], threads: int) -> onnxruntime.InferenceSession:
+def _session(path: str | os.PathLike[str], outputs: Iterable[str], threads: int | None) -> onnxruntime.InferenceSession:
     """The model with more outputs; its weights are mapped from a file, so that onnxruntime's copy is the only one."""
     import onnxruntime
 
     model = load_model(path)
     model.graph.output.extend(helper.make_tensor_value_info(n, onnx.TensorProto.FLOAT, None) for n in outputs)
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
+    if threads is not None:
+        options.intra_op_num_threads = threads
     # Its threads would go on spinning while the activations are counted, on the cores that count them.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:  # a mapped file stays on Windows
