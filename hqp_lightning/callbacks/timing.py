@@ -19,7 +19,7 @@ __all__ = ["build", "time_engines", "time_in_turn", "usable_backends"]
 
 
 def usable_backends(names: tuple[str, ...] | None, activation_type: str) -> tuple[list[Backend], list[str]]:
-    """The backends asked for that run here, preferred first, and one line for each that does not.
+    """The backends asked for that run here, preferred first; one line for each that does not, and what else to know.
 
     Without names: TensorRT where there is a GPU, and OpenVINO; onnxruntime only where neither is there, since its INT8
     is exact but no speed figure. A runtime that does not read the activation type is no choice.
@@ -35,7 +35,8 @@ def usable_backends(names: tuple[str, ...] | None, activation_type: str) -> tupl
         raise ExportError(f"none of the engines asked for can run here: {'; '.join(absent)}")
     if names is None and len(usable) > 1:
         usable = [b for b in usable if b.name != "onnxruntime"]
-    return usable, absent
+    cautions = [caution for b in usable[:1] if (caution := b.caution())]
+    return usable, [*absent, *cautions]
 
 
 def build(backend: Backend, artifact: OnnxArtifact, precision: str, folder: Path, options: ExportOptions) -> Engine:

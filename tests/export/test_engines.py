@@ -5,6 +5,7 @@ import pytest
 import torch
 from torch import nn
 
+from hqp_lightning.callbacks.timing import usable_backends
 from hqp_lightning.errors import ConfigurationError, ExportError
 from hqp_lightning.export import collect_ranges, quantize
 from hqp_lightning.export import engines as engines_module
@@ -130,3 +131,30 @@ def test_latencies_are_interleaved_and_skip_the_warm_up(monkeypatch):
     assert got["f"].runs == 100
     with pytest.raises(ConfigurationError, match="runs=0"):
         latencies(pair, np.zeros(1), runs=0)
+
+
+@pytest.mark.parametrize(
+    ("cpuinfo", "name", "cautious"),
+    [
+        ("processor\t: 0\nmodel name\t: AMD Ryzen 7 5800X\nflags\t\t: fpu avx2 fma\n", "AMD Ryzen 7 5800X", True),
+        ("model name\t: Intel Core i7-12700\nflags\t\t: avx2 avx_vnni\n", "Intel Core i7-12700", False),
+        ("model name\t: AMD EPYC 9634\nflags\t\t: avx2 avx512_vnni\n", "AMD EPYC 9634", False),
+        ("processor\t: 0\nmodel name\t: ARMv8 Processor rev 1 (v8l)\nFeatures\t: asimddp\n", "ARMv8 Processor", False),
+    ],
+)
+def test_a_cpu_whose_int8_sums_saturate_is_told(cpuinfo, name, cautious, tmp_path, monkeypatch):
+    (tmp_path / "cpuinfo").write_text(cpuinfo)
+    monkeypatch.setattr(base, "_CPUINFO", tmp_path / "cpuinfo")
+    assert base.processor_name().startswith(name)
+    assert base.lacks_vnni() == cautious
+    assert (OpenVINOBackend().caution() is not None) == cautious
+    _, notes = usable_backends(("onnxruntime",), "int8")
+    assert notes == []
+
+
+@pytest.mark.skipif(OpenVINOBackend().unavailable() is not None, reason="OpenVINO is not installed")
+def test_the_caution_reaches_the_notes(tmp_path, monkeypatch):
+    (tmp_path / "cpuinfo").write_text("flags : avx2\n")
+    monkeypatch.setattr(base, "_CPUINFO", tmp_path / "cpuinfo")
+    (note,) = usable_backends(("openvino", "onnxruntime"), "uint8")[1]
+    assert "without VNNI" in note

@@ -17,7 +17,9 @@ from hqp_lightning.core.calibration import ACTIVATION_TYPES
 from hqp_lightning.errors import ConfigurationError, ExportError
 from hqp_lightning.records import Latency
 
-__all__ = ["PRECISIONS", "Backend", "Engine", "latencies", "processor_name"]
+__all__ = ["PRECISIONS", "Backend", "Engine", "lacks_vnni", "latencies", "processor_name"]
+
+_CPUINFO = Path("/proc/cpuinfo")
 
 PRECISIONS = ("fp32", "fp16", "int8")
 """Of an engine, see `Backend.build`."""
@@ -69,6 +71,10 @@ class Backend(ABC):
     @abstractmethod
     def unavailable(self) -> str | None:
         """Return one line saying why this machine cannot use it and what to do, or None."""
+
+    def caution(self) -> str | None:
+        """Return one line on what its INT8 scores on this machine may not tell of others, or None."""
+        return None
 
     @abstractmethod
     def _build(self, onnx: Path, precision: str, engine_dir: Path, threads: int, batch_size: int) -> Engine: ...
@@ -150,9 +156,21 @@ def latencies(
 
 def processor_name() -> str:
     """Return the CPU's name as its maker prints it, where the system tells."""
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.is_file():
-        for line in cpuinfo.read_text(errors="replace").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine() or "unknown CPU"
+    return _cpuinfo("model name") or platform.processor() or platform.machine() or "unknown CPU"
+
+
+def lacks_vnni() -> bool:
+    """Return whether this is an x86 CPU without VNNI, whose 16-bit sums of INT8 products may saturate.
+
+    False where the system does not tell. ARM has no such instructions and no such problem.
+    """
+    flags = _cpuinfo("flags").split()
+    return bool(flags) and not any("vnni" in flag for flag in flags)
+
+
+def _cpuinfo(key: str) -> str:
+    """The first value of a key in Linux's description of the processors, or nothing."""
+    if not _CPUINFO.is_file():
+        return ""
+    lines = (line.partition(":") for line in _CPUINFO.read_text(errors="replace").splitlines())
+    return next((value.strip() for name, _, value in lines if name.strip() == key), "")

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from hqp_lightning.errors import ExportError
-from hqp_lightning.export.engines.base import Backend, Engine, processor_name
+from hqp_lightning.export.engines.base import Backend, Engine, lacks_vnni, processor_name
 
 __all__ = ["OpenVINOBackend"]
 
@@ -25,6 +25,15 @@ class OpenVINOBackend(Backend):
         if importlib.util.find_spec("openvino") is None:
             return "OpenVINO skipped: not installed (pip install 'hqp-lightning[openvino]')"
         return None
+
+    def caution(self) -> str | None:
+        """Its INT8 arithmetic is not everywhere the same."""
+        if not lacks_vnni():
+            return None
+        return (
+            "OpenVINO on a CPU without VNNI instructions: sums of INT8 products may saturate here, so that the INT8 "
+            "score may be lower than on the target (docs/int8.md)."
+        )
 
     def _build(self, onnx: Path, precision: str, engine_dir: Path, threads: int, batch_size: int) -> Engine:
         return _OpenVINOEngine(onnx, precision, threads, batch_size)
