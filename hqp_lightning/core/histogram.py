@@ -105,7 +105,7 @@ def merge(a: Histogram, b: Histogram) -> Histogram:
 def _count(flat: np.ndarray, bins: int, limit: float, *, signed: bool) -> np.ndarray:
     """What ``np.histogram`` counts, in a third of its time; float32: a value next to an edge may fall beyond it."""
     scaled = np.empty(min(_CHUNK, len(flat)), np.float32)
-    index = np.empty_like(scaled, dtype=np.intp)
+    index = np.empty_like(scaled, dtype=np.int32)
     first = bins if signed else 0
     counts = np.zeros(first + bins + 1, np.int64)
     for start in range(0, len(flat), _CHUNK):
