@@ -2,7 +2,8 @@
 
     python benchmarks/latency.py outputs/RECIPE/TIME/deploy [another ...]
 
-The folders are those that ``Int8Export`` filled. Every repeat builds the engines anew.
+The folders are those that ``Int8Export`` filled; ``model.uint8.onnx`` is timed where it was made (docs/int8.md). Every
+repeat builds the engines anew.
 """
 
 from __future__ import annotations
@@ -19,26 +20,27 @@ from printing import print_table
 from hqp_lightning.export import describe
 from hqp_lightning.export.engines import OpenVINOBackend, latencies
 
-FILES = {"dense": "model.dense.onnx", "pruned": "model.onnx", "INT8": "model.int8.onnx"}
+FILES = {"dense": "model.dense.onnx", "pruned": "model.onnx", "int8": "model.int8.onnx", "uint8": "model.uint8.onnx"}
 
 
 def rows(folders: Sequence[str], args: argparse.Namespace) -> Iterator[Sequence[str]]:
     backend = OpenVINOBackend()
     for folder in folders:
-        paths = {key: Path(folder) / file for key, file in FILES.items()}
+        paths = {key: path for key, file in FILES.items() if (path := Path(folder) / file).is_file()}
         shape = describe(paths["dense"]).input_shape
         batch = np.random.default_rng(0).normal(size=(args.batch_size, *shape)).astype(np.float32)
         for _ in range(args.repeats):
             with tempfile.TemporaryDirectory() as cache:
                 engines = {
-                    k: backend.build(p, "int8" if k == "INT8" else "fp32", Path(cache), threads=args.threads)
+                    k: backend.build(p, "int8" if "int8" in k else "fp32", Path(cache), threads=args.threads)
                     for k, p in paths.items()
                 }
                 times = latencies(engines, batch, runs=args.runs)
                 for engine in engines.values():
                     engine.close()
-            speedup = times["dense"].median / times["INT8"].median
-            yield folder, *(f"{t.median:.2f} ({t.p95:.2f})" for t in times.values()), f"{speedup:.2f}x"
+            cells = [f"{times[k].median:.2f} ({times[k].p95:.2f})" if k in times else "" for k in FILES]
+            speedups = [f"{times['dense'].median / times[k].median:.2f}x" if k in times else "" for k in FILES]
+            yield folder, *cells, *speedups[2:]
 
 
 def main() -> None:
@@ -49,7 +51,7 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     about = f"batch {args.batch_size}; ms: median (p95) of {args.runs} calls"
-    print_table(about, ("run", *FILES, "dense over INT8"), rows(args.folders, args))
+    print_table(about, ("run", *FILES, "dense over int8", "dense over uint8"), rows(args.folders, args))
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
@@ -27,8 +27,6 @@ __all__ = ["DEFAULT_METHOD", "collect_ranges"]
 # Of the four the closest to float over both models of the table in docs/int8.md.
 DEFAULT_METHOD = "mse"
 """How `collect_ranges` chooses a range; `hqp_lightning.core.calibration.METHODS` are the others."""
-
-_Histograms = dict[str, histogram.Histogram]
 
 _PASS = 8  # samples whose activations are in memory at a time, however large the batches are
 
@@ -55,7 +53,7 @@ def collect_ranges(
         percentile: for ``method="percentile"``.
         activation_type: ``"int8"``, which every runtime reads, or ``"uint8"``, which is finer and, on a CPU, faster,
             but nothing that TensorRT reads.
-        threads: that run the model and count; None: onnxruntime's and Python's own default.
+        threads: onnxruntime's; None: its own default.
         quantize_hardswish: see `hqp_lightning.export.placements`.
         quantize_se: see there.
 
@@ -71,24 +69,37 @@ def collect_ranges(
     inner = [name for name in names if name != artifact.input_name]
     session = _session(onnx_path, [name for name in inner if name != artifact.output_name], threads)
     histograms = {name: histogram.init() for name in names}
-    seen = 0
-    with ThreadPoolExecutor(threads) as pool:
-        for batch in batches:
-            if batch.shape[1:] != artifact.input_shape:
-                expected = f"(batch, *{artifact.input_shape})"
-                raise ExportError(f"calibration batch has shape {batch.shape}, expected {expected}")
-            for part in np.array_split(batch, max(1, math.ceil(len(batch) / _PASS))):
-                part = np.ascontiguousarray(part, dtype=np.float32)
-                values = dict(zip(inner, session.run(inner, {artifact.input_name: part}), strict=True)) if inner else {}
-                values[artifact.input_name] = part
-                histograms = _counted(pool, histograms, values)
-            seen += len(batch)
-    if not seen:
-        raise ExportError("no calibration batches: pass an iterable that yields at least one (is it used up already?)")
+
+    def count(values: dict[str, np.ndarray]) -> None:
+        for name in names:  # popped, so that the activations are freed as they are counted
+            histograms[name] = histogram.update(histograms[name], values.pop(name))
+
+    with ThreadPoolExecutor(1) as beside:  # one part is counted while the model runs on the next
+        counting = None
+        for part in _parts(batches, artifact.input_shape):
+            values = dict(zip(inner, session.run(inner, {artifact.input_name: part}), strict=True)) if inner else {}
+            values[artifact.input_name] = part
+            if counting is not None:
+                counting.result()
+            counting = beside.submit(count, values)
+        if counting is None:
+            raise ExportError(
+                "no calibration batches: pass an iterable that yields at least one (is it used up already?)"
+            )
+        counting.result()
     return {
         name: compute_range(hist, method, percentile=percentile, activation_type=activation_type)
         for name, hist in histograms.items()
     }
+
+
+def _parts(batches: Iterable[np.ndarray], shape: tuple[int, ...]) -> Iterator[np.ndarray]:
+    for batch in batches:
+        if batch.shape[1:] != shape:
+            raise ExportError(f"calibration batch has shape {batch.shape}, expected (batch, *{shape})")
+        for part in np.array_split(batch, math.ceil(len(batch) / _PASS) or 1):
+            if len(part):
+                yield np.ascontiguousarray(part, dtype=np.float32)
 
 
 def _session(path: str | os.PathLike[str], outputs: Iterable[str], threads: int | None) -> onnxruntime.InferenceSession:
@@ -100,16 +111,10 @@ def _session(path: str | os.PathLike[str], outputs: Iterable[str], threads: int 
     options = onnxruntime.SessionOptions()
     if threads is not None:
         options.intra_op_num_threads = threads
-    # Its threads would go on spinning while the activations are counted, on the cores that count them.
+    # Its threads would go on spinning between two operators, on the cores that count the activations.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:  # a mapped file stays on Windows
         written = os.path.join(folder, "model.onnx")
         onnx.save(model, written, save_as_external_data=True)
         del model
         return onnxruntime.InferenceSession(written, options, providers=["CPUExecutionProvider"])
-
-
-def _counted(pool: ThreadPoolExecutor, histograms: _Histograms, values: dict[str, np.ndarray]) -> _Histograms:
-    """Popped one by one, so that the activations are freed as they are counted."""
-    updated = pool.map(lambda name: histogram.update(histograms[name], values.pop(name)), histograms)
-    return dict(zip(histograms, updated, strict=True))
