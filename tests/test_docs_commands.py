@@ -1,191 +1,35 @@
-"""The commands and the YAML that the documentation shows, run page by page, in their order, in a folder of their own.
+"""The commands and the YAML that the documentation shows, run page by page in their order."""
 
-What takes a training or a board stops where that would begin: `hqp` builds everything and passes a batch through the
-model, `hqp-engine` works on doubles of TensorRT, a benchmark reads its arguments. Nothing is downloaded.
-"""
-
-import argparse
 import functools
-import os
 import re
-import runpy
 import shutil
-import sys
 from contextlib import redirect_stderr, redirect_stdout
 from io import StringIO
-from pathlib import Path
-from unittest.mock import patch
 
 import pytest
 import submitit
-import tensorrt_doubles
-import torch
 import yaml
 from app import foreign
 from board.conftest import exported  # noqa: F401
-from hydra.core.global_hydra import GlobalHydra
-from hydra.core.hydra_config import HydraConfig
-from hydra.utils import instantiate
-from packaging.requirements import Requirement
 from pages import PAGES, ROOT, blocks, code, commands
 from report import report_samples
-from torch.distributed.run import get_args_parser
+from shell import NOT_RUN, PROGRAMS, build_without_training, run
 
-from hqp_lightning import app, comparison, reproduce
-from hqp_lightning.board import cli, cuda
+from hqp_lightning import HQPPruning, Int8Export, app, comparison, reproduce
+from hqp_lightning.board import cli
 from hqp_lightning.report import write_json
-from hqp_lightning.sweeps import hook
 
-EXTRAS = re.findall(r"^(\w+) = \[", (ROOT / "pyproject.toml").read_text().split("optional-dependencies]")[1], re.M)
-
-
-def build_without_training(cfg, checkpoint):
-    """Stands for the training and the export: all that comes before them, on few images, then another run's report."""
-    cfg.model.net.weights = None  # a download
-    cfg.data.image_size, cfg.data.batch_size = 32, 4
-    if "num_workers" in cfg.data:
-        cfg.data.num_workers = 0
-    if cfg.model.checkpoint:
-        torch.save(instantiate(cfg.model.net).state_dict(), cfg.model.checkpoint)
-    model, data, trainer = app._build(cfg, app._callbacks(cfg))
-    assert len(trainer.callbacks) > 1
-    data.prepare_data()
-    data.setup("fit")
-    images, _ = next(iter(data.train_dataloader()))
-    assert model(images).shape == (4, cfg.model.num_classes)
-    report = report_samples.sample(control=None)
-    Path(cfg.export.dirpath).mkdir(parents=True)
-    write_json(report, Path(cfg.export.dirpath) / "report.json")
-    return report
-
-
-def run_main(main, program, arguments):
-    """The exit code of a program that reads sys.argv."""
-    with patch.object(sys, "argv", [program, *arguments]):
-        try:
-            return main() or 0
-        except SystemExit as end:
-            return end.code or 0
-        finally:
-            GlobalHydra.instance().clear()
-            HydraConfig.instance().cfg = None
-
-
-def hqp(*arguments):
-    arguments = [a.replace("recipe=NAME", "recipe=resnet18_digits") for a in arguments]
-    few = {"sweep=joblib": "hydra.launcher.n_jobs=1", "sweep=optuna": "hydra.sweeper.n_trials=2"}
-    return run_main(app.main, "hqp", arguments + [few[a] for a in arguments if a in few])
-
-
-def hqp_pareto(folder):
-    """Of the newest sweep, where the page names one of another day."""
-    if not Path(folder).exists():
-        max(Path(folder).parent.iterdir(), key=os.path.getmtime).rename(folder)
-    return hook.main([folder])
-
-
-def hqp_reproduce(*arguments):
-    """The code 1 is an answer: the figures are those of another run."""
-
-    def run(command, check):
-        assert command[:3] == [sys.executable, "-m", "hqp_lightning.app"]
-        assert hqp(*command[3:]) == 0
-
-    with patch.object(reproduce.subprocess, "run", run):
-        return {1: 0}.get(reproduce.main(arguments))
-
-
-def hqp_engine(*arguments):
-    """On doubles of TensorRT and of the driver, in the export folder."""
-    here = os.getcwd()
-    os.chdir("." if Path("hqp-engine.pyz").is_file() else "deploy")
-    tensorrt = patch.dict(sys.modules, tensorrt=tensorrt_doubles.tensorrt("10.3.0"))
-    with tensorrt, patch.object(cuda, "_load", tensorrt_doubles.Driver):
-        code = cli.main(arguments)
-    os.chdir(here)
-    return code
-
-
-def pip(install, *arguments):
-    assert install == "install"
-    for argument in (a.replace(".[", "hqp-lightning[") for a in arguments if a != "-e"):
-        assert Requirement(argument).extras <= set(EXTRAS), f"{argument}: there are {EXTRAS}"
-    return 0
-
-
-def python(script, *arguments):
-    if script == "hqp-engine.pyz":
-        return hqp_engine(*arguments)
-    if script == "src/train.py":  # the reader's own application
-        return run_main(lambda: runpy.run_path(script, run_name="__main__") and 0, script, arguments)
-    return benchmark(ROOT / script, arguments)
-
-
-def benchmark(script, arguments):
-    """Up to where its own parser has taken the arguments; the figures are drawn."""
-
-    class Parsed(Exception):
-        pass
-
-    def parse(parser, real=argparse.ArgumentParser.parse_args):
-        raise Parsed(real(parser))
-
-    parser = argparse.ArgumentParser if script.name != "figures.py" else Parsed
-    with patch.object(parser, "parse_args", parse, create=True), patch.object(sys, "path", [str(script.parent), *sys.path]):
-        try:
-            return run_main(lambda: runpy.run_path(str(script), run_name="__main__") and 0, str(script), arguments)
-        except Parsed:
-            return 0
-
-
-def torchrun(*arguments):
-    assert get_args_parser().parse_args(arguments).training_script == "train.py"
-    return 0
-
-
-def cd(folder):
-    os.chdir(folder)
-    return 0
-
-
-def evaluate(substitution):
-    return run(re.fullmatch(r"\$\((.*)\)", substitution)[1])
-
-
-PROGRAMS = {
-    "cd": cd,
-    "eval": evaluate,
-    "hqp": hqp,
-    "hqp-pareto": hqp_pareto,
-    "hqp-reproduce": hqp_reproduce,
-    "pip": pip,
-    "python": python,
-    "python3": python,
-    "torchrun": torchrun,
+LANGUAGES = {
+    "bash": "run here",
+    "text": "commands with their answers, run here",
+    "yaml": "read here by what it is for",
+    "python": "run in test_docs.py, those of supported.md in test_docs_supported.py",
 }
-NOT_RUN = {
-    "mkdocs": "needs the extra docs; CI builds the site with this command",
-    "pytest": "is what runs this",
-    "scp": "copies to a board",
-    "srun": "needs SLURM; what it sets is in tests/callbacks/test_launchers.py",
-    "sudo": "installs packages and sets clocks on a board",
-}
-
-
-def run(text):
-    """Run shell lines; returns the exit code of the last one."""
-    last = 0
-    for program, *arguments in commands(text):
-        assert last == 0
-        print("$", program, *arguments)  # pytest shows where it stopped
-        if program not in NOT_RUN:
-            last = PROGRAMS[program](*arguments)
-    return last
 
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch, request, imagenet_root, cifar_root):
-    """Where the commands run: DATA in all layouts, the export folder, a configuration and an application of one's own."""
+    """Where the reader stands: DATA in all layouts, an export folder, a recipe and an application of one's own."""
     for path in (*imagenet_root.iterdir(), imagenet_root):
         (tmp_path / path.name).symlink_to(path)
     work = tmp_path / "work"
@@ -207,16 +51,89 @@ def folder(tmp_path, monkeypatch, request, imagenet_root, cifar_root):
 
 
 def shell(page):
-    """The shell blocks of a page, and the commands within its lines."""
+    """The shell blocks of a page, and the commands within its lines, which leave out what the sentence is not about."""
     for language, text in code(page):
-        if language == "bash" or (language is None and " " in text and text.split()[0] in {*PROGRAMS, *NOT_RUN}):
+        if language == "bash":
             yield text
+        elif language is None and " " in text and text.split()[0] in {*PROGRAMS, *NOT_RUN}:
+            left_out = "imagenette" in text and "data.root" not in text
+            yield text.replace("=NAME", "=resnet18_digits") + " data.root=DATA model.checkpoint=FILE" * left_out
 
 
-WITH_COMMANDS = {str(page.relative_to(ROOT)): list(shell(page)) for page in PAGES if any(shell(page))}
+SLOW = ("docs/sweeps.md",)  # some twenty runs
+SHELL = {str(page.relative_to(ROOT)): list(shell(page)) for page in PAGES}
 
 
-@pytest.mark.parametrize("page", WITH_COMMANDS)
+@pytest.mark.filterwarnings("ignore:.*declarative_base")  # Optuna 2, as its sweeper needs it, on SQLAlchemy 2
+@pytest.mark.parametrize("page", [pytest.param(p, marks=[pytest.mark.slow] * (p in SLOW)) for p in SHELL if SHELL[p]])
 def test_commands_of_a_page_run(page, folder):
-    for text in WITH_COMMANDS[page]:
+    for text in SHELL[page]:
         assert run(text) == 0
+
+
+def test_commands_answer_what_is_shown(folder):
+    for text in (text for page in PAGES for text in blocks(page, "text")):
+        with redirect_stdout(StringIO()) as out, redirect_stderr(out):
+            for command in re.findall(r"^\$ (.*)$", text, flags=re.MULTILINE):
+                run(command)
+        assert out.getvalue() == text
+
+
+def a_configuration_of_ones_own_application(text, folder):
+    (folder / "src" / "configs" / "callbacks" / "deploy.yaml").write_text(text)
+    assert run("python src/train.py callbacks=deploy +paths.output_dir=here") == 0
+    assert (folder / "here" / "deploy" / "model.int8.onnx").is_file()
+
+
+def a_configuration_of_lightning_cli(text, folder, monkeypatch):
+    from lightning.pytorch.cli import LightningCLI
+
+    names = {}
+    exec(foreign.TRAIN, names)
+    (folder / "cli.yaml").write_text(text)
+    monkeypatch.setenv("JSONARGPARSE_DEPRECATION_WARNINGS", "off")  # Lightning's own calls of jsonargparse
+    monkeypatch.setattr("sys.argv", ["train.py"])
+    read = LightningCLI(names["Net"], names["Data"], run=False, save_config_callback=None, args=["--config=cli.yaml"])
+    assert {HQPPruning, Int8Export} <= {type(callback) for callback in read.trainer.callbacks}
+
+
+def published_figures(text, folder):
+    (folder / "published.yaml").write_text(text)
+    held = reproduce.read_published(folder / "published.yaml")
+    assert run("hqp recipe=resnet18_digits " + " ".join(held["overrides"])) == 0
+    assert reproduce.compare(report_samples.sample(), held["figures"])
+
+
+@pytest.mark.filterwarnings("ignore:Starting from v1.9.0")  # TensorBoard is optional
+def test_yaml_is_read_by_what_it_is_for(folder, monkeypatch):
+    readers = {
+        "defaults": a_configuration_of_ones_own_application,
+        "trainer": functools.partial(a_configuration_of_lightning_cli, monkeypatch=monkeypatch),
+        "figures": published_figures,
+    }
+    for text in (text for page in PAGES for text in blocks(page, "yaml")):
+        (reader,) = (readers[key] for key in yaml.safe_load(text) if key in readers)
+        reader(text, folder)
+
+
+def test_the_usage_of_hqp_engine_is_that_of_its_parser():
+    texts = [text for language, text in code(ROOT / "docs" / "jetson.md") if language is None and " " in text]
+    usages = [re.sub(r"[][]|\|\S*", "", t) for t in texts if t.split()[0] in ("build", "bench", "inspect", "check")]
+    assert len(usages) == 4
+    for usage in usages:
+        cli._parser().parse_args(usage.replace(" N", " 1").split())
+
+
+def test_all_code_is_of_a_language_and_a_program_that_something_runs():
+    used = set()
+    for page in PAGES:
+        found = [(language, text) for language, text in code(page) if language is not None]
+        fences = re.findall(r"^[ >]*(?:```|~~~)", page.read_text(encoding="utf-8"), flags=re.MULTILINE)
+        assert len(fences) == 2 * len(found), f"{page}: a fence that is not read"
+        for language, text in found:
+            assert language in LANGUAGES, f"{page}: nothing runs {language!r}:\n{text}"
+            assert language != "text" or text.startswith("$ "), f"{page}: no command and its answer:\n{text}"
+            if language == "bash":
+                used |= {words[0] for words in commands(text)}
+    assert used <= {*PROGRAMS, *NOT_RUN}, "add it to shell.PROGRAMS, or with the reason to shell.NOT_RUN"
+    assert used >= set(NOT_RUN)
