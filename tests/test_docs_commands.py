@@ -125,7 +125,7 @@ def test_the_usage_of_hqp_engine_is_that_of_its_parser():
 
 
 def test_all_code_is_of_a_language_and_a_program_that_something_runs():
-    used = set()
+    used, languages = set(), set()
     for page in PAGES:
         found = [(language, text) for language, text in code(page) if language is not None]
         fences = re.findall(r"^[ >]*(?:```|~~~)", page.read_text(encoding="utf-8"), flags=re.MULTILINE)
@@ -133,7 +133,9 @@ def test_all_code_is_of_a_language_and_a_program_that_something_runs():
         for language, text in found:
             assert language in LANGUAGES, f"{page}: nothing runs {language!r}:\n{text}"
             assert language != "text" or text.startswith("$ "), f"{page}: no command and its answer:\n{text}"
+            languages.add(language)
             if language == "bash":
                 used |= {words[0] for words in commands(text)}
+    assert languages == set(LANGUAGES)
     assert used <= {*PROGRAMS, *NOT_RUN}, "add it to shell.PROGRAMS, or with the reason to shell.NOT_RUN"
     assert used >= set(NOT_RUN)
