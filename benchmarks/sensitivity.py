@@ -33,7 +33,7 @@ from scipy.stats import spearmanr
 from torch import Tensor, fx, nn
 from torch.fx.experimental.optimization import fuse
 
-from hqp_lightning.core.calibration import scale
+from hqp_lightning.core.calibration import Range
 from hqp_lightning.export import Placement, collect_ranges, export_onnx, placements, quantization_noise, quantize
 from hqp_lightning.export.engines import OnnxRuntimeBackend
 
@@ -82,11 +82,11 @@ class Recorder(fx.Interpreter):
     def compute(self, n: fx.Node, args: tuple[Tensor, ...]) -> Tensor:  # noqa: D102
         return args[0] + args[1] if n.op == "call_function" else self.fetch_attr(str(n.target))(*args)
 
-    def errors(self, ranges: dict[str, float]) -> dict[fx.Node, Tensor]:
+    def errors(self, ranges: dict[str, Range]) -> dict[fx.Node, Tensor]:
         """What quantizing a node's input and weights changes at its output."""
         result = {}
         for n, place in self.places.items():
-            args, step = list(self.inputs[n]), scale(ranges[place.tensor])
+            args, step = list(self.inputs[n]), ranges[place.tensor].scale
             args[place.index] = (args[place.index] / step).round().clamp(-128, 127) * step
             layer = None if place.weight_axis is None else self.fetch_attr(str(n.target))
             if layer is not None:
@@ -99,7 +99,7 @@ class Recorder(fx.Interpreter):
         return result
 
 
-def weighted(recorder: Recorder, ranges: dict[str, float], x: Tensor, kinds: tuple[str, ...], probes: int) -> dict:
+def weighted(recorder: Recorder, ranges: dict[str, Range], x: Tensor, kinds: tuple[str, ...], probes: int) -> dict:
     """The rankings that need gradients; for one at a time, so that each can be timed."""
     generator = torch.Generator().manual_seed(0)
     with torch.enable_grad():

@@ -51,13 +51,12 @@ def folder(tmp_path, monkeypatch, request, imagenet_root, cifar_root):
 
 
 def shell(page):
-    """The shell blocks of a page, and the commands within its lines, which leave out what the sentence is not about."""
+    """The shell blocks of a page, and the commands within its lines."""
     for language, text in code(page):
         if language == "bash":
             yield text
         elif language is None and " " in text and text.split()[0] in {*PROGRAMS, *NOT_RUN}:
-            left_out = "imagenette" in text and "data.root" not in text
-            yield text.replace("=NAME", "=resnet18_digits") + " data.root=DATA model.checkpoint=FILE" * left_out
+            yield text.replace("=NAME", "=resnet18_digits")
 
 
 SLOW = ("docs/sweeps.md",)  # some twenty runs
