@@ -7,6 +7,7 @@ itself, a run reads and writes the very addresses that it was given, and the dri
 
 import ctypes
 import enum
+import functools
 import inspect
 import itertools
 import json
@@ -37,7 +38,11 @@ def tensorrt(release, **behaviour):
     calls = []
     module = types.SimpleNamespace(calls=calls, __version__=release, float_layers=set())
     answers = {**_ANSWERS, **{tuple(k.split("__", 1)): v for k, v in behaviour.items()}}
-    for cls, members in RELEASES[release].items():
+    functions, classes = RELEASES[release][""], {k: v for k, v in RELEASES[release].items() if k}
+    for name, text in functions.items():
+        method = _method(module, "", name, text.replace("(", "(self: module, ", 1), answers, calls)
+        setattr(module, name, functools.partial(method, module))
+    for cls, members in classes.items():
         constants = [k for k, v in members.items() if v in ("member", "Severity")]
         if constants and "->" not in "".join(members.values()):
             setattr(module, cls, enum.IntEnum(cls, constants, start=0))

@@ -6,62 +6,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from hqp_lightning.board.library import Log
 from hqp_lightning.errors import ExportError
 
-__all__ = ["MAX_BATCH", "PRECISIONS", "Log", "build_plan", "has_quantizers", "import_tensorrt"]
+__all__ = ["MAX_BATCH", "PRECISIONS", "build_plan", "has_quantizers"]
 
 PRECISIONS = ("fp32", "fp16", "int8")
 MAX_BATCH = 32  # largest batch of the profile unless more is asked for
-
-
-def import_tensorrt() -> Any:
-    """Import tensorrt.
-
-    Raises:
-        ExportError: it is not there, or its libraries do not load.
-    """
-    try:
-        import tensorrt
-    except ImportError as error:
-        raise ExportError(
-            f"no TensorRT for this Python ({sys.executable}: {error}). On a Jetson: sudo apt install "
-            "python3-libnvinfer, and the system's python3 (or a virtual environment with --system-site-packages); "
-            "elsewhere: pip install tensorrt"
-        ) from error
-    return tensorrt
-
-
-class Log:
-    """What TensorRT reported: ``logger`` is given to it, ``errors`` are the lines that say why a call failed."""
-
-    def __init__(self, trt: Any, verbose: bool = False) -> None:
-        errors: list[str] = []
-        warnings: list[str] = []
-
-        class Logger(trt.ILogger):
-            def __init__(self) -> None:
-                trt.ILogger.__init__(self)  # pybind11 does not accept super() here
-
-            def log(self, severity: Any, msg: str) -> None:
-                if severity in (trt.ILogger.INTERNAL_ERROR, trt.ILogger.ERROR):
-                    errors.append(msg)
-                elif severity == trt.ILogger.WARNING:
-                    warnings.append(msg)
-                if verbose:
-                    print(f"TensorRT: {msg}", file=sys.stderr)
-
-        self.errors, self.warnings, self.logger = errors, warnings, Logger()
-
-    def why(self) -> str:
-        """The reason of a failure in words, with what to do where that is known."""
-        said = self.errors or self.warnings  # a driver that does not fit is only warned of (8.5)
-        text = "; ".join(dict.fromkeys(said[:3])) or "TensorRT gave no reason"
-        lower = " ".join(said).lower()
-        if "out of memory" in lower or "outofmemory" in lower or "insufficient memory" in lower:
-            return f"GPU out of memory: stop other programs that use it, or take a smaller --batch-size ({text})"
-        if "initialization failure" in lower or "driver version is insufficient" in lower:
-            return f"the driver is too old for this TensorRT's CUDA: update it, or install an older TensorRT ({text})"
-        return text
 
 
 def has_quantizers(onnx: Path) -> bool:

@@ -9,11 +9,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from hqp_lightning.board.build import MAX_BATCH, PRECISIONS, has_quantizers, import_tensorrt
+from hqp_lightning.board.build import MAX_BATCH, PRECISIONS, has_quantizers
 from hqp_lightning.board.cuda import Cuda
 from hqp_lightning.board.data import labelled_batches
 from hqp_lightning.board.engine import LoadedEngine
 from hqp_lightning.board.layers import read_layers, table
+from hqp_lightning.board.library import import_tensorrt
 from hqp_lightning.board.make import fallback_lines, make
 from hqp_lightning.board.provenance import check_note, read_manifest, source_for, verify
 from hqp_lightning.errors import ExportError, HQPError

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from hqp_lightning.board.build import Log
+from hqp_lightning.board.library import Log
 from hqp_lightning.errors import ExportError
 
 __all__ = ["LoadedEngine", "Times"]

@@ -8,11 +8,43 @@ import pytest
 from tensorrt_doubles import PLAN, RELEASES, new, put, tensorrt
 
 from hqp_lightning.board.build import build_plan
+from hqp_lightning.board.library import import_tensorrt
 from hqp_lightning.board.provenance import source_for
 from hqp_lightning.errors import ExportError
 
 SHARED = Path(__file__).parents[2] / ".." / "shared" / "tensorrt_names"
 LAYERS = ["/0/Conv", "/2/Conv", "/4/Gemm"]
+
+
+@pytest.mark.parametrize("release", RELEASES)
+def test_plugins_are_registered(release, monkeypatch):
+    # Of the real 8.5.3.1: InstanceNormalization_TRT is in its registry after this call, and not before.
+    trt = tensorrt(release)
+    monkeypatch.setitem(sys.modules, "tensorrt", trt)
+    assert import_tensorrt() is trt
+    assert trt.calls == [(".init_libnvinfer_plugins", [None, ""])]
+
+
+def test_a_release_before_8_5_is_refused(monkeypatch):
+    trt = tensorrt("8.5.3.1")
+    del trt.IExecutionContext.execute_async_v3  # JetPack 5.0 has 8.4
+    trt.__version__ = "8.4.1"
+    monkeypatch.setitem(sys.modules, "tensorrt", trt)
+    with pytest.raises(ExportError, match=r"TensorRT 8.4.1 is too old: 8.5 is the first .*JetPack 5.1"):
+        import_tensorrt()
+
+
+@pytest.mark.parametrize("content", [None, "", "import ctypes\nctypes.CDLL('libnothing.so.9')"])
+def test_what_is_no_tensorrt_is_not_taken_for_one(content, tmp_path, monkeypatch):
+    """The export's own folder tensorrt/ on the path (PYTHONPATH with a trailing colon), a broken installation."""
+    (tmp_path / "tensorrt").mkdir()
+    if content is not None:
+        (tmp_path / "tensorrt" / "__init__.py").write_text(content)
+    monkeypatch.setattr(sys, "path", [str(tmp_path)])
+    monkeypatch.delitem(sys.modules, "tensorrt", raising=False)
+    with pytest.raises(ExportError, match="no TensorRT for this Python .*sudo apt install"):
+        import_tensorrt()
+    sys.modules.pop("tensorrt", None)
 
 
 def _source(trt, exported, precision):

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import numpy as np
 
-from hqp_lightning.board.build import import_tensorrt
 from hqp_lightning.board.cuda import Cuda, driver_missing
 from hqp_lightning.board.engine import LoadedEngine
 from hqp_lightning.board.layers import fell_back
+from hqp_lightning.board.library import import_tensorrt
 from hqp_lightning.board.make import make
 from hqp_lightning.board.provenance import form_for
 from hqp_lightning.export.engines.base import Backend, Engine
