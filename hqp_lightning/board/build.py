@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from hqp_lightning.board.files import write_whole
 from hqp_lightning.board.library import Log
 from hqp_lightning.errors import ExportError
 
@@ -71,8 +72,8 @@ def build_plan(
     plan = builder.build_serialized_network(network, config)
     if plan is None:
         raise ExportError(f"TensorRT {trt.__version__} could not build {onnx} as {precision}: {log.why()}")
-    if timing_cache is not None:
-        timing_cache.write_bytes(bytes(config.get_timing_cache().serialize()))
+    if timing_cache is not None and (cache := config.get_timing_cache()) is not None:
+        write_whole(timing_cache, bytes(cache.serialize()))
     return bytes(plan), asked
 
 

@@ -45,6 +45,8 @@ def build(
         raise ExportError(f"precision {precision} takes {wanted}; {onnx.name} is not one")
     if batch_size < 1 or (max_batch is not None and max_batch < batch_size):
         raise ExportError(f"batch size {batch_size}, largest {max_batch}: expected 1 <= batch size <= largest")
+    if engine.resolve() == onnx.resolve():
+        raise ExportError(f"the engine would overwrite the model {onnx}: name another file, such as model.engine")
     cuda = Cuda()  # the driver first: without a GPU trt.Runtime ends the process (8.6)
     trt = import_tensorrt()
     source = source_for(trt, onnx, precision)
@@ -117,7 +119,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     command = options.pop("command")
     try:
         print("\n".join(command(**options)))
-    except HQPError as error:
+    except (HQPError, OSError) as error:
         print(f"hqp-engine: {error}", file=sys.stderr)
         return 1
     return 0

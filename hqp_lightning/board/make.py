@@ -7,6 +7,7 @@ from typing import Any
 
 from hqp_lightning.board.build import build_plan
 from hqp_lightning.board.engine import LoadedEngine
+from hqp_lightning.board.files import check_writable, write_whole
 from hqp_lightning.board.layers import Layer, fell_back, read_layers
 from hqp_lightning.board.provenance import write_note
 
@@ -28,7 +29,16 @@ class Made:
         self.layers = read_layers(inspection)
 
 
-def make(trt: Any, cuda: Any, source: Path, path: Path, precision: str, **options: Any) -> Made:
+def make(
+    trt: Any,
+    cuda: Any,
+    source: Path,
+    path: Path,
+    precision: str,
+    *,
+    timing_cache: Path | None = None,
+    **options: Any,
+) -> Made:
     """Build ``source``, load the engine, and only then write it to ``path``, with its note.
 
     Args:
@@ -37,17 +47,20 @@ def make(trt: Any, cuda: Any, source: Path, path: Path, precision: str, **option
         source: the model in the form that this release takes.
         path: the engine to write; one that is there stays as it was if anything fails.
         precision: ``"fp32"``, ``"fp16"`` or ``"int8"``.
-        options: of `hqp_lightning.board.build.build_plan`.
+        timing_cache: file with kernel timings, read if there and written.
+        options: others of `hqp_lightning.board.build.build_plan`.
 
     Raises:
-        ExportError: the model cannot be built, or the engine cannot be loaded.
+        ExportError: the model cannot be built, the engine cannot be loaded, or a file cannot be written.
     """
-    plan, asked = build_plan(trt, source, precision, **options)
+    for target in (path, timing_cache):
+        if target is not None:
+            check_writable(target)
+    plan, asked = build_plan(trt, source, precision, timing_cache=timing_cache, **options)
     engine = LoadedEngine(trt, cuda, plan, path)
     try:
         made = Made(engine, engine.layers(), asked)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(plan)
+        write_whole(path, plan)
         facts = {"batch_size": engine.batch_size, "max_batch": engine.max_batch, "int8_asked": asked}
         write_note(path, source, trt, cuda, precision=precision, **facts)
     except BaseException:

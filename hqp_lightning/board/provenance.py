@@ -8,6 +8,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from hqp_lightning.board.files import write_whole
 from hqp_lightning.errors import ExportError
 
 __all__ = [
@@ -126,7 +127,7 @@ def write_note(engine: Path, source: Path, trt: Any, cuda: Any, **facts: Any) ->
         **facts,
     }
     path = _note_path(engine)
-    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    write_whole(path, (json.dumps(content, indent=2) + "\n").encode())
     return path
 
 

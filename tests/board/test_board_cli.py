@@ -132,6 +132,7 @@ def test_another_power_mode_is_only_a_warning(board, folder, capsys):
         (["build", "model.onnx", "-o", "e", "--precision", "int8"], "int8 takes a model with Q/DQ nodes"),
         (["build", "model.int8.onnx", "-o", "e", "--precision", "fp16"], "fp16 takes the float model.onnx"),
         (["build", "model.onnx", "-o", "e", "--batch-size", "8", "--max-batch", "4"], "batch size 8, largest 4"),
+        (["build", "model.onnx", "-o", "model.onnx"], "the engine would overwrite the model model.onnx"),
         (["bench", "missing.engine"], "no engine at missing.engine: build it here"),
         (["bench", "bare.engine"], "no readable note bare.engine.json"),
         (["bench", "model.engine", "--runs", "0"], "runs=0"),
@@ -181,6 +182,46 @@ def test_a_failed_build_leaves_the_old_engine(board, folder, capsys):
     assert "cannot load" in capsys.readouterr().err
     assert (engine.read_bytes(), (folder / "model.engine.json").read_bytes()) == before
     assert not failing.driver.buffers
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["-o", "."], "cannot write .: . is a folder"),
+        (["-o", "manifest.json/e"], "cannot write manifest.json/e: "),
+        (["-o", "e", "--timing-cache", "tensorrt"], "cannot write tensorrt: tensorrt is a folder"),
+        (["-o", "e", "--timing-cache", "model.onnx/cache"], "cannot write model.onnx/cache: "),
+    ],
+)
+def test_an_unwritable_place_is_refused_before_the_build(options, said, board, folder, capsys, monkeypatch):
+    here = board()
+    monkeypatch.chdir(folder)
+    assert main(["build", "model.int8.onnx", *options]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith(f"hqp-engine: {said}")
+    assert error.count("\n") == 1
+    assert not named(here.trt, "Builder.__init__")
+    assert not Path("e").exists()
+
+
+def test_a_full_disk_leaves_the_old_engine(board, folder, capsys, monkeypatch):
+    here = board()
+    command = ["build", str(folder / "model.int8.onnx"), "-o", str(folder / "model.engine")]
+    main([*command, "--timing-cache", str(folder / "timing.cache")])
+    before = {p: p.read_bytes() for p in folder.iterdir() if p.is_file()}
+    write = Path.write_bytes
+
+    def fill(self, content):
+        write(self, content[: len(content) // 2])
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", fill)
+    capsys.readouterr()
+    for options in ([], ["--timing-cache", str(folder / "timing.cache")]):
+        assert main([*command, *options, "--batch-size", "2"]) == 1
+        assert re.fullmatch(r"hqp-engine: cannot write .* MB\): .*No space left on device\n", capsys.readouterr().err)
+        assert {p: p.read_bytes() for p in folder.iterdir() if p.is_file()} == before
+    assert not here.driver.streams
 
 
 def test_without_tensorrt_it_says_where_to_get_it(board, folder, capsys, monkeypatch):
