@@ -52,8 +52,8 @@ def build(
     source = source_for(trt, onnx, precision)
     if source != onnx:
         said += [f"TensorRT {trt.__version__} builds from {source}", verify(source)]
-    options = {"batch_size": batch_size, "max_batch": max_batch, "timing_cache": timing_cache, "verbose": verbose}
-    made = make(trt, cuda, source, engine, precision, **options)
+    options: dict[str, Any] = {"batch_size": batch_size, "max_batch": max_batch, "verbose": verbose}
+    made = make(trt, cuda, source, engine, precision, timing_cache=timing_cache, **options)
     made.engine.close()
     said += [table(made.layers), *fallback_lines(made.layers, made.asked)]
     return [*said, f"wrote {engine} ({engine.stat().st_size / 1e6:.1f} MB) and {engine.name}.json"]
