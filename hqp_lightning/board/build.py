@@ -47,6 +47,7 @@ def build_plan(
 
     Raises:
         ExportError: an unsupported operator, a driver that does not fit, too little memory, or a failed build.
+        KeyboardInterrupt: Ctrl-C; before TensorRT 10 when it has returned, for it knows no way to end a build.
     """
     log = Log(trt, verbose)
     try:
@@ -60,7 +61,7 @@ def build_plan(
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # or the inspector sees only layer names
     most = max(batch_size, MAX_BATCH) if max_batch is None else max_batch
     _add_profile(builder, network, config, (1, batch_size, most))
-    _watch(trt, config)
+    _watch(trt, config, log)
     cached = timing_cache.read_bytes() if timing_cache is not None and timing_cache.is_file() else b""
     for data in (cached, b""):  # a cache from another GPU or release is refused, an empty one always fits
         cache = config.create_timing_cache(data)
@@ -70,6 +71,8 @@ def build_plan(
     log.warnings.clear()
     asked = _asked_int8(trt, network)
     plan = builder.build_serialized_network(network, config)
+    if log.interrupted:
+        raise KeyboardInterrupt
     if plan is None:
         raise ExportError(f"TensorRT {trt.__version__} could not build {onnx} as {precision}: {log.why()}")
     if timing_cache is not None and (cache := config.get_timing_cache()) is not None:
@@ -123,10 +126,11 @@ def _asked_int8(trt: Any, network: Any) -> list[str]:
     return [x.name for x in layers if x.type in kinds and x.get_input(0).name in dequantized]
 
 
-def _watch(trt: Any, config: Any) -> None:
-    """Show the progress on a terminal, where the release reports it (10 and later)."""
-    if not (hasattr(config, "progress_monitor") and sys.stderr.isatty()):
+def _watch(trt: Any, config: Any, log: Log) -> None:
+    """Let Ctrl-C end the build, and show its progress on a terminal, where the release reports it (10 and later)."""
+    if not hasattr(config, "progress_monitor"):
         return
+    shown = sys.stderr.isatty()
 
     class Monitor(trt.IProgressMonitor):
         def __init__(self) -> None:
@@ -137,11 +141,18 @@ def _watch(trt: Any, config: Any) -> None:
             self._steps[phase_name] = num_steps
 
         def step_complete(self, phase_name: str, step: int) -> bool:
-            print(f"\r\033[K{phase_name}: {step + 1}/{self._steps[phase_name]}", end="", file=sys.stderr, flush=True)
-            return True  # False would cancel the build
+            self._show(f"{phase_name}: {step + 1}/{self._steps.get(phase_name, '?')}")
+            return not log.interrupted  # False ends the build
 
         def phase_finish(self, phase_name: str) -> None:
             if self._steps.pop(phase_name, 0) and not self._steps:
-                print("\r\033[K", end="", file=sys.stderr, flush=True)
+                self._show("")
+
+        def _show(self, text: str) -> None:
+            try:
+                if shown:
+                    print(f"\r\033[K{text}", end="", file=sys.stderr, flush=True)
+            except KeyboardInterrupt:
+                log.interrupted = True
 
     config.progress_monitor = Monitor()

@@ -122,6 +122,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (HQPError, OSError) as error:
         print(f"hqp-engine: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("hqp-engine: interrupted", file=sys.stderr)
+        return 130
     return 0
 
 

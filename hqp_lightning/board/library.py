@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from typing import Any
 
@@ -37,23 +38,32 @@ def import_tensorrt() -> Any:
 
 
 class Log:
-    """What TensorRT reported: ``logger`` is given to it, ``errors`` are the lines that say why a call failed."""
+    """What TensorRT reported: ``logger`` is given to it, ``errors`` are the lines that say why a call failed.
+
+    Attributes:
+        interrupted: Ctrl-C came while TensorRT called back; an exception from there it would only print, and go on.
+    """
 
     def __init__(self, trt: Any, verbose: bool = False) -> None:
         errors: list[str] = []
         warnings: list[str] = []
+        self.interrupted = False
 
         class Logger(trt.ILogger):
             def __init__(self) -> None:
                 trt.ILogger.__init__(self)  # pybind11 does not accept super() here
 
-            def log(self, severity: Any, msg: str) -> None:
-                if severity in (trt.ILogger.INTERNAL_ERROR, trt.ILogger.ERROR):
-                    errors.append(msg)
-                elif severity == trt.ILogger.WARNING:
-                    warnings.append(msg)
-                if verbose:
-                    print(f"TensorRT: {msg}", file=sys.stderr)
+            def log(_, severity: Any, msg: str) -> None:  # noqa: N805
+                try:
+                    line = " ".join(msg.split())  # some have line breaks
+                    if severity in (trt.ILogger.INTERNAL_ERROR, trt.ILogger.ERROR):
+                        errors.append(line)
+                    elif severity == trt.ILogger.WARNING:
+                        warnings.append(line)
+                    if verbose:
+                        print(f"TensorRT: {line}", file=sys.stderr)
+                except KeyboardInterrupt:
+                    self.interrupted = True
 
         self.errors, self.warnings, self.logger = errors, warnings, Logger()
 
@@ -62,8 +72,11 @@ class Log:
         said = self.errors or self.warnings  # a driver that does not fit is only warned of (8.5)
         text = "; ".join(dict.fromkeys(said[:3])) or "TensorRT gave no reason"
         lower = " ".join(said).lower()
-        if "out of memory" in lower or "outofmemory" in lower or "insufficient memory" in lower:
-            return f"GPU out of memory: stop other programs that use it, or take a smaller --batch-size ({text})"
+        if "could not find any implementation" in lower:  # warnings before say whether memory was too short for each
+            lower = " ".join([lower, *self.warnings]).lower()
+        if re.search("out ?of ?memory|insuff?icient memory|memory is insufficient", lower):
+            advice = "stop other programs that use it, or take a smaller --max-batch and --batch-size"
+            return f"GPU out of memory: {advice} ({text})"
         if "initialization failure" in lower or "driver version is insufficient" in lower:
             return f"the driver is too old for this TensorRT's CUDA: update it, or install an older TensorRT ({text})"
         return text

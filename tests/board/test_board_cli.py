@@ -204,6 +204,16 @@ def test_an_unwritable_place_is_refused_before_the_build(options, said, board, f
     assert not Path("e").exists()
 
 
+def test_ctrl_c_is_one_line(board, folder, capsys):
+    def press(self, network, config):
+        raise KeyboardInterrupt
+
+    board(Builder__build_serialized_network=press)
+    assert main(["build", str(folder / "model.int8.onnx"), "-o", str(folder / "model.engine")]) == 130
+    assert capsys.readouterr().err == "hqp-engine: interrupted\n"
+    assert not (folder / "model.engine").exists()
+
+
 def test_a_full_disk_leaves_the_old_engine(board, folder, capsys, monkeypatch):
     here = board()
     command = ["build", str(folder / "model.int8.onnx"), "-o", str(folder / "model.engine")]

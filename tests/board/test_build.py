@@ -142,8 +142,9 @@ def _complaining(release, severity, *messages):
         (
             "ERROR",
             "[defaultAllocator.cpp] Requested amount of GPU memory; Cuda Runtime (out of memory)",
-            "smaller --bat",
+            "smaller --max-batch",
         ),
+        ("ERROR", "Error Code 2: OutOfMemory (Requested size was 1 bytes.)", "smaller --max-batch"),
         ("ERROR", "CUDA initialization failure with error: 35", "driver is too old"),
         ("WARNING", "CUDA initialization failure with error: 35", "driver is too old"),
         (
@@ -161,6 +162,75 @@ def test_a_failed_build_says_why(release, severity, message, expected, exported,
     with pytest.raises(ExportError, match=expected):
         build_plan(_complaining(release, severity, message), exported / "model.onnx", "fp32", verbose=True)
     assert message in capsys.readouterr().err
+
+
+def test_too_little_memory_for_any_kernel_is_told(exported):
+    # As Jetsons log it: the error names a node alone, the warnings before (with a line break, misspelt) the reason.
+    short = (
+        "Tactic Device request: 538MB Available: 166MB. Device memory is insufficient to use tactic.",
+        "Skipping tactic 3 due to insuficient memory on requested size of 538 detected for tactic 4.\nTry decreasing "
+        "the workspace size with IBuilderConfig::setMaxWorkspaceSize().",
+    )
+    failed = "Error Code 10: Internal Error (Could not find any implementation for node /0/Conv.)"
+
+    def start(self, logger):
+        put(self, reports=logger)
+
+    def build(warnings, error):
+        def fail(self, network, config):
+            for text in warnings:
+                self.reports.log(trt.ILogger.WARNING, text)
+            if error:
+                self.reports.log(trt.ILogger.ERROR, error)
+
+        trt = tensorrt("8.5.3.1", Builder____init__=start, Builder__build_serialized_network=fail)
+        with pytest.raises(ExportError) as raised:
+            build_plan(trt, exported / "model.onnx", "fp32")
+        assert "\n" not in str(raised.value)
+        return str(raised.value)
+
+    for warning in short:
+        assert "GPU out of memory: stop other programs" in build([warning], failed)
+        assert "GPU out of memory" in build([warning], None)
+    assert "memory" not in build([], failed)
+    assert "memory" not in build(short, "Error Code 4: a weight is not finite")
+
+
+@pytest.mark.parametrize("release", RELEASES)
+@pytest.mark.parametrize("where", ["log", "monitor"])
+def test_ctrl_c_ends_the_build(release, where, exported, tmp_path, monkeypatch, capsys):
+    """The binding prints what a callback raises and goes on (seen on the real 8.5.3.1), so Ctrl-C was lost."""
+
+    class Pressed:
+        def isatty(self):
+            return where == "monitor"
+
+        def write(self, text):
+            raise KeyboardInterrupt
+
+        def flush(self):
+            pass
+
+    def start(self, logger):
+        put(self, reports=logger)
+
+    def build(self, network, config):
+        steps = [True]
+        if where == "log":
+            self.reports.log(trt.ILogger.INFO, "tactic 1")
+        if hasattr(config, "progress_monitor"):
+            config.progress_monitor.phase_start("Building", None, 2)
+            steps = [config.progress_monitor.step_complete("Building", k) for k in range(2)]
+        return PLAN if all(steps) else None
+
+    trt = tensorrt(release, Builder____init__=start, Builder__build_serialized_network=build)
+    cache = tmp_path / "timing.cache"
+    monkeypatch.setattr(sys, "stderr", Pressed())
+    if where == "monitor" and "IProgressMonitor" not in RELEASES[release]:
+        pytest.skip("no monitor in this release")
+    with pytest.raises(KeyboardInterrupt):
+        build_plan(trt, exported / "model.onnx", "fp32", timing_cache=cache, verbose=where == "log")
+    assert not cache.exists()
 
 
 def test_a_builder_that_does_not_start_says_why(exported):
