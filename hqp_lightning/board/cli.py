@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -55,8 +54,7 @@ def build(
     options: dict[str, Any] = {"batch_size": batch_size, "max_batch": max_batch, "verbose": verbose}
     made = make(trt, cuda, source, engine, precision, timing_cache=timing_cache, **options)
     made.engine.close()
-    said += [table(made.layers), *fallback_lines(made.layers, made.asked)]
-    return [*said, f"wrote {engine} ({engine.stat().st_size / 1e6:.1f} MB) and {engine.name}.json"]
+    return [*said, *made.lines(), f"wrote {engine} ({engine.stat().st_size / 1e6:.1f} MB) and {engine.name}.json"]
 
 
 def bench(engine: Path, batch_size: int | None = None, warmup: int = 50, runs: int = 200) -> list[str]:
@@ -82,9 +80,9 @@ def inspect(engine: Path, as_json: bool = False) -> list[str]:
     loaded, note, said = _load(engine)
     with loaded:
         inspection = loaded.layers()
-    layers = read_layers(inspection)
     if as_json:
-        return [json.dumps(json.loads(inspection), indent=1)]
+        return [inspection]
+    layers = read_layers(inspection)
     return [*said, table(layers), *fallback_lines(layers, note.get("int8_asked", []))]
 
 

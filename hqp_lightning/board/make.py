@@ -8,8 +8,9 @@ from typing import Any
 from hqp_lightning.board.build import build_plan
 from hqp_lightning.board.engine import LoadedEngine
 from hqp_lightning.board.files import check_writable, write_whole
-from hqp_lightning.board.layers import Layer, fell_back, read_layers
+from hqp_lightning.board.layers import Layer, fell_back, read_layers, table, untold
 from hqp_lightning.board.provenance import write_note
+from hqp_lightning.errors import ExportError
 
 __all__ = ["Made", "fallback_lines", "make"]
 
@@ -20,13 +21,25 @@ class Made:
     Attributes:
         engine: loaded, to be closed by whoever asked for it.
         inspection: the inspector's JSON.
-        layers: the same, parsed.
+        layers: the same, parsed; empty where it cannot be read, see ``unread``.
+        unread: why it cannot be read, or None. An engine is not lost for that.
         asked: names of the model's layers that should be INT8.
     """
 
     def __init__(self, engine: LoadedEngine, inspection: str, asked: list[str]) -> None:
         self.engine, self.inspection, self.asked = engine, inspection, asked
-        self.layers = read_layers(inspection)
+        self.layers: list[Layer] = []
+        self.unread: str | None = None
+        try:
+            self.layers = read_layers(inspection)
+        except ExportError as error:
+            self.unread = str(error)
+
+    def lines(self) -> list[str]:
+        """The table of the layers, and which fell back; or why there is none."""
+        if self.unread is not None:
+            return [f"warning: the precision of the layers is not known: {self.unread}"]
+        return [table(self.layers), *fallback_lines(self.layers, self.asked)]
 
 
 def make(
@@ -73,6 +86,8 @@ def fallback_lines(layers: list[Layer], asked: list[str]) -> list[str]:
     """Say which layers should be INT8 and are not, one line each, and how many."""
     if not asked:
         return []
-    floats = fell_back(layers, asked)
+    floats, silent = fell_back(layers, asked), untold(layers, asked)
     lines = [f"warning: {x.name} should be INT8 and runs in {x.precision}" for x in floats]
-    return [*lines, f"{len(asked)} convolutions and matrix products asked for INT8, {len(floats)} layers fell back"]
+    total = f"{len(asked)} convolutions and matrix products asked for INT8, {len(floats)} layers fell back"
+    more = f", of {len(silent)} TensorRT does not tell ({', '.join(silent[:3])}{' ...' * (len(silent) > 3)})"
+    return [*lines, total + more if silent else total]

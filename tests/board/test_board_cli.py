@@ -204,6 +204,17 @@ def test_an_unwritable_place_is_refused_before_the_build(options, said, board, f
     assert not Path("e").exists()
 
 
+def test_an_unreadable_report_does_not_cost_the_engine(board, folder, capsys):
+    board(EngineInspector__get_engine_information=lambda self, form: '{"Layers": [}')
+    engine = folder / "model.engine"
+    assert main(["build", str(folder / "model.int8.onnx"), "-o", str(engine)]) == 0
+    said = capsys.readouterr().out
+    assert "warning: the precision of the layers is not known: TensorRT's report of the layers cannot be read" in said
+    assert main(["bench", str(engine), "--runs", "2"]) == 0
+    assert main(["inspect", str(engine)]) == 1
+    assert "cannot be read" in capsys.readouterr().err
+
+
 def test_ctrl_c_is_one_line(board, folder, capsys):
     def press(self, network, config):
         raise KeyboardInterrupt

@@ -45,7 +45,9 @@ class TensorRTBackend(Backend):
         path = engine_dir / f"{onnx.stem}.{precision}.engine"
         cache = engine_dir / "timing.cache"
         made = make(trt, cuda, source, path, precision, batch_size=batch_size, timing_cache=cache)
-        path.with_suffix(".layers.json").write_text(made.inspection)
+        path.with_suffix(".layers.json").write_text(made.inspection, encoding="utf-8")
+        if made.unread is not None:
+            _log.warning("hqp: %s", made.unread)
         for layer in fell_back(made.layers, made.asked):
             _log.warning("hqp: TensorRT runs %s in %s, not in INT8", layer.name, layer.precision)
         return _TensorRTEngine(made.engine, precision, cuda.name)
