@@ -10,7 +10,7 @@ from typing import Any
 
 from hqp_lightning.board.build import MAX_BATCH, PRECISIONS, has_quantizers
 from hqp_lightning.board.cuda import Cuda
-from hqp_lightning.board.data import labelled_batches
+from hqp_lightning.board.data import labelled_batches, match_folders
 from hqp_lightning.board.engine import LoadedEngine
 from hqp_lightning.board.layers import read_layers, table
 from hqp_lightning.board.library import import_tensorrt
@@ -61,9 +61,11 @@ def bench(engine: Path, batch_size: int | None = None, warmup: int = 50, runs: i
     """Time an engine on random input; return the lines to show."""
     import numpy as np
 
+    if batch_size is not None and batch_size < 1:
+        raise ExportError(f"batch size {batch_size}: expected at least 1")
     loaded, note, said = _load(engine)
     with loaded:
-        n = batch_size or loaded.batch_size
+        n = loaded.batch_size if batch_size is None else batch_size
         batch = np.random.default_rng(0).standard_normal((n, *loaded.sample_shape), dtype=np.float32)
         times = loaded.time(batch, warmup=warmup, runs=runs)
     return [
@@ -89,19 +91,44 @@ def inspect(engine: Path, as_json: bool = False) -> list[str]:
 def check(engine: Path, data: Path, manifest: Path | None = None, limit: int | None = None) -> list[str]:
     """Measure the top-1 accuracy of an engine on labelled images; return the lines to show."""
     loaded, note, said = _load(engine)
-    if manifest is None and note.get("manifest"):
-        manifest = engine.parent / note["manifest"]
-    content = read_manifest(manifest) if manifest is not None and manifest.is_file() else None
-    right = seen = 0
     with loaded:
+        if manifest is None and note.get("manifest") and (engine.parent / note["manifest"]).is_file():
+            manifest = engine.parent / note["manifest"]
+        content = None if manifest is None else read_manifest(manifest)
+        right = seen = 0
         for images, labels in labelled_batches(data, content, loaded.max_batch, limit):
-            right += int((loaded.run(images).argmax(axis=1) == labels).sum())
+            logits = loaded.run(images)
+            if labels.min() < 0 or labels.max() >= logits.shape[1]:
+                raise ExportError(
+                    f"{data} has labels from {labels.min()} to {labels.max()}, the model {logits.shape[1]} classes, "
+                    "numbered from 0"
+                )
+            right += int((logits.argmax(axis=1) == labels).sum())
             seen += len(labels)
+    said += [] if content is None else _about(content, note, data)
     said.append(f"top-1 {right / seen:.4f} ({right} of {seen} images of {data})")
     if content is not None and content.get("accuracy") is not None:
         metric = content.get("monitor") or "its metric"
-        said.append(f"the manifest says {content['accuracy']:.4f} for {metric} on the data that the export scored")
+        model = content["model"]["path"]
+        said.append(f"the manifest says {content['accuracy']:.4f} for {metric} of {model} on what the export scored")
     return said
+
+
+def _about(content: dict[str, Any], note: dict[str, Any], data: Path) -> list[str]:
+    """What one should know of a check before one believes it."""
+    hashes = {content["model"]["sha256"], *content.get("files", {}).values()}
+    warnings = []
+    if note.get("source", {}).get("sha256") not in hashes:
+        warnings.append("the engine was built from another model than the manifest describes: build it again")
+    classes = content.get("classes")
+    if classes and data.is_dir():
+        pairs = [f"{name} = {classes[k]}" for name, k in match_folders(data, classes).items() if classes[k] != name]
+        if pairs:
+            more = " ..." if len(pairs) > 3 else ""
+            warnings.append(
+                f"folders were matched with the classes in alphabetical order: {', '.join(pairs[:3])}{more}"
+            )
+    return [f"warning: {text}" for text in warnings]
 
 
 def _load(engine: Path) -> tuple[LoadedEngine, dict[str, Any], list[str]]:

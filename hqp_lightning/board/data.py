@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 
 from hqp_lightning.errors import ExportError
 
-__all__ = ["labelled_batches", "preprocess"]
+__all__ = ["labelled_batches", "match_folders", "preprocess"]
 
 _SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp"}
 _STEPS = {"crop", "resize", "center_crop", "interpolation", "mean", "std"}
@@ -83,11 +84,18 @@ def labelled_batches(
         raise ExportError(f"no folder and no .npz file at {source}")
     if not samples:
         raise ExportError(f"no images in {source}: expected class/image.jpg")
+    if manifest is None and not prepared:
+        raise ExportError(
+            "without the manifest.json of the export, images cannot be prepared as in training: name it with "
+            "--manifest, or check with a .npz of prepared float32 images"
+        )
     if steps is None and not prepared:
         raise ExportError(
             "the manifest has no preprocessing, so images cannot be prepared as in training: give the datamodule a "
             "`preprocessing` and export again, or check with a .npz of prepared float32 images"
         )
+    if limit is not None and limit < 1:
+        raise ExportError(f"limit={limit}: expected at least 1 image")
     if limit is not None and limit < len(samples):
         samples = [samples[k * len(samples) // limit] for k in range(limit)]
     for start in range(0, len(samples), batch_size):
@@ -96,37 +104,51 @@ def labelled_batches(
         yield np.stack(images), np.array([label for _, label in part])
 
 
-def _folder(source: Path, classes: Sequence[str] | None) -> list[tuple[Any, int]]:
-    """Folders named as the classes, or, if there are as many, in alphabetical order (torchvision's ImageFolder)."""
-    names = sorted(p.name for p in source.iterdir() if p.is_dir())
+def match_folders(source: Path, classes: Sequence[str] | None) -> dict[str, int]:
+    """Which class each folder in ``source`` holds: by name, or, if none has a class's name, in alphabetical order.
+
+    The latter is how torchvision's ImageFolder numbers them, and needs as many folders as classes.
+
+    Args:
+        source: a folder with a folder for each class; hidden ones do not count.
+        classes: names in the order of the logits; None: not known.
+
+    Raises:
+        ExportError: some folders have a class's name and some have not, or there are too few or too many.
+    """
+    names = sorted(p.name for p in source.iterdir() if p.is_dir() and not p.name.startswith("."))
     known = list(classes or ())
-    if known and set(names) <= set(known):
-        index = {name: known.index(name) for name in names}
-    elif not known or len(names) == len(known):
-        index = {name: k for k, name in enumerate(names)}
-    else:
+    strange = [name for name in names if name not in known]
+    if known and not strange:
+        return {name: known.index(name) for name in names}
+    if known and not len(names) == len(strange) == len(known):
         raise ExportError(
-            f"{source} has {len(names)} folders ({', '.join(names[:3])} ...), the model {len(known)} classes "
-            f"({', '.join(known[:3])} ...): name the folders as the classes"
+            f"{source} has {len(names)} folders, the model {len(known)} classes ({', '.join(known[:3])} ...), and no "
+            f"class is called {', '.join(strange[:3])}: name the folders as the classes"
         )
+    return {name: k for k, name in enumerate(names)}
+
+
+def _folder(source: Path, classes: Sequence[str] | None) -> list[tuple[Any, int]]:
     return [
-        (path, index[name])
-        for name in names
+        (path, index)
+        for name, index in match_folders(source, classes).items()
         for path in sorted((source / name).rglob("*"))
-        if path.suffix.lower() in _SUFFIXES
+        if path.suffix.lower() in _SUFFIXES and not path.name.startswith(".")  # "._1.jpg" of a Mac
     ]
 
 
 def _arrays(source: Path) -> tuple[list[tuple[Any, int]], bool]:
     try:
-        with np.load(source) as content:
+        with source.open("rb") as file, np.load(file) as content:  # of a .npy it is an array
             images, labels = content["images"], content["labels"]
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, EOFError, AttributeError, TypeError, BadZipFile) as error:
         raise ExportError(f"{source} is no .npz with the arrays images and labels: {error}") from error
-    if images.ndim != 4 or len(images) != len(labels) or (images.dtype == np.uint8 and images.shape[-1] != 3):
+    known = images.ndim == 4 and (images.dtype.kind == "f" or (images.dtype == np.uint8 and images.shape[-1] == 3))
+    if not known or labels.shape != images.shape[:1] or labels.dtype.kind not in "iu":
         raise ExportError(
-            f"{source}: images {images.dtype} {images.shape}, labels {labels.shape}; expected float32 "
-            "(n, channels, height, width) or uint8 (n, height, width, 3), and (n,)"
+            f"{source}: images {images.dtype} {images.shape}, labels {labels.dtype} {labels.shape}; expected float32 "
+            "(n, channels, height, width) or uint8 (n, height, width, 3), and integers (n,)"
         )
     return [(image, int(label)) for image, label in zip(images, labels)], images.dtype != np.uint8
 
@@ -134,8 +156,12 @@ def _arrays(source: Path) -> tuple[list[tuple[Any, int]], bool]:
 def _open(image: Any) -> Any:
     if not isinstance(image, Path):
         return image
-    with _pil().open(image) as opened:
-        return opened.convert("RGB")
+    pil = _pil()
+    try:
+        with pil.open(image) as opened:
+            return opened.convert("RGB")
+    except (OSError, SyntaxError, ValueError) as error:  # as Pillow says it, by format
+        raise ExportError(f"{image} cannot be read as a picture ({error}): copy it again, or take it away") from error
 
 
 def _cut(image: Any, height: int, width: int) -> Any:

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 import pytest
+from PIL import Image
 from tensorrt_doubles import RELEASES, Driver, named
 
 import hqp_lightning
@@ -137,6 +138,11 @@ def test_another_power_mode_is_only_a_warning(board, folder, capsys):
         (["bench", "bare.engine"], "no readable note bare.engine.json"),
         (["bench", "model.engine", "--runs", "0"], "runs=0"),
         (["bench", "model.engine", "--batch-size", "33"], "expected"),
+        (["bench", "model.engine", "--batch-size", "0"], "batch size 0: expected at least 1"),
+        (["bench", "model.engine", "--batch-size", "-1"], "batch size -1: expected at least 1"),
+        (["check", "model.engine", "shifted.npz"], "labels from 1 to 10, the model 10 classes, numbered from 0"),
+        (["check", "model.engine", "shifted.npz", "--limit", "0"], "expected at least 1 image"),
+        (["check", "model.engine", "shifted.npz", "--manifest", "lost.json"], "could not read the manifest lost.json"),
         (["check", "model.engine", "missing"], "no folder and no .npz"),
     ],
 )
@@ -145,11 +151,59 @@ def test_bad_input_gets_one_line(arguments, said, board, folder, capsys, monkeyp
     monkeypatch.chdir(folder)
     main(["build", "model.int8.onnx", "-o", "model.engine"])
     Path("bare.engine").write_bytes(b"PLAN")
+    np.savez("shifted.npz", images=np.zeros((10, 3, 8, 8), np.float32), labels=np.arange(1, 11))
     assert main(arguments) == 1
     error = capsys.readouterr().err
     assert said in error
     assert error.count("\n") == 1
     assert not Path("e").exists()
+
+
+def test_check_says_what_to_doubt(board, folder, capsys):
+    board()
+    engine = folder / "model.engine"
+    main(["build", str(folder / "model.int8.onnx"), "-o", str(engine)])
+    for name in "jihgfedcba":
+        (folder / "pictures" / name).mkdir(parents=True)
+        Image.new("RGB", (8, 8)).save(folder / "pictures" / name / "1.png")
+    capsys.readouterr()
+    assert main(["check", str(engine), str(folder / "pictures")]) == 0
+    said = capsys.readouterr().out
+    assert "warning: folders were matched with the classes in alphabetical order: a = 0, b = 1, c = 2 ..." in said
+    assert "another model" not in said
+    assert "the manifest says 0.7500 for val_acc of model.int8.onnx" in said
+    content = json.loads((folder / "manifest.json").read_text())
+    content["classes"] = list("abcdefghij")
+    content["model"]["sha256"] = content["files"]["model.int8.onnx"] = "of a later export"
+    (folder / "manifest.json").write_text(json.dumps(content))
+    assert main(["check", str(engine), str(folder / "pictures")]) == 0
+    said = capsys.readouterr().out
+    assert "warning: the engine was built from another model than the manifest describes" in said
+    assert "alphabetical" not in said
+
+
+def test_a_folder_of_links_is_verified(board, folder, capsys, monkeypatch):
+    """As volumes are mounted in containers, or the large files alone; and from inside of tensorrt/."""
+    board()
+    links = folder.parent / "links"
+    (links / "tensorrt").mkdir(parents=True)
+    for path in folder.rglob("*"):
+        if path.is_file():
+            (links / path.relative_to(folder)).symlink_to(path)
+    monkeypatch.chdir(links)
+    for _ in range(2):
+        assert main(["build", "model.int8.onnx", "-o", "model.engine"]) == 0
+        assert "model.int8.onnx: SHA-256 as in manifest.json" in capsys.readouterr().out
+        (links / "manifest.json").unlink()
+        shutil.copy(folder / "manifest.json", links)
+    monkeypatch.chdir(links / "tensorrt")
+    board("8.6.0")
+    assert main(["build", "model.int8.trt8.onnx", "-o", "model.engine"]) == 0
+    assert "model.int8.trt8.onnx: SHA-256 as in manifest.json" in capsys.readouterr().out
+    (links / "manifest.json").unlink()
+    (links / "manifest.json").write_text('{"schema_version": 1}')
+    assert main(["build", "model.int8.trt8.onnx", "-o", "model.engine"]) == 1
+    assert "is no manifest of schema version 1" in capsys.readouterr().err
 
 
 def test_other_bytes_are_refused(board, folder, capsys):

@@ -69,8 +69,14 @@ def test_folders_are_classes_by_name_or_in_order(tmp_path):
     assert labels(["dog", "cow", "cat"]) == [2, 0]  # read in alphabetical order: cat, dog
     assert labels(["tabby", "terrier"]) == [0, 1]
     assert labels(None) == [0, 1]
-    with pytest.raises(ExportError, match="2 folders .* 3 classes .*name the folders as the classes"):
+    with pytest.raises(ExportError, match="2 folders, the model 3 classes .*name the folders as the classes"):
         labels(["a", "b", "c"])
+    # As many folders as classes, but one is called as a class: in alphabetical order it would get another's number.
+    with pytest.raises(ExportError, match="no class is called cat: name the folders"):
+        labels(["dog", "Cat"])
+    (tmp_path / ".ipynb_checkpoints").mkdir()
+    (tmp_path / "dog" / "._1.png").write_bytes(b"\0\5\x16\7")  # as a Mac leaves on foreign disks
+    assert labels(["tabby", "terrier"]) == [0, 1]
 
 
 def test_arrays_prepared_or_not(tmp_path):
@@ -89,6 +95,42 @@ def test_arrays_prepared_or_not(tmp_path):
     np.testing.assert_allclose(got, expected.transpose(0, 3, 1, 2)[::2])
 
 
+@pytest.mark.parametrize(
+    ("images", "labels"),
+    [
+        (np.zeros((2, 3, 8, 8), np.int64), [0, 1]),  # neither prepared nor pixels
+        (np.zeros((2, 3, 8, 8), np.uint8), [0, 1]),  # pixels, but channels first
+        (np.zeros((2, 3, 8, 8), np.float32), [[0, 1], [1, 0]]),  # one-hot
+        (np.zeros((2, 3, 8, 8), np.float32), [0.1, 0.9]),
+        (np.zeros((2, 3, 8, 8), np.float32), [0, 1, 2]),
+        (np.uint8(3), [0]),
+    ],
+)
+def test_arrays_that_are_not_images_and_labels_are_refused(images, labels, tmp_path):
+    np.savez(tmp_path / "a.npz", images=images, labels=labels)
+    with pytest.raises(ExportError, match=r"expected float32 \(n, channels, height, width\) or uint8"):
+        list(labelled_batches(tmp_path / "a.npz", {"preprocessing": {}}, 1))
+
+
+def test_a_damaged_file_is_named(tmp_path):
+    np.savez(tmp_path / "whole.npz", images=np.zeros((2, 3, 8, 8), np.float32), labels=[0, 1])
+    whole = (tmp_path / "whole.npz").read_bytes()
+    np.save(tmp_path / "array.npz.npy", np.zeros(3))
+    contents = {"half": whole[: len(whole) // 2], "empty": b"", "array": (tmp_path / "array.npz.npy").read_bytes()}
+    for name, content in contents.items():
+        (tmp_path / f"{name}.npz").write_bytes(content)
+        with pytest.raises(ExportError, match=f"{name}.npz is no .npz with the arrays images and labels"):
+            list(labelled_batches(tmp_path / f"{name}.npz", None, 1))
+    folder = tmp_path / "pictures" / "cat"
+    folder.mkdir(parents=True)
+    _image(64, 64).save(folder / "1.png")
+    picture = (folder / "1.png").read_bytes()
+    for content in (picture[: len(picture) // 2], b"", b"<html>not found</html>"):
+        (folder / "1.png").write_bytes(content)
+        with pytest.raises(ExportError, match=r"cat/1.png cannot be read as a picture .*copy it again"):
+            list(labelled_batches(folder.parent, {"preprocessing": {}}, 1))
+
+
 def test_what_cannot_be_prepared_is_refused(tmp_path, monkeypatch):
     (tmp_path / "cat").mkdir()
     with pytest.raises(ExportError, match="no images in"):
@@ -105,6 +147,11 @@ def test_what_cannot_be_prepared_is_refused(tmp_path, monkeypatch):
     np.savez(tmp_path / "b.npz", x=np.zeros((2, 3)))
     with pytest.raises(ExportError, match="arrays images and labels"):
         list(labelled_batches(tmp_path / "b.npz", None, 1))
+    with pytest.raises(ExportError, match=r"without the manifest.json .*--manifest"):
+        list(labelled_batches(tmp_path, None, 1))
+    for limit in (0, -1):
+        with pytest.raises(ExportError, match="expected at least 1 image"):
+            list(labelled_batches(tmp_path, {"preprocessing": {}}, 1, limit))
     monkeypatch.setitem(sys.modules, "PIL", None)
     with pytest.raises(ExportError, match="sudo apt install python3-pil"):
         list(labelled_batches(tmp_path, {"preprocessing": {}}, 1))
