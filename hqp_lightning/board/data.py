@@ -98,9 +98,17 @@ def labelled_batches(
         raise ExportError(f"limit={limit}: expected at least 1 image")
     if limit is not None and limit < len(samples):
         samples = [samples[k * len(samples) // limit] for k in range(limit)]
+    shape = None if prepared else tuple((manifest or {}).get("model", {}).get("input_shape", ())) or None
     for start in range(0, len(samples), batch_size):
         part = samples[start : start + batch_size]
         images = [image if prepared else preprocess(_open(image), steps or {}) for image, _ in part]
+        for (source_image, _), image in zip(part, images):
+            if image.shape != (shape := shape or image.shape):
+                what = source_image if isinstance(source_image, Path) else "an image"
+                raise ExportError(
+                    f"{what} is {image.shape} when prepared as the manifest says, expected {shape}: it has another "
+                    "size or aspect ratio than the training's, and the preprocessing does not cut it"
+                )
         yield np.stack(images), np.array([label for _, label in part])
 
 

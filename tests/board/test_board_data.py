@@ -131,6 +131,19 @@ def test_a_damaged_file_is_named(tmp_path):
             list(labelled_batches(folder.parent, {"preprocessing": {}}, 1))
 
 
+@pytest.mark.parametrize("model", [{}, {"model": {"input_shape": [3, 32, 32]}}])
+def test_a_picture_of_another_aspect_ratio_is_named(model, tmp_path):
+    (tmp_path / "cat").mkdir()
+    _image(40, 40).save(tmp_path / "cat" / "1.png")
+    _image(50, 40).save(tmp_path / "cat" / "2.png")
+    manifest = {"preprocessing": {"resize": 32}, "classes": ["cat"], **model}
+    with pytest.raises(ExportError, match=r"cat/2.png is \(3, 32, 40\) when prepared .*, expected \(3, 32, 32\)"):
+        list(labelled_batches(tmp_path, manifest, 2))
+    manifest["preprocessing"]["crop"] = "square"
+    ((images, _),) = labelled_batches(tmp_path, manifest, 2)
+    assert images.shape == (2, 3, 32, 32)
+
+
 def test_what_cannot_be_prepared_is_refused(tmp_path, monkeypatch):
     (tmp_path / "cat").mkdir()
     with pytest.raises(ExportError, match="no images in"):
