@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import zipfile
+import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
 import numpy as np
 
@@ -148,9 +149,11 @@ def _folder(source: Path, classes: Sequence[str] | None) -> list[tuple[Any, int]
 
 def _arrays(source: Path) -> tuple[list[tuple[Any, int]], bool]:
     try:
-        with source.open("rb") as file, np.load(file) as content:  # of a .npy it is an array
+        if not zipfile.is_zipfile(str(source)):
+            raise ValueError("another kind of file, or cut off")
+        with np.load(str(source)) as content:
             images, labels = content["images"], content["labels"]
-    except (OSError, ValueError, KeyError, EOFError, AttributeError, TypeError, BadZipFile) as error:
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise ExportError(f"{source} is no .npz with the arrays images and labels: {error}") from error
     known = images.ndim == 4 and (images.dtype.kind == "f" or (images.dtype == np.uint8 and images.shape[-1] == 3))
     if not known or labels.shape != images.shape[:1] or labels.dtype.kind not in "iu":

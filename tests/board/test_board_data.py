@@ -116,7 +116,13 @@ def test_a_damaged_file_is_named(tmp_path):
     np.savez(tmp_path / "whole.npz", images=np.zeros((2, 3, 8, 8), np.float32), labels=[0, 1])
     whole = (tmp_path / "whole.npz").read_bytes()
     np.save(tmp_path / "array.npz.npy", np.zeros(3))
-    contents = {"half": whole[: len(whole) // 2], "empty": b"", "array": (tmp_path / "array.npz.npy").read_bytes()}
+    broken = whole[:300] + b"\xff" * 50 + whole[350:]  # the archive's directory is whole, the array is not
+    contents = {
+        "half": whole[: len(whole) // 2],
+        "broken": broken,
+        "empty": b"",
+        "array": (tmp_path / "array.npz.npy").read_bytes(),
+    }
     for name, content in contents.items():
         (tmp_path / f"{name}.npz").write_bytes(content)
         with pytest.raises(ExportError, match=f"{name}.npz is no .npz with the arrays images and labels"):
