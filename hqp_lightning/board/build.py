@@ -88,7 +88,7 @@ def _network_flags(trt: Any) -> int:
 
 def _parse(trt: Any, network: Any, log: Log, onnx: Path) -> None:
     parser = trt.OnnxParser(network, log.logger)
-    if parser.parse(onnx.read_bytes()):
+    if parser.parse(onnx.read_bytes(), str(onnx)):  # the path, for weights in files of their own beside it
         return
     errors = [parser.get_error(k) for k in range(parser.num_errors)]
     reasons = "; ".join(_parser_error(e) for e in errors) or log.why()

@@ -65,6 +65,7 @@ def test_build_uses_only_what_the_release_has(release, precision, exported, tmp_
     assert [flag.name for (flag,) in _named(trt, "IBuilderConfig.set_flag")] == expected
     tf32 = [flag.name for (flag,) in _named(trt, "IBuilderConfig.clear_flag")]
     assert tf32 == (["TF32"] if precision == "fp32" else [])
+    assert _named(trt, "OnnxParser.parse") == [[source.read_bytes(), str(source)]]
     explicit = getattr(trt.NetworkDefinitionCreationFlag, "EXPLICIT_BATCH", None)
     assert _named(trt, "Builder.create_network") == [[0 if explicit is None else 1 << explicit]]
     assert _named(trt, "IOptimizationProfile.set_shape") == [["input", *((n, 3, 8, 8) for n in (1, 4, 32))]]
