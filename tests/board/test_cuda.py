@@ -93,7 +93,14 @@ def test_a_context_that_is_current_is_kept(compiled, monkeypatch):
 
 @pytest.mark.parametrize(
     ("code", "advice"),
-    [(100, "CUDA_VISIBLE_DEVICES"), (803, "reboot"), (804, "LD_LIBRARY_PATH"), (34, "stub"), (999, "see nvidia-smi")],
+    [
+        (100, "CUDA_VISIBLE_DEVICES"),
+        (100, "on a Jetson also that the user is in the group video"),
+        (803, "reboot"),
+        (804, "LD_LIBRARY_PATH"),
+        (34, "stub"),
+        (999, "see nvidia-smi"),
+    ],
 )
 def test_a_driver_that_does_not_answer_is_explained(code, advice, monkeypatch):
     monkeypatch.setattr(cuda, "_load", lambda: Driver(init=code))
