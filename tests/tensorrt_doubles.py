@@ -143,9 +143,9 @@ def host_memory(module, content):
 
 def _parse(self, data, path=None):
     graph = onnx.load_from_string(bytes(data)).graph
-    entry = graph.input[0]
-    shape = tuple(d.dim_value or -1 for d in entry.type.tensor_type.shape.dim)
-    put(self.network, data=bytes(data), entry=new(self.module, "ITensor", name=entry.name, shape=shape))
+    shapes = {i.name: tuple(d.dim_value or -1 for d in i.type.tensor_type.shape.dim) for i in graph.input}
+    entries = [new(self.module, "ITensor", name=name, shape=shape) for name, shape in shapes.items()]
+    put(self.network, data=bytes(data), entries=entries, num_inputs=len(entries), num_outputs=len(graph.output))
     put(self.network, nodes=[n for n in graph.node if n.op_type in KINDS], num_layers=0)
     put(self.network, num_layers=len(self.network.nodes))
     return True
@@ -242,7 +242,7 @@ _ANSWERS = {
     ("ITimingCache", "serialize"): lambda self: host_memory(self.module, b"timings"),
     ("OnnxParser", "__init__"): lambda self, network, logger: put(self, network=network),
     ("OnnxParser", "parse"): _parse,
-    ("INetworkDefinition", "get_input"): lambda self, index: self.entry,
+    ("INetworkDefinition", "get_input"): lambda self, index: self.entries[index],
     ("INetworkDefinition", "get_layer"): _layer,
     ("ILayer", "get_input"): lambda self, index: _tensor(self, self.node.input[index]),
     ("ILayer", "get_output"): lambda self, index: _tensor(self, self.node.output[index]),

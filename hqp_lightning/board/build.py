@@ -56,6 +56,7 @@ def build_plan(
         raise ExportError(f"TensorRT {trt.__version__} cannot start: {log.why()}") from error
     network = builder.create_network(_network_flags(trt))
     _parse(trt, network, log, onnx)
+    _check_shape(network, onnx)
     config = builder.create_builder_config()
     _set_precision(trt, config, precision)
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # or the inspector sees only layer names
@@ -95,6 +96,16 @@ def _parse(trt: Any, network: Any, log: Log, onnx: Path) -> None:
     unsupported = any("UNSUPPORTED" in str(e.code()) or "No importer registered" in e.desc() for e in errors)
     advice = ": an operator that this release does not have; replace it in the model, or update TensorRT"
     raise ExportError(f"TensorRT {trt.__version__} cannot parse {onnx}{advice if unsupported else ''} ({reasons})")
+
+
+def _check_shape(network: Any, onnx: Path) -> None:
+    """A model that this program cannot run is told before minutes of building."""
+    inputs = [tuple(network.get_input(k).shape) for k in range(network.num_inputs)]
+    if len(inputs) != 1 or network.num_outputs != 1 or inputs[0][:1] != (-1,) or min(inputs[0][1:], default=0) < 1:
+        raise ExportError(
+            f"{onnx} has inputs of shape {inputs} (-1: dynamic) and {network.num_outputs} outputs; expected one input "
+            "of which the batch alone is dynamic, and one output: export it so (dynamic_axes)"
+        )
 
 
 def _parser_error(error: Any) -> str:

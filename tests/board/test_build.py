@@ -4,6 +4,7 @@ import json
 import sys
 from pathlib import Path
 
+import onnx
 import pytest
 from tensorrt_doubles import PLAN, RELEASES, new, put, tensorrt
 
@@ -263,6 +264,32 @@ def test_an_unsupported_operator_is_named(release, exported):
     where = "Foo /9/Foo: " if len(said) > 2 else ""
     with pytest.raises(ExportError, match=rf"an operator that this release does not have.*\({where}No importer"):
         build_plan(trt, exported / "model.onnx", "fp32")
+
+
+def _fixed_batch(graph):
+    graph.input[0].type.tensor_type.shape.dim[0].dim_value = 1
+
+
+def _dynamic_height(graph):
+    graph.input[0].type.tensor_type.shape.dim[2].dim_param = "height"
+
+
+def _two_inputs(graph):
+    graph.input.append(onnx.helper.make_tensor_value_info("mask", onnx.TensorProto.FLOAT, ["batch", 1]))
+
+
+def _two_outputs(graph):
+    graph.output.append(onnx.helper.make_tensor_value_info(graph.node[0].output[0], onnx.TensorProto.FLOAT, None))
+
+
+@pytest.mark.parametrize("change", [_fixed_batch, _dynamic_height, _two_inputs, _two_outputs])
+def test_a_model_of_another_form_is_refused_before_the_build(change, exported, tmp_path):
+    model, trt = onnx.load(exported / "model.onnx"), tensorrt("10.3.0")
+    change(model.graph)
+    onnx.save(model, tmp_path / "model.onnx")
+    with pytest.raises(ExportError, match="expected one input of which the batch alone is dynamic, and one output"):
+        build_plan(trt, tmp_path / "model.onnx", "fp32")
+    assert not _named(trt, "Builder.build_serialized_network")
 
 
 @pytest.mark.parametrize("release", RELEASES)
