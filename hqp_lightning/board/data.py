@@ -15,7 +15,7 @@ from hqp_lightning.errors import ExportError
 __all__ = ["labelled_batches", "match_folders", "preprocess"]
 
 _SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp"}
-_STEPS = {"crop", "resize", "center_crop", "interpolation", "mean", "std"}
+_STEPS = {"crop", "central_square", "resize", "center_crop", "interpolation", "mean", "std"}
 
 
 def preprocess(image: Any, steps: dict[str, Any]) -> np.ndarray:
@@ -24,9 +24,10 @@ def preprocess(image: Any, steps: dict[str, Any]) -> np.ndarray:
     Args:
         image: a PIL image, or uint8 ``(height, width, 3)``.
         steps: ``preprocessing`` of the manifest, done in this order, each where it is there: ``crop`` ("square": the
-            largest central one), ``resize`` (px of the shorter side, or ``[height, width]``), ``center_crop`` (px, or
-            ``[height, width]``), then to [0, 1], then ``(x - mean) / std`` for R, G, B. ``interpolation``:
-            "bilinear" (antialiased, the default), "bicubic" or "nearest".
+            largest central one, or that whose side is ``central_square`` of the shorter side), ``resize`` (px of the
+            shorter side, or ``[height, width]``), ``center_crop`` (px, or ``[height, width]``), then to [0, 1], then
+            ``(x - mean) / std`` for R, G, B. ``interpolation``: "bilinear" (antialiased, the default), "bicubic" or
+            "nearest".
 
     Returns:
         float32 ``(3, height, width)``.
@@ -37,14 +38,18 @@ def preprocess(image: Any, steps: dict[str, Any]) -> np.ndarray:
     pil = _pil()
     unknown = sorted(set(steps) - _STEPS)
     kind = steps.get("interpolation", "bilinear")
-    if unknown or steps.get("crop") not in (None, "square") or kind not in ("bilinear", "bicubic", "nearest"):
+    cut = steps.get("crop"), "central_square" in steps
+    known = cut in ((None, False), ("square", False), ("square", True)) and kind in ("bilinear", "bicubic", "nearest")
+    if unknown or not known:
         raise ExportError(
-            f"preprocessing {steps} of the manifest is not understood: expected crop: square, resize, center_crop, "
-            "interpolation: bilinear, bicubic or nearest, mean, std; or check with a .npz of prepared images"
+            f"preprocessing {steps} of the manifest is not understood: expected crop: square (with central_square), "
+            "resize, center_crop, interpolation: bilinear, bicubic or nearest, mean, std; or check with a .npz of "
+            "prepared images"
         )
     image = (pil.fromarray(image) if isinstance(image, np.ndarray) else image).convert("RGB")
     if steps.get("crop"):
-        image = _cut(image, min(image.size), min(image.size))
+        side = max(1, round(steps.get("central_square", 1.0) * min(image.size)))
+        image = _cut(image, side, side)
     if (size := steps.get("resize")) is not None:
         width, height = image.size
         if not isinstance(size, (list, tuple)):  # the shorter side, as torchvision's Resize

@@ -1,5 +1,6 @@
 """Images prepared by the manifest alone, against torchvision; folders, arrays and what is refused."""
 
+import itertools
 import sys
 
 import numpy as np
@@ -9,7 +10,7 @@ from PIL import Image
 from torchvision.transforms import v2
 
 from hqp_lightning.board.data import labelled_batches, preprocess
-from hqp_lightning.data import ImagenetteDataModule
+from hqp_lightning.data import CIFAR10DataModule, DigitsDataModule, ImageFolderDataModule, ImagenetteDataModule
 from hqp_lightning.errors import ExportError
 
 MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
@@ -55,6 +56,34 @@ def test_imagenette_is_prepared_as_in_training(imagenette_root):
     for image, label in zip(images.numpy(), labels, strict=True):  # each of the decision half is among all of them
         distance = np.abs(got[got_labels == label] - image).max(axis=(1, 2, 3))
         assert distance.min() * min(STD) * 255 < 1.01
+
+
+@pytest.mark.parametrize("crop_fraction", [0.875, 1.0])
+def test_a_folder_of_images_is_prepared_as_in_training(crop_fraction, tmp_path):
+    for part, name in itertools.product(("train", "val"), ("cat", "dog")):
+        (tmp_path / part / name).mkdir(parents=True)
+        for k, size in enumerate([(70, 50), (50, 71), (64, 64), (90, 61)]):
+            _image(*size).rotate(30 * k).save(tmp_path / part / name / f"{k}.png")
+    data = ImageFolderDataModule(tmp_path, image_size=32, batch_size=8, crop_fraction=crop_fraction)
+    data.setup()
+    ((images, labels),) = data.val_dataloader()
+    manifest = {"preprocessing": data.preprocessing, "classes": list(data.classes)}
+    ((got, got_labels),) = labelled_batches(tmp_path / "val", manifest, 8)
+    for image, label in zip(images.numpy(), labels, strict=True):  # each of the decision half is among all of them
+        distance = np.abs(got[got_labels == int(label)] - image).max(axis=(1, 2, 3))
+        assert distance.min() * min(STD) * 255 < 2.01
+
+
+def test_what_every_datamodule_says_is_understood(imagenette_root, tmp_path):
+    photos = imagenette_root / "imagenette2-160"
+    modules = [
+        ImageFolderDataModule(photos, image_size=16),
+        ImagenetteDataModule(imagenette_root, image_size=16),
+        CIFAR10DataModule(tmp_path, image_size=16, download=True),  # when it is set up, which it is not
+        DigitsDataModule(image_size=16),
+    ]
+    for data in modules:
+        assert preprocess(_image(20, 20), data.preprocessing).shape == (3, 16, 16)
 
 
 def test_folders_are_classes_by_name_or_in_order(tmp_path):
@@ -157,7 +186,7 @@ def test_what_cannot_be_prepared_is_refused(tmp_path, monkeypatch):
     _image(8, 8).save(tmp_path / "cat" / "1.png")
     with pytest.raises(ExportError, match="manifest has no preprocessing"):
         list(labelled_batches(tmp_path, {"classes": ["cat"]}, 1))
-    for steps in ({"resize": 8, "pad": 3}, {"crop": "random"}, {"interpolation": "lanczos"}):
+    for steps in ({"resize": 8, "pad": 3}, {"crop": "random"}, {"central_square": 0.9}, {"interpolation": "lanczos"}):
         with pytest.raises(ExportError, match="is not understood: expected crop"):
             list(labelled_batches(tmp_path, {"preprocessing": steps}, 1))
     np.savez(tmp_path / "a.npz", images=np.zeros((2, 3)), labels=np.zeros(2))
