@@ -298,10 +298,6 @@ class Driver:
         value._obj.value = self.attributes[attribute]
         return 0
 
-    def cuDriverGetVersion(self, value):
-        value._obj.value = 12060
-        return 0
-
     def cuMemGetInfo_v2(self, free, total):
         free._obj.value, total._obj.value = self.memory - sum(map(len, self.buffers.values())), self.memory
         return 0

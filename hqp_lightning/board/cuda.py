@@ -67,8 +67,6 @@ class Cuda:
             for attribute in (_CAPABILITY_MAJOR, _CAPABILITY_MINOR, _MULTIPROCESSORS)
         )
         self.capability = f"{major}.{minor}"
-        version = self._number("cuDriverGetVersion")
-        self.driver_cuda = f"{version // 1000}.{version % 1000 // 10}"  # the newest CUDA that the driver serves
 
     def activate(self) -> None:
         """Make the context current in the calling thread."""

@@ -16,10 +16,7 @@ import numpy as np
 from hqp_lightning.errors import ConfigurationError, ExportError
 from hqp_lightning.records import Latency
 
-__all__ = ["PRECISIONS", "Backend", "Engine", "latencies", "processor_name"]
-
-PRECISIONS = ("fp32", "fp16", "int8")
-"""Of an engine, see `Backend.build`."""
+__all__ = ["Backend", "Engine", "latencies", "processor_name"]
 
 
 class Engine(ABC):
