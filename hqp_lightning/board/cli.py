@@ -15,7 +15,7 @@ from hqp_lightning.board.engine import LoadedEngine
 from hqp_lightning.board.layers import read_layers, table
 from hqp_lightning.board.library import import_tensorrt
 from hqp_lightning.board.make import fallback_lines, make
-from hqp_lightning.board.provenance import check_note, read_manifest, source_for, verify
+from hqp_lightning.board.provenance import check_note, find_manifest, read_manifest, source_for, verify
 from hqp_lightning.errors import ExportError, HQPError
 
 __all__ = ["bench", "build", "check", "inspect", "main"]
@@ -94,6 +94,7 @@ def check(engine: Path, data: Path, manifest: Path | None = None, limit: int | N
     with loaded:
         if manifest is None and note.get("manifest") and (engine.parent / note["manifest"]).is_file():
             manifest = engine.parent / note["manifest"]
+        manifest = manifest or find_manifest(engine)  # an export writes it after its engines
         content = None if manifest is None else read_manifest(manifest)
         right = seen = 0
         for images, labels in labelled_batches(data, content, loaded.max_batch, limit):

@@ -65,10 +65,10 @@ def source_for(trt: Any, onnx: Path, precision: str) -> Path:
     )
 
 
-def find_manifest(onnx: Path) -> Path | None:
-    """The manifest.json in the model's folder, or in the one above for a file in ``tensorrt/``."""
-    parent = _absolute(onnx).parent
-    folder = parent.parent if parent.name == FORMS else parent
+def find_manifest(file: Path) -> Path | None:
+    """The manifest.json in a model's or an engine's folder, or in the one above for ``tensorrt/`` and ``engines/``."""
+    parent = _absolute(file).parent
+    folder = parent.parent if parent.name in (FORMS, "engines") else parent
     path = folder / "manifest.json"
     return path if path.is_file() else None
 

@@ -182,6 +182,21 @@ def test_check_says_what_to_doubt(board, folder, capsys):
     assert "alphabetical" not in said
 
 
+def test_an_engine_of_the_export_finds_the_manifest_that_was_written_after_it(board, folder, capsys):
+    board()
+    (folder / "manifest.json").rename(folder / "later")
+    engine = folder / "engines" / "model.int8.int8.engine"
+    assert main(["build", str(folder / "model.int8.onnx"), "-o", str(engine)]) == 0
+    (folder / "later").rename(folder / "manifest.json")
+    (folder / "pictures" / "3").mkdir(parents=True)
+    Image.new("RGB", (8, 8)).save(folder / "pictures" / "3" / "1.png")
+    capsys.readouterr()
+    assert main(["check", str(engine), str(folder / "pictures")]) == 0
+    said = capsys.readouterr().out
+    assert "the manifest says 0.7500" in said
+    assert "warning" not in said
+
+
 def test_a_folder_of_links_is_verified(board, folder, capsys, monkeypatch):
     """As volumes are mounted in containers, or the large files alone; and from inside of tensorrt/."""
     board()
