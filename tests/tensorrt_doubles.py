@@ -7,6 +7,7 @@ itself, a run reads and writes the very addresses that it was given, and the dri
 
 import ctypes
 import enum
+import functools
 import inspect
 import itertools
 import json
@@ -37,7 +38,11 @@ def tensorrt(release, **behaviour):
     calls = []
     module = types.SimpleNamespace(calls=calls, __version__=release, float_layers=set())
     answers = {**_ANSWERS, **{tuple(k.split("__", 1)): v for k, v in behaviour.items()}}
-    for cls, members in RELEASES[release].items():
+    functions, classes = RELEASES[release][""], {k: v for k, v in RELEASES[release].items() if k}
+    for name, text in functions.items():
+        method = _method(module, "", name, text.replace("(", "(self: module, ", 1), answers, calls)
+        setattr(module, name, functools.partial(method, module))
+    for cls, members in classes.items():
         constants = [k for k, v in members.items() if v in ("member", "Severity")]
         if constants and "->" not in "".join(members.values()):
             setattr(module, cls, enum.IntEnum(cls, constants, start=0))
@@ -138,9 +143,9 @@ def host_memory(module, content):
 
 def _parse(self, data, path=None):
     graph = onnx.load_from_string(bytes(data)).graph
-    entry = graph.input[0]
-    shape = tuple(d.dim_value or -1 for d in entry.type.tensor_type.shape.dim)
-    put(self.network, data=bytes(data), entry=new(self.module, "ITensor", name=entry.name, shape=shape))
+    shapes = {i.name: tuple(d.dim_value or -1 for d in i.type.tensor_type.shape.dim) for i in graph.input}
+    entries = [new(self.module, "ITensor", name=name, shape=shape) for name, shape in shapes.items()]
+    put(self.network, data=bytes(data), entries=entries, num_inputs=len(entries), num_outputs=len(graph.output))
     put(self.network, nodes=[n for n in graph.node if n.op_type in KINDS], num_layers=0)
     put(self.network, num_layers=len(self.network.nodes))
     return True
@@ -237,7 +242,7 @@ _ANSWERS = {
     ("ITimingCache", "serialize"): lambda self: host_memory(self.module, b"timings"),
     ("OnnxParser", "__init__"): lambda self, network, logger: put(self, network=network),
     ("OnnxParser", "parse"): _parse,
-    ("INetworkDefinition", "get_input"): lambda self, index: self.entry,
+    ("INetworkDefinition", "get_input"): lambda self, index: self.entries[index],
     ("INetworkDefinition", "get_layer"): _layer,
     ("ILayer", "get_input"): lambda self, index: _tensor(self, self.node.input[index]),
     ("ILayer", "get_output"): lambda self, index: _tensor(self, self.node.output[index]),
@@ -291,10 +296,6 @@ class Driver:
 
     def cuDeviceGetAttribute(self, value, attribute, device):
         value._obj.value = self.attributes[attribute]
-        return 0
-
-    def cuDriverGetVersion(self, value):
-        value._obj.value = 12060
         return 0
 
     def cuMemGetInfo_v2(self, free, total):

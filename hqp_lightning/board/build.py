@@ -6,62 +6,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from hqp_lightning.board.files import write_whole
+from hqp_lightning.board.library import Log
 from hqp_lightning.errors import ExportError
 
-__all__ = ["MAX_BATCH", "PRECISIONS", "Log", "build_plan", "has_quantizers", "import_tensorrt"]
+__all__ = ["MAX_BATCH", "PRECISIONS", "build_plan", "has_quantizers"]
 
 PRECISIONS = ("fp32", "fp16", "int8")
 MAX_BATCH = 32  # largest batch of the profile unless more is asked for
-
-
-def import_tensorrt() -> Any:
-    """Import tensorrt.
-
-    Raises:
-        ExportError: it is not there, or its libraries do not load.
-    """
-    try:
-        import tensorrt
-    except ImportError as error:
-        raise ExportError(
-            f"no TensorRT for this Python ({sys.executable}: {error}). On a Jetson: sudo apt install "
-            "python3-libnvinfer, and the system's python3 (or a virtual environment with --system-site-packages); "
-            "elsewhere: pip install tensorrt"
-        ) from error
-    return tensorrt
-
-
-class Log:
-    """What TensorRT reported: ``logger`` is given to it, ``errors`` are the lines that say why a call failed."""
-
-    def __init__(self, trt: Any, verbose: bool = False) -> None:
-        errors: list[str] = []
-        warnings: list[str] = []
-
-        class Logger(trt.ILogger):
-            def __init__(self) -> None:
-                trt.ILogger.__init__(self)  # pybind11 does not accept super() here
-
-            def log(self, severity: Any, msg: str) -> None:
-                if severity in (trt.ILogger.INTERNAL_ERROR, trt.ILogger.ERROR):
-                    errors.append(msg)
-                elif severity == trt.ILogger.WARNING:
-                    warnings.append(msg)
-                if verbose:
-                    print(f"TensorRT: {msg}", file=sys.stderr)
-
-        self.errors, self.warnings, self.logger = errors, warnings, Logger()
-
-    def why(self) -> str:
-        """The reason of a failure in words, with what to do where that is known."""
-        said = self.errors or self.warnings  # a driver that does not fit is only warned of (8.5)
-        text = "; ".join(dict.fromkeys(said[:3])) or "TensorRT gave no reason"
-        lower = " ".join(said).lower()
-        if "out of memory" in lower or "outofmemory" in lower or "insufficient memory" in lower:
-            return f"GPU out of memory: stop other programs that use it, or take a smaller --batch-size ({text})"
-        if "initialization failure" in lower or "driver version is insufficient" in lower:
-            return f"the driver is too old for this TensorRT's CUDA: update it, or install an older TensorRT ({text})"
-        return text
 
 
 def has_quantizers(onnx: Path) -> bool:
@@ -95,6 +47,7 @@ def build_plan(
 
     Raises:
         ExportError: an unsupported operator, a driver that does not fit, too little memory, or a failed build.
+        KeyboardInterrupt: Ctrl-C; before TensorRT 10 when it has returned, for it knows no way to end a build.
     """
     log = Log(trt, verbose)
     try:
@@ -103,12 +56,13 @@ def build_plan(
         raise ExportError(f"TensorRT {trt.__version__} cannot start: {log.why()}") from error
     network = builder.create_network(_network_flags(trt))
     _parse(trt, network, log, onnx)
+    _check_shape(network, onnx)
     config = builder.create_builder_config()
     _set_precision(trt, config, precision)
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # or the inspector sees only layer names
     most = max(batch_size, MAX_BATCH) if max_batch is None else max_batch
     _add_profile(builder, network, config, (1, batch_size, most))
-    _watch(trt, config)
+    _watch(trt, config, log)
     cached = timing_cache.read_bytes() if timing_cache is not None and timing_cache.is_file() else b""
     for data in (cached, b""):  # a cache from another GPU or release is refused, an empty one always fits
         cache = config.create_timing_cache(data)
@@ -118,10 +72,12 @@ def build_plan(
     log.warnings.clear()
     asked = _asked_int8(trt, network)
     plan = builder.build_serialized_network(network, config)
+    if log.interrupted:
+        raise KeyboardInterrupt
     if plan is None:
         raise ExportError(f"TensorRT {trt.__version__} could not build {onnx} as {precision}: {log.why()}")
-    if timing_cache is not None:
-        timing_cache.write_bytes(bytes(config.get_timing_cache().serialize()))
+    if timing_cache is not None and (cache := config.get_timing_cache()) is not None:
+        write_whole(timing_cache, bytes(cache.serialize()))
     return bytes(plan), asked
 
 
@@ -133,13 +89,23 @@ def _network_flags(trt: Any) -> int:
 
 def _parse(trt: Any, network: Any, log: Log, onnx: Path) -> None:
     parser = trt.OnnxParser(network, log.logger)
-    if parser.parse(onnx.read_bytes()):
+    if parser.parse(onnx.read_bytes(), str(onnx)):  # the path, for weights in files of their own beside it
         return
     errors = [parser.get_error(k) for k in range(parser.num_errors)]
     reasons = "; ".join(_parser_error(e) for e in errors) or log.why()
     unsupported = any("UNSUPPORTED" in str(e.code()) or "No importer registered" in e.desc() for e in errors)
     advice = ": an operator that this release does not have; replace it in the model, or update TensorRT"
     raise ExportError(f"TensorRT {trt.__version__} cannot parse {onnx}{advice if unsupported else ''} ({reasons})")
+
+
+def _check_shape(network: Any, onnx: Path) -> None:
+    """A model that this program cannot run is told before minutes of building."""
+    inputs = [tuple(network.get_input(k).shape) for k in range(network.num_inputs)]
+    if len(inputs) != 1 or network.num_outputs != 1 or inputs[0][:1] != (-1,) or min(inputs[0][1:], default=0) < 1:
+        raise ExportError(
+            f"{onnx} has inputs of shape {inputs} (-1: dynamic) and {network.num_outputs} outputs; expected one input "
+            "of which the batch alone is dynamic, and one output: export it so (dynamic_axes)"
+        )
 
 
 def _parser_error(error: Any) -> str:
@@ -171,10 +137,11 @@ def _asked_int8(trt: Any, network: Any) -> list[str]:
     return [x.name for x in layers if x.type in kinds and x.get_input(0).name in dequantized]
 
 
-def _watch(trt: Any, config: Any) -> None:
-    """Show the progress on a terminal, where the release reports it (10 and later)."""
-    if not (hasattr(config, "progress_monitor") and sys.stderr.isatty()):
+def _watch(trt: Any, config: Any, log: Log) -> None:
+    """Let Ctrl-C end the build, and show its progress on a terminal, where the release reports it (10 and later)."""
+    if not hasattr(config, "progress_monitor"):
         return
+    shown = sys.stderr.isatty()
 
     class Monitor(trt.IProgressMonitor):
         def __init__(self) -> None:
@@ -185,11 +152,18 @@ def _watch(trt: Any, config: Any) -> None:
             self._steps[phase_name] = num_steps
 
         def step_complete(self, phase_name: str, step: int) -> bool:
-            print(f"\r\033[K{phase_name}: {step + 1}/{self._steps[phase_name]}", end="", file=sys.stderr, flush=True)
-            return True  # False would cancel the build
+            self._show(f"{phase_name}: {step + 1}/{self._steps.get(phase_name, '?')}")
+            return not log.interrupted  # False ends the build
 
         def phase_finish(self, phase_name: str) -> None:
             if self._steps.pop(phase_name, 0) and not self._steps:
-                print("\r\033[K", end="", file=sys.stderr, flush=True)
+                self._show("")
+
+        def _show(self, text: str) -> None:
+            try:
+                if shown:
+                    print(f"\r\033[K{text}", end="", file=sys.stderr, flush=True)
+            except KeyboardInterrupt:
+                log.interrupted = True
 
     config.progress_monitor = Monitor()

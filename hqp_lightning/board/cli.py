@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from hqp_lightning.board.build import MAX_BATCH, PRECISIONS, has_quantizers, import_tensorrt
+from hqp_lightning.board.build import MAX_BATCH, PRECISIONS, has_quantizers
 from hqp_lightning.board.cuda import Cuda
-from hqp_lightning.board.data import labelled_batches
+from hqp_lightning.board.data import labelled_batches, match_folders
 from hqp_lightning.board.engine import LoadedEngine
 from hqp_lightning.board.layers import read_layers, table
+from hqp_lightning.board.library import import_tensorrt
 from hqp_lightning.board.make import fallback_lines, make
-from hqp_lightning.board.provenance import check_note, read_manifest, source_for, verify
+from hqp_lightning.board.provenance import check_note, find_manifest, read_manifest, source_for, verify
 from hqp_lightning.errors import ExportError, HQPError
 
 __all__ = ["bench", "build", "check", "inspect", "main"]
@@ -44,25 +44,28 @@ def build(
         raise ExportError(f"precision {precision} takes {wanted}; {onnx.name} is not one")
     if batch_size < 1 or (max_batch is not None and max_batch < batch_size):
         raise ExportError(f"batch size {batch_size}, largest {max_batch}: expected 1 <= batch size <= largest")
+    if engine.resolve() == onnx.resolve():
+        raise ExportError(f"the engine would overwrite the model {onnx}: name another file, such as model.engine")
     cuda = Cuda()  # the driver first: without a GPU trt.Runtime ends the process (8.6)
     trt = import_tensorrt()
     source = source_for(trt, onnx, precision)
     if source != onnx:
         said += [f"TensorRT {trt.__version__} builds from {source}", verify(source)]
-    options = {"batch_size": batch_size, "max_batch": max_batch, "timing_cache": timing_cache, "verbose": verbose}
-    made = make(trt, cuda, source, engine, precision, **options)
+    options: dict[str, Any] = {"batch_size": batch_size, "max_batch": max_batch, "verbose": verbose}
+    made = make(trt, cuda, source, engine, precision, timing_cache=timing_cache, **options)
     made.engine.close()
-    said += [table(made.layers), *fallback_lines(made.layers, made.asked)]
-    return [*said, f"wrote {engine} ({engine.stat().st_size / 1e6:.1f} MB) and {engine.name}.json"]
+    return [*said, *made.lines(), f"wrote {engine} ({engine.stat().st_size / 1e6:.1f} MB) and {engine.name}.json"]
 
 
 def bench(engine: Path, batch_size: int | None = None, warmup: int = 50, runs: int = 200) -> list[str]:
     """Time an engine on random input; return the lines to show."""
     import numpy as np
 
+    if batch_size is not None and batch_size < 1:
+        raise ExportError(f"batch size {batch_size}: expected at least 1")
     loaded, note, said = _load(engine)
     with loaded:
-        n = batch_size or loaded.batch_size
+        n = loaded.batch_size if batch_size is None else batch_size
         batch = np.random.default_rng(0).standard_normal((n, *loaded.sample_shape), dtype=np.float32)
         times = loaded.time(batch, warmup=warmup, runs=runs)
     return [
@@ -79,28 +82,54 @@ def inspect(engine: Path, as_json: bool = False) -> list[str]:
     loaded, note, said = _load(engine)
     with loaded:
         inspection = loaded.layers()
-    layers = read_layers(inspection)
     if as_json:
-        return [json.dumps(json.loads(inspection), indent=1)]
+        return [inspection]
+    layers = read_layers(inspection)
     return [*said, table(layers), *fallback_lines(layers, note.get("int8_asked", []))]
 
 
 def check(engine: Path, data: Path, manifest: Path | None = None, limit: int | None = None) -> list[str]:
     """Measure the top-1 accuracy of an engine on labelled images; return the lines to show."""
     loaded, note, said = _load(engine)
-    if manifest is None and note.get("manifest"):
-        manifest = engine.parent / note["manifest"]
-    content = read_manifest(manifest) if manifest is not None and manifest.is_file() else None
-    right = seen = 0
     with loaded:
+        if manifest is None and note.get("manifest") and (engine.parent / note["manifest"]).is_file():
+            manifest = engine.parent / note["manifest"]
+        manifest = manifest or find_manifest(engine)  # an export writes it after its engines
+        content = None if manifest is None else read_manifest(manifest)
+        right = seen = 0
         for images, labels in labelled_batches(data, content, loaded.max_batch, limit):
-            right += int((loaded.run(images).argmax(axis=1) == labels).sum())
+            logits = loaded.run(images)
+            if labels.min() < 0 or labels.max() >= logits.shape[1]:
+                raise ExportError(
+                    f"{data} has labels from {labels.min()} to {labels.max()}, the model {logits.shape[1]} classes, "
+                    "numbered from 0"
+                )
+            right += int((logits.argmax(axis=1) == labels).sum())
             seen += len(labels)
+    said += [] if content is None else _about(content, note, data)
     said.append(f"top-1 {right / seen:.4f} ({right} of {seen} images of {data})")
     if content is not None and content.get("accuracy") is not None:
         metric = content.get("monitor") or "its metric"
-        said.append(f"the manifest says {content['accuracy']:.4f} for {metric} on the data that the export scored")
+        model = content["model"]["path"]
+        said.append(f"the manifest says {content['accuracy']:.4f} for {metric} of {model} on what the export scored")
     return said
+
+
+def _about(content: dict[str, Any], note: dict[str, Any], data: Path) -> list[str]:
+    """What one should know of a check before one believes it."""
+    hashes = {content["model"]["sha256"], *content.get("files", {}).values()}
+    warnings = []
+    if note.get("source", {}).get("sha256") not in hashes:
+        warnings.append("the engine was built from another model than the manifest describes: build it again")
+    classes = content.get("classes")
+    if classes and data.is_dir():
+        pairs = [f"{name} = {classes[k]}" for name, k in match_folders(data, classes).items() if classes[k] != name]
+        if pairs:
+            more = " ..." if len(pairs) > 3 else ""
+            warnings.append(
+                f"folders were matched with the classes in alphabetical order: {', '.join(pairs[:3])}{more}"
+            )
+    return [f"warning: {text}" for text in warnings]
 
 
 def _load(engine: Path) -> tuple[LoadedEngine, dict[str, Any], list[str]]:
@@ -116,9 +145,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     command = options.pop("command")
     try:
         print("\n".join(command(**options)))
-    except HQPError as error:
+    except (HQPError, OSError) as error:
         print(f"hqp-engine: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("hqp-engine: interrupted", file=sys.stderr)
+        return 130
     return 0
 
 

@@ -16,7 +16,8 @@ _OUT_OF_MEMORY = 2
 _CAPABILITY_MAJOR, _CAPABILITY_MINOR, _MULTIPROCESSORS = 75, 76, 16  # of CUdevice_attribute
 _ADVICE = {  # CUresult of cuInit -> what it means here
     34: "the driver library is the toolkit's stub: run it where the NVIDIA driver is installed",
-    100: "no GPU is visible: check nvidia-smi, CUDA_VISIBLE_DEVICES, and the container's --gpus or --runtime nvidia",
+    100: "no GPU is visible: check nvidia-smi, CUDA_VISIBLE_DEVICES, and the container's --gpus or --runtime nvidia; "
+    "on a Jetson also that the user is in the group video",
     803: "the driver's library and its kernel module are of different versions: reboot, or install the driver again",
     804: "the CUDA compatibility library is not for this GPU: take it out of LD_LIBRARY_PATH",
 }
@@ -66,8 +67,6 @@ class Cuda:
             for attribute in (_CAPABILITY_MAJOR, _CAPABILITY_MINOR, _MULTIPROCESSORS)
         )
         self.capability = f"{major}.{minor}"
-        version = self._number("cuDriverGetVersion")
-        self.driver_cuda = f"{version // 1000}.{version % 1000 // 10}"  # the newest CUDA that the driver serves
 
     def activate(self) -> None:
         """Make the context current in the calling thread."""

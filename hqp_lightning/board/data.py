@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import zipfile
+import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,10 +12,10 @@ import numpy as np
 
 from hqp_lightning.errors import ExportError
 
-__all__ = ["labelled_batches", "preprocess"]
+__all__ = ["labelled_batches", "match_folders", "preprocess"]
 
 _SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp"}
-_STEPS = {"crop", "resize", "center_crop", "interpolation", "mean", "std"}
+_STEPS = {"crop", "central_square", "resize", "center_crop", "interpolation", "mean", "std"}
 
 
 def preprocess(image: Any, steps: dict[str, Any]) -> np.ndarray:
@@ -22,9 +24,10 @@ def preprocess(image: Any, steps: dict[str, Any]) -> np.ndarray:
     Args:
         image: a PIL image, or uint8 ``(height, width, 3)``.
         steps: ``preprocessing`` of the manifest, done in this order, each where it is there: ``crop`` ("square": the
-            largest central one), ``resize`` (px of the shorter side, or ``[height, width]``), ``center_crop`` (px, or
-            ``[height, width]``), then to [0, 1], then ``(x - mean) / std`` for R, G, B. ``interpolation``:
-            "bilinear" (antialiased, the default), "bicubic" or "nearest".
+            largest central one, or that whose side is ``central_square`` of the shorter side), ``resize`` (px of the
+            shorter side, or ``[height, width]``), ``center_crop`` (px, or ``[height, width]``), then to [0, 1], then
+            ``(x - mean) / std`` for R, G, B. ``interpolation``: "bilinear" (antialiased, the default), "bicubic" or
+            "nearest".
 
     Returns:
         float32 ``(3, height, width)``.
@@ -35,14 +38,18 @@ def preprocess(image: Any, steps: dict[str, Any]) -> np.ndarray:
     pil = _pil()
     unknown = sorted(set(steps) - _STEPS)
     kind = steps.get("interpolation", "bilinear")
-    if unknown or steps.get("crop") not in (None, "square") or kind not in ("bilinear", "bicubic", "nearest"):
+    cut = steps.get("crop"), "central_square" in steps
+    known = cut in ((None, False), ("square", False), ("square", True)) and kind in ("bilinear", "bicubic", "nearest")
+    if unknown or not known:
         raise ExportError(
-            f"preprocessing {steps} of the manifest is not understood: expected crop: square, resize, center_crop, "
-            "interpolation: bilinear, bicubic or nearest, mean, std; or check with a .npz of prepared images"
+            f"preprocessing {steps} of the manifest is not understood: expected crop: square (with central_square), "
+            "resize, center_crop, interpolation: bilinear, bicubic or nearest, mean, std; or check with a .npz of "
+            "prepared images"
         )
     image = (pil.fromarray(image) if isinstance(image, np.ndarray) else image).convert("RGB")
     if steps.get("crop"):
-        image = _cut(image, min(image.size), min(image.size))
+        side = max(1, round(steps.get("central_square", 1.0) * min(image.size)))
+        image = _cut(image, side, side)
     if (size := steps.get("resize")) is not None:
         width, height = image.size
         if not isinstance(size, (list, tuple)):  # the shorter side, as torchvision's Resize
@@ -83,50 +90,81 @@ def labelled_batches(
         raise ExportError(f"no folder and no .npz file at {source}")
     if not samples:
         raise ExportError(f"no images in {source}: expected class/image.jpg")
+    if manifest is None and not prepared:
+        raise ExportError(
+            "without the manifest.json of the export, images cannot be prepared as in training: name it with "
+            "--manifest, or check with a .npz of prepared float32 images"
+        )
     if steps is None and not prepared:
         raise ExportError(
             "the manifest has no preprocessing, so images cannot be prepared as in training: give the datamodule a "
             "`preprocessing` and export again, or check with a .npz of prepared float32 images"
         )
+    if limit is not None and limit < 1:
+        raise ExportError(f"limit={limit}: expected at least 1 image")
     if limit is not None and limit < len(samples):
         samples = [samples[k * len(samples) // limit] for k in range(limit)]
+    shape = None if prepared else tuple((manifest or {}).get("model", {}).get("input_shape", ())) or None
     for start in range(0, len(samples), batch_size):
         part = samples[start : start + batch_size]
         images = [image if prepared else preprocess(_open(image), steps or {}) for image, _ in part]
+        for (source_image, _), image in zip(part, images):
+            if image.shape != (shape := shape or image.shape):
+                what = source_image if isinstance(source_image, Path) else "an image"
+                raise ExportError(
+                    f"{what} is {image.shape} when prepared as the manifest says, expected {shape}: it has another "
+                    "size or aspect ratio than the training's, and the preprocessing does not cut it"
+                )
         yield np.stack(images), np.array([label for _, label in part])
 
 
-def _folder(source: Path, classes: Sequence[str] | None) -> list[tuple[Any, int]]:
-    """Folders named as the classes, or, if there are as many, in alphabetical order (torchvision's ImageFolder)."""
-    names = sorted(p.name for p in source.iterdir() if p.is_dir())
+def match_folders(source: Path, classes: Sequence[str] | None) -> dict[str, int]:
+    """Which class each folder in ``source`` holds: by name, or, if none has a class's name, in alphabetical order.
+
+    The latter is how torchvision's ImageFolder numbers them, and needs as many folders as classes.
+
+    Args:
+        source: a folder with a folder for each class; hidden ones do not count.
+        classes: names in the order of the logits; None: not known.
+
+    Raises:
+        ExportError: some folders have a class's name and some have not, or there are too few or too many.
+    """
+    names = sorted(p.name for p in source.iterdir() if p.is_dir() and not p.name.startswith("."))
     known = list(classes or ())
-    if known and set(names) <= set(known):
-        index = {name: known.index(name) for name in names}
-    elif not known or len(names) == len(known):
-        index = {name: k for k, name in enumerate(names)}
-    else:
+    strange = [name for name in names if name not in known]
+    if known and not strange:
+        return {name: known.index(name) for name in names}
+    if known and not len(names) == len(strange) == len(known):
         raise ExportError(
-            f"{source} has {len(names)} folders ({', '.join(names[:3])} ...), the model {len(known)} classes "
-            f"({', '.join(known[:3])} ...): name the folders as the classes"
+            f"{source} has {len(names)} folders, the model {len(known)} classes ({', '.join(known[:3])} ...), and no "
+            f"class is called {', '.join(strange[:3])}: name the folders as the classes"
         )
+    return {name: k for k, name in enumerate(names)}
+
+
+def _folder(source: Path, classes: Sequence[str] | None) -> list[tuple[Any, int]]:
     return [
-        (path, index[name])
-        for name in names
+        (path, index)
+        for name, index in match_folders(source, classes).items()
         for path in sorted((source / name).rglob("*"))
-        if path.suffix.lower() in _SUFFIXES
+        if path.suffix.lower() in _SUFFIXES and not path.name.startswith(".")  # "._1.jpg" of a Mac
     ]
 
 
 def _arrays(source: Path) -> tuple[list[tuple[Any, int]], bool]:
     try:
-        with np.load(source) as content:
+        if not zipfile.is_zipfile(str(source)):
+            raise ValueError("another kind of file, or cut off")
+        with np.load(str(source)) as content:
             images, labels = content["images"], content["labels"]
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise ExportError(f"{source} is no .npz with the arrays images and labels: {error}") from error
-    if images.ndim != 4 or len(images) != len(labels) or (images.dtype == np.uint8 and images.shape[-1] != 3):
+    known = images.ndim == 4 and (images.dtype.kind == "f" or (images.dtype == np.uint8 and images.shape[-1] == 3))
+    if not known or labels.shape != images.shape[:1] or labels.dtype.kind not in "iu":
         raise ExportError(
-            f"{source}: images {images.dtype} {images.shape}, labels {labels.shape}; expected float32 "
-            "(n, channels, height, width) or uint8 (n, height, width, 3), and (n,)"
+            f"{source}: images {images.dtype} {images.shape}, labels {labels.dtype} {labels.shape}; expected float32 "
+            "(n, channels, height, width) or uint8 (n, height, width, 3), and integers (n,)"
         )
     return [(image, int(label)) for image, label in zip(images, labels)], images.dtype != np.uint8
 
@@ -134,8 +172,12 @@ def _arrays(source: Path) -> tuple[list[tuple[Any, int]], bool]:
 def _open(image: Any) -> Any:
     if not isinstance(image, Path):
         return image
-    with _pil().open(image) as opened:
-        return opened.convert("RGB")
+    pil = _pil()
+    try:
+        with pil.open(image) as opened:
+            return opened.convert("RGB")
+    except (OSError, SyntaxError, ValueError) as error:  # as Pillow says it, by format
+        raise ExportError(f"{image} cannot be read as a picture ({error}): copy it again, or take it away") from error
 
 
 def _cut(image: Any, height: int, width: int) -> Any:

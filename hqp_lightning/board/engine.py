@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from hqp_lightning.board.build import Log
+from hqp_lightning.board.library import Log
 from hqp_lightning.errors import ExportError
 
 __all__ = ["LoadedEngine", "Times"]
@@ -66,9 +66,8 @@ class LoadedEngine:
         self._in, self._out = inputs[0], outputs[0]
         if any(self._engine.get_tensor_dtype(n) != trt.DataType.FLOAT for n in names):
             raise ExportError(f"{name}: input and output must be float32")
-        least, best, most = (tuple(s) for s in self._engine.get_tensor_profile_shape(self._in, 0))
-        self.sample_shape, self.batch_size = most[1:], best[0]
-        self._least, self.max_batch = least[0], most[0]
+        _, best, most = (tuple(s) for s in self._engine.get_tensor_profile_shape(self._in, 0))
+        self.sample_shape, self.batch_size, self.max_batch = most[1:], best[0], most[0]
         self._buffers: dict[str, tuple[int, int]] = {}  # tensor -> address, bytes
         self._stream, self._events = cuda.stream(), (cuda.event(), cuda.event())
 
@@ -87,7 +86,7 @@ class LoadedEngine:
         result = self._bind(batch)
         self._enqueue()
         self._cuda.to_host(result, self._buffers[self._out][0], self._stream)
-        return result[: len(batch)]
+        return result
 
     def latency_ms(self, batch: np.ndarray) -> float:
         """GPU time of one call by CUDA events, milliseconds; the copies to and from the GPU are not in it."""
@@ -127,8 +126,6 @@ class LoadedEngine:
             expected = ("1.." + str(self.max_batch), *self.sample_shape)
             raise ExportError(f"{self.name}: batch of shape {batch.shape}, expected {expected}")
         self._cuda.activate()
-        if len(batch) < self._least:  # of a fixed batch size: the rest is repeated, and cut off afterwards
-            batch = np.concatenate([batch, np.repeat(batch[-1:], self._least - len(batch), axis=0)])
         values = np.ascontiguousarray(batch, dtype=np.float32)
         self._context.set_input_shape(self._in, values.shape)
         result = np.empty(tuple(self._context.get_tensor_shape(self._out)), np.float32)

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from hqp_lightning.errors import ExportError
 
-__all__ = ["Layer", "fell_back", "read_layers", "table"]
+__all__ = ["Layer", "fell_back", "read_layers", "table", "untold"]
 
 # How the releases write a type in "Format/Datatype" or "Weights": "Row major Int8 format", "Half", "Float",
 # "Channel major FP16 format where channel % 8 == 0", "Row major linear FP32".
@@ -38,7 +38,7 @@ def read_layers(inspection: str) -> list[Layer]:
     """Parse ``get_engine_information(JSON)``.
 
     Raises:
-        ExportError: the engine was built without detailed layer information.
+        ExportError: the engine was built without detailed layer information, or the report is not JSON.
 
     Examples:
         >>> conv = '{"Name": "c1 + r1", "LayerType": "CaskConvolution", "Weights": {"Type": "Int8", "Count": 9}'
@@ -46,7 +46,10 @@ def read_layers(inspection: str) -> list[Layer]:
         >>> read_layers(f'{{"Layers": [{conv}]}}')
         [Layer(name='c1 + r1', kind='CaskConvolution', precision='INT8', output='FP16', nodes=('c1', 'r1'))]
     """
-    rows = json.loads(inspection).get("Layers", [])
+    try:
+        rows = json.loads(inspection, strict=False).get("Layers", [])  # "Metadata" is separated by control characters
+    except (ValueError, AttributeError) as error:
+        raise ExportError(f"TensorRT's report of the layers cannot be read: {error}") from error
     if any(isinstance(row, str) for row in rows):
         raise ExportError("the engine has only the names of its layers: build it with detailed profiling verbosity")
     return [_layer(row) for row in rows]
@@ -56,6 +59,12 @@ def fell_back(layers: Iterable[Layer], asked: Iterable[str]) -> list[Layer]:
     """The layers that compute in another type than INT8 though one of their nodes is in ``asked``."""
     wanted = set(asked)
     return [layer for layer in layers if wanted.intersection(layer.nodes) and layer.precision not in ("INT8", "?")]
+
+
+def untold(layers: Iterable[Layer], asked: Iterable[str]) -> list[str]:
+    """Those of ``asked`` of which the report names no precision: fused into a layer that does not list its nodes."""
+    told = {node for layer in layers if layer.precision != "?" for node in layer.nodes}
+    return [name for name in asked if name not in told]
 
 
 def table(layers: Sequence[Layer]) -> str:

@@ -8,6 +8,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from hqp_lightning.board.files import write_whole
 from hqp_lightning.errors import ExportError
 
 __all__ = [
@@ -64,9 +65,10 @@ def source_for(trt: Any, onnx: Path, precision: str) -> Path:
     )
 
 
-def find_manifest(onnx: Path) -> Path | None:
-    """The manifest.json in the model's folder, or in the one above for a file in ``tensorrt/``."""
-    folder = onnx.parent.parent if onnx.parent.name == FORMS else onnx.parent
+def find_manifest(file: Path) -> Path | None:
+    """The manifest.json in a model's or an engine's folder, or in the one above for ``tensorrt/`` and ``engines/``."""
+    parent = _absolute(file).parent
+    folder = parent.parent if parent.name in (FORMS, "engines") else parent
     path = folder / "manifest.json"
     return path if path.is_file() else None
 
@@ -81,7 +83,11 @@ def read_manifest(path: Path) -> dict[str, Any]:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ExportError(f"could not read the manifest {path}: {error}") from error
-    if not isinstance(content, dict) or content.get("schema_version") != SCHEMA_VERSION:
+    content = content if isinstance(content, dict) else {}
+    model = content.get("model")
+    if content.get("schema_version") != SCHEMA_VERSION or not (
+        isinstance(model, dict) and {"path", "sha256"} <= set(model)
+    ):
         raise ExportError(f"{path} is no manifest of schema version {SCHEMA_VERSION}")
     return content
 
@@ -99,7 +105,8 @@ def verify(onnx: Path) -> str:
         return f"no manifest.json beside {onnx.name}: its hash is not verified"
     content = read_manifest(manifest)
     known = {**content.get("files", {}), content["model"]["path"]: content["model"]["sha256"]}
-    expected = known.get(onnx.resolve().relative_to(manifest.resolve().parent).as_posix())
+    # Links are not followed: a mounted folder may consist of them, and the manifest means the names in its folder.
+    expected = known.get(_absolute(onnx).relative_to(manifest.parent).as_posix())
     if expected is None:
         return f"{manifest.name} does not list {onnx.name}: its hash is not verified"
     if sha256(onnx) != expected:
@@ -126,7 +133,7 @@ def write_note(engine: Path, source: Path, trt: Any, cuda: Any, **facts: Any) ->
         **facts,
     }
     path = _note_path(engine)
-    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    write_whole(path, (json.dumps(content, indent=2) + "\n").encode())
     return path
 
 
@@ -167,6 +174,10 @@ def check_note(engine: Path, trt: Any, cuda: Any) -> tuple[dict[str, Any], list[
             "(another module or power mode): build it again for its full speed"
         )
     return note, warnings
+
+
+def _absolute(path: Path) -> Path:
+    return Path(os.path.abspath(path))
 
 
 def _note_path(engine: Path) -> Path:

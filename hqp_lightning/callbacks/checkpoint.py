@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 from pathlib import Path
+from pickle import UnpicklingError
 from types import MethodType
 from typing import Any, TypeVar
 
@@ -71,23 +73,31 @@ class PrunedCheckpointMixin:
         return self
 
 
-def load_pruned(model: type[T] | T, ckpt_path: str | Path, **kwargs: Any) -> T:
+def load_pruned(model: type[T] | T, ckpt_path: str | Path, *, weights_only: bool = True, **kwargs: Any) -> T:
     """Rebuild a pruned LightningModule from its original class, or a fresh instance, and a checkpoint.
 
     Args:
         model: the LightningModule class (built as ``load_from_checkpoint`` does, with the checkpoint's hyperparameters
             and ``kwargs``), or an instance of the original, unpruned architecture; the instance is changed in place.
         ckpt_path: a Lightning checkpoint saved while `HQPPruning` or `Int8Export` was attached.
+        weights_only: read tensors and plain data alone, which cannot run code; False, for a file that you trust, reads
+            other objects, too (a ``Path`` among the hyperparameters is one).
         **kwargs: constructor arguments that override the saved hyperparameters.
 
     Returns:
         The module with the pruned structure and the checkpoint's weights, on the CPU.
 
     Raises:
-        ConfigurationError: the file carries no structure.
+        ConfigurationError: the file carries no structure, or holds more than plain data.
         SurgeryError: the structure is of another architecture.
     """
-    checkpoint = torch.load(ckpt_path, map_location="cpu", weights_only=True)
+    try:
+        checkpoint = torch.load(ckpt_path, map_location="cpu", weights_only=weights_only)
+    except UnpicklingError as error:
+        raise ConfigurationError(
+            f"{ckpt_path} holds more than tensors and plain data (most often among the hyperparameters), or is no "
+            "checkpoint. If you trust it: load_pruned(..., weights_only=False)."
+        ) from error
     if STRUCTURE_KEY not in checkpoint:
         raise ConfigurationError(
             f"{ckpt_path} carries no {STRUCTURE_KEY!r}: it was saved without HQPPruning or Int8Export. "
@@ -95,6 +105,8 @@ def load_pruned(model: type[T] | T, ckpt_path: str | Path, **kwargs: Any) -> T:
         )
     if isinstance(model, type):
         loader: Any = type(model.__name__, (model, PrunedCheckpointMixin), {})
+        if "weights_only" in inspect.signature(loader.load_from_checkpoint).parameters:  # Lightning has it since 2.6
+            kwargs["weights_only"] = weights_only
         module = loader.load_from_checkpoint(ckpt_path, map_location="cpu", **kwargs)
         module.__class__ = model
         return module

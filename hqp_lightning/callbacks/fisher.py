@@ -12,13 +12,14 @@ from torch import Tensor
 
 from hqp_lightning.callbacks.network import LossFn, find_network, fisher_context, network_inputs, per_sample_loss
 from hqp_lightning.callbacks.ranks import merged
+from hqp_lightning.callbacks.trainer import loose
 from hqp_lightning.core import fisher
 from hqp_lightning.core.saliency import ESTIMATORS, saliency
 from hqp_lightning.errors import ConfigurationError
 from hqp_lightning.records import ChannelGroup
 from hqp_lightning.surgery import Shadow
 
-__all__ = ["FisherAccumulator"]
+__all__ = ["FisherAccumulator", "shared"]
 
 
 class FisherAccumulator(Callback):
@@ -112,3 +113,26 @@ class FisherAccumulator(Callback):
     def saliency(self) -> dict[str, Tensor]:
         """One value per gate of every group, on the CPU; empty before the first validation."""
         return saliency(self.compute(), self.groups, self.estimator) if self.state.samples else {}
+
+
+def shared(trainer: Trainer, pruning: Callback, own: FisherAccumulator, estimator: str) -> FisherAccumulator:
+    """The trainer's accumulator, so that one pass serves both; without one, ``own``.
+
+    Raises:
+        ConfigurationError: it measures something else than ``pruning`` asks for, or comes after it on several devices.
+    """
+    callbacks = loose(trainer).callbacks
+    given = next((c for c in callbacks if isinstance(c, FisherAccumulator)), None)
+    if given is None:
+        return own
+    if estimator in ESTIMATORS and given.estimator != estimator:
+        raise ConfigurationError(
+            f"{type(pruning).__name__}(estimator={estimator!r}) would rank by the scores of the trainer's "
+            f"FisherAccumulator(estimator={given.estimator!r}): give both the same, or leave the FisherAccumulator out."
+        )
+    if trainer.world_size > 1 and callbacks.index(given) > callbacks.index(pruning):
+        raise ConfigurationError(
+            f"FisherAccumulator must come before {type(pruning).__name__} in Trainer(callbacks=[...]): it adds up the "
+            "ranks when a validation ends, and the step is chosen right after."
+        )
+    return given

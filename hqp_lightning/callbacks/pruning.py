@@ -9,7 +9,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from hqp_lightning.callbacks.averaging import scored
 from hqp_lightning.callbacks.checkpoint import carry_structure
-from hqp_lightning.callbacks.fisher import FisherAccumulator
+from hqp_lightning.callbacks.fisher import FisherAccumulator, shared
 from hqp_lightning.callbacks.judging import healed, judge_, may_step_, note_
 from hqp_lightning.callbacks.network import LossFn, find_network
 from hqp_lightning.callbacks.operation import dense_shadow, leave_, measured_saliency, prune_, undo_
@@ -123,8 +123,7 @@ class HQPPruning(Callback):
         if stage == "fit":
             check_trainer(trainer, self)
             self._example = ()
-            others = [c for c in loose(trainer).callbacks if isinstance(c, FisherAccumulator)]
-            self._fisher = others[0] if others else self.own_fisher
+            self._fisher = shared(trainer, self, self.own_fisher, self.options.estimator)
             carry_structure(pl_module)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -45,11 +45,12 @@ def score(trainer: Trainer, pl_module: LightningModule, loaders: Any, monitor: s
 
 
 def second_trainer(trainer: Trainer, **settings: Any) -> Trainer:
-    """A quiet Trainer without callbacks, for one device of the kind that the first one has."""
+    """A quiet Trainer without callbacks, for the device of this process in the first one."""
+    root = trainer.strategy.root_device
     quiet = {"enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False}
     return Trainer(
-        accelerator="cpu" if trainer.strategy.root_device.type == "cpu" else "auto",
-        devices=1,
+        accelerator=root.type if root.type in ("cpu", "cuda", "mps") else "auto",
+        devices=[root.index] if root.type == "cuda" and root.index is not None else 1,  # 1 alone would be the first GPU
         plugins=[LightningEnvironment()],  # not the cluster's, which expects as many devices as were started
         **{**quiet, **settings},
     )

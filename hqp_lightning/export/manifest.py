@@ -57,6 +57,7 @@ def write_manifest(
     content = {
         "schema_version": provenance.SCHEMA_VERSION,
         "model": model,
+        "input": _input(artifact.input_shape, preprocessing),
         "preprocessing": preprocessing,
         "classes": None if classes is None else list(classes),
         "accuracy": accuracy,
@@ -70,6 +71,14 @@ def write_manifest(
     except (TypeError, ValueError, OSError) as error:
         raise ExportError(f"could not write the manifest {path}: {error}") from error
     return path
+
+
+def _input(shape: Sequence[int], preprocessing: Mapping[str, Any] | None) -> dict[str, Any]:
+    """What the name and the shape leave open: who knows only the folder would have to guess."""
+    facts: dict[str, Any] = {"dtype": "float32", "layout": {1: "NC", 3: "NCHW"}.get(len(shape))}
+    if preprocessing is None:
+        return facts
+    return {**facts, "channels": "RGB", "divide_by": 255}  # of `hqp_lightning.board.data.preprocess`, before the mean
 
 
 def read_manifest(path: str | os.PathLike[str], *, verify: bool = True) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 import pytest
+from PIL import Image
 from tensorrt_doubles import RELEASES, Driver, named
 
 import hqp_lightning
@@ -132,10 +133,16 @@ def test_another_power_mode_is_only_a_warning(board, folder, capsys):
         (["build", "model.onnx", "-o", "e", "--precision", "int8"], "int8 takes a model with Q/DQ nodes"),
         (["build", "model.int8.onnx", "-o", "e", "--precision", "fp16"], "fp16 takes the float model.onnx"),
         (["build", "model.onnx", "-o", "e", "--batch-size", "8", "--max-batch", "4"], "batch size 8, largest 4"),
+        (["build", "model.onnx", "-o", "model.onnx"], "the engine would overwrite the model model.onnx"),
         (["bench", "missing.engine"], "no engine at missing.engine: build it here"),
         (["bench", "bare.engine"], "no readable note bare.engine.json"),
         (["bench", "model.engine", "--runs", "0"], "runs=0"),
         (["bench", "model.engine", "--batch-size", "33"], "expected"),
+        (["bench", "model.engine", "--batch-size", "0"], "batch size 0: expected at least 1"),
+        (["bench", "model.engine", "--batch-size", "-1"], "batch size -1: expected at least 1"),
+        (["check", "model.engine", "shifted.npz"], "labels from 1 to 10, the model 10 classes, numbered from 0"),
+        (["check", "model.engine", "shifted.npz", "--limit", "0"], "expected at least 1 image"),
+        (["check", "model.engine", "shifted.npz", "--manifest", "lost.json"], "could not read the manifest lost.json"),
         (["check", "model.engine", "missing"], "no folder and no .npz"),
     ],
 )
@@ -144,11 +151,74 @@ def test_bad_input_gets_one_line(arguments, said, board, folder, capsys, monkeyp
     monkeypatch.chdir(folder)
     main(["build", "model.int8.onnx", "-o", "model.engine"])
     Path("bare.engine").write_bytes(b"PLAN")
+    np.savez("shifted.npz", images=np.zeros((10, 3, 8, 8), np.float32), labels=np.arange(1, 11))
     assert main(arguments) == 1
     error = capsys.readouterr().err
     assert said in error
     assert error.count("\n") == 1
     assert not Path("e").exists()
+
+
+def test_check_says_what_to_doubt(board, folder, capsys):
+    board()
+    engine = folder / "model.engine"
+    main(["build", str(folder / "model.int8.onnx"), "-o", str(engine)])
+    for name in "jihgfedcba":
+        (folder / "pictures" / name).mkdir(parents=True)
+        Image.new("RGB", (8, 8)).save(folder / "pictures" / name / "1.png")
+    capsys.readouterr()
+    assert main(["check", str(engine), str(folder / "pictures")]) == 0
+    said = capsys.readouterr().out
+    assert "warning: folders were matched with the classes in alphabetical order: a = 0, b = 1, c = 2 ..." in said
+    assert "another model" not in said
+    assert "the manifest says 0.7500 for val_acc of model.int8.onnx" in said
+    content = json.loads((folder / "manifest.json").read_text())
+    content["classes"] = list("abcdefghij")
+    content["model"]["sha256"] = content["files"]["model.int8.onnx"] = "of a later export"
+    (folder / "manifest.json").write_text(json.dumps(content))
+    assert main(["check", str(engine), str(folder / "pictures")]) == 0
+    said = capsys.readouterr().out
+    assert "warning: the engine was built from another model than the manifest describes" in said
+    assert "alphabetical" not in said
+
+
+def test_an_engine_of_the_export_finds_the_manifest_that_was_written_after_it(board, folder, capsys):
+    board()
+    (folder / "manifest.json").rename(folder / "later")
+    engine = folder / "engines" / "model.int8.int8.engine"
+    assert main(["build", str(folder / "model.int8.onnx"), "-o", str(engine)]) == 0
+    (folder / "later").rename(folder / "manifest.json")
+    (folder / "pictures" / "3").mkdir(parents=True)
+    Image.new("RGB", (8, 8)).save(folder / "pictures" / "3" / "1.png")
+    capsys.readouterr()
+    assert main(["check", str(engine), str(folder / "pictures")]) == 0
+    said = capsys.readouterr().out
+    assert "the manifest says 0.7500" in said
+    assert "warning" not in said
+
+
+def test_a_folder_of_links_is_verified(board, folder, capsys, monkeypatch):
+    """As volumes are mounted in containers, or the large files alone; and from inside of tensorrt/."""
+    board()
+    links = folder.parent / "links"
+    (links / "tensorrt").mkdir(parents=True)
+    for path in folder.rglob("*"):
+        if path.is_file():
+            (links / path.relative_to(folder)).symlink_to(path)
+    monkeypatch.chdir(links)
+    for _ in range(2):
+        assert main(["build", "model.int8.onnx", "-o", "model.engine"]) == 0
+        assert "model.int8.onnx: SHA-256 as in manifest.json" in capsys.readouterr().out
+        (links / "manifest.json").unlink()
+        shutil.copy(folder / "manifest.json", links)
+    monkeypatch.chdir(links / "tensorrt")
+    board("8.6.0")
+    assert main(["build", "model.int8.trt8.onnx", "-o", "model.engine"]) == 0
+    assert "model.int8.trt8.onnx: SHA-256 as in manifest.json" in capsys.readouterr().out
+    (links / "manifest.json").unlink()
+    (links / "manifest.json").write_text('{"schema_version": 1}')
+    assert main(["build", "model.int8.trt8.onnx", "-o", "model.engine"]) == 1
+    assert "is no manifest of schema version 1" in capsys.readouterr().err
 
 
 def test_other_bytes_are_refused(board, folder, capsys):
@@ -181,6 +251,67 @@ def test_a_failed_build_leaves_the_old_engine(board, folder, capsys):
     assert "cannot load" in capsys.readouterr().err
     assert (engine.read_bytes(), (folder / "model.engine.json").read_bytes()) == before
     assert not failing.driver.buffers
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["-o", "."], "cannot write .: . is a folder"),
+        (["-o", "manifest.json/e"], "cannot write manifest.json/e: "),
+        (["-o", "e", "--timing-cache", "tensorrt"], "cannot write tensorrt: tensorrt is a folder"),
+        (["-o", "e", "--timing-cache", "model.onnx/cache"], "cannot write model.onnx/cache: "),
+    ],
+)
+def test_an_unwritable_place_is_refused_before_the_build(options, said, board, folder, capsys, monkeypatch):
+    here = board()
+    monkeypatch.chdir(folder)
+    assert main(["build", "model.int8.onnx", *options]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith(f"hqp-engine: {said}")
+    assert error.count("\n") == 1
+    assert not named(here.trt, "Builder.__init__")
+    assert not Path("e").exists()
+
+
+def test_an_unreadable_report_does_not_cost_the_engine(board, folder, capsys):
+    board(EngineInspector__get_engine_information=lambda self, form: '{"Layers": [}')
+    engine = folder / "model.engine"
+    assert main(["build", str(folder / "model.int8.onnx"), "-o", str(engine)]) == 0
+    said = capsys.readouterr().out
+    assert "warning: the precision of the layers is not known: TensorRT's report of the layers cannot be read" in said
+    assert main(["bench", str(engine), "--runs", "2"]) == 0
+    assert main(["inspect", str(engine)]) == 1
+    assert "cannot be read" in capsys.readouterr().err
+
+
+def test_ctrl_c_is_one_line(board, folder, capsys):
+    def press(self, network, config):
+        raise KeyboardInterrupt
+
+    board(Builder__build_serialized_network=press)
+    assert main(["build", str(folder / "model.int8.onnx"), "-o", str(folder / "model.engine")]) == 130
+    assert capsys.readouterr().err == "hqp-engine: interrupted\n"
+    assert not (folder / "model.engine").exists()
+
+
+def test_a_full_disk_leaves_the_old_engine(board, folder, capsys, monkeypatch):
+    here = board()
+    command = ["build", str(folder / "model.int8.onnx"), "-o", str(folder / "model.engine")]
+    main([*command, "--timing-cache", str(folder / "timing.cache")])
+    before = {p: p.read_bytes() for p in folder.iterdir() if p.is_file()}
+    write = Path.write_bytes
+
+    def fill(self, content):
+        write(self, content[: len(content) // 2])
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", fill)
+    capsys.readouterr()
+    for options in ([], ["--timing-cache", str(folder / "timing.cache")]):
+        assert main([*command, *options, "--batch-size", "2"]) == 1
+        assert re.fullmatch(r"hqp-engine: cannot write .* MB\): .*No space left on device\n", capsys.readouterr().err)
+        assert {p: p.read_bytes() for p in folder.iterdir() if p.is_file()} == before
+    assert not here.driver.streams
 
 
 def test_without_tensorrt_it_says_where_to_get_it(board, folder, capsys, monkeypatch):

@@ -1,5 +1,6 @@
 """Images prepared by the manifest alone, against torchvision; folders, arrays and what is refused."""
 
+import itertools
 import sys
 
 import numpy as np
@@ -9,7 +10,7 @@ from PIL import Image
 from torchvision.transforms import v2
 
 from hqp_lightning.board.data import labelled_batches, preprocess
-from hqp_lightning.data import ImagenetteDataModule
+from hqp_lightning.data import CIFAR10DataModule, DigitsDataModule, ImageFolderDataModule, ImagenetteDataModule
 from hqp_lightning.errors import ExportError
 
 MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
@@ -57,6 +58,34 @@ def test_imagenette_is_prepared_as_in_training(imagenette_root):
         assert distance.min() * min(STD) * 255 < 1.01
 
 
+@pytest.mark.parametrize("crop_fraction", [0.875, 1.0])
+def test_a_folder_of_images_is_prepared_as_in_training(crop_fraction, tmp_path):
+    for part, name in itertools.product(("train", "val"), ("cat", "dog")):
+        (tmp_path / part / name).mkdir(parents=True)
+        for k, size in enumerate([(70, 50), (50, 71), (64, 64), (90, 61)]):
+            _image(*size).rotate(30 * k).save(tmp_path / part / name / f"{k}.png")
+    data = ImageFolderDataModule(tmp_path, image_size=32, batch_size=8, crop_fraction=crop_fraction)
+    data.setup()
+    ((images, labels),) = data.val_dataloader()
+    manifest = {"preprocessing": data.preprocessing, "classes": list(data.classes)}
+    ((got, got_labels),) = labelled_batches(tmp_path / "val", manifest, 8)
+    for image, label in zip(images.numpy(), labels, strict=True):  # each of the decision half is among all of them
+        distance = np.abs(got[got_labels == int(label)] - image).max(axis=(1, 2, 3))
+        assert distance.min() * min(STD) * 255 < 2.01
+
+
+def test_what_every_datamodule_says_is_understood(imagenette_root, tmp_path):
+    photos = imagenette_root / "imagenette2-160"
+    modules = [
+        ImageFolderDataModule(photos, image_size=16),
+        ImagenetteDataModule(imagenette_root, image_size=16),
+        CIFAR10DataModule(tmp_path, image_size=16, download=True),  # when it is set up, which it is not
+        DigitsDataModule(image_size=16),
+    ]
+    for data in modules:
+        assert preprocess(_image(20, 20), data.preprocessing).shape == (3, 16, 16)
+
+
 def test_folders_are_classes_by_name_or_in_order(tmp_path):
     for name in ("dog", "cat"):
         (tmp_path / name).mkdir()
@@ -69,8 +98,14 @@ def test_folders_are_classes_by_name_or_in_order(tmp_path):
     assert labels(["dog", "cow", "cat"]) == [2, 0]  # read in alphabetical order: cat, dog
     assert labels(["tabby", "terrier"]) == [0, 1]
     assert labels(None) == [0, 1]
-    with pytest.raises(ExportError, match="2 folders .* 3 classes .*name the folders as the classes"):
+    with pytest.raises(ExportError, match="2 folders, the model 3 classes .*name the folders as the classes"):
         labels(["a", "b", "c"])
+    # As many folders as classes, but one is called as a class: in alphabetical order it would get another's number.
+    with pytest.raises(ExportError, match="no class is called cat: name the folders"):
+        labels(["dog", "Cat"])
+    (tmp_path / ".ipynb_checkpoints").mkdir()
+    (tmp_path / "dog" / "._1.png").write_bytes(b"\0\5\x16\7")  # as a Mac leaves on foreign disks
+    assert labels(["tabby", "terrier"]) == [0, 1]
 
 
 def test_arrays_prepared_or_not(tmp_path):
@@ -89,6 +124,61 @@ def test_arrays_prepared_or_not(tmp_path):
     np.testing.assert_allclose(got, expected.transpose(0, 3, 1, 2)[::2])
 
 
+@pytest.mark.parametrize(
+    ("images", "labels"),
+    [
+        (np.zeros((2, 3, 8, 8), np.int64), [0, 1]),  # neither prepared nor pixels
+        (np.zeros((2, 3, 8, 8), np.uint8), [0, 1]),  # pixels, but channels first
+        (np.zeros((2, 3, 8, 8), np.float32), [[0, 1], [1, 0]]),  # one-hot
+        (np.zeros((2, 3, 8, 8), np.float32), [0.1, 0.9]),
+        (np.zeros((2, 3, 8, 8), np.float32), [0, 1, 2]),
+        (np.uint8(3), [0]),
+    ],
+)
+def test_arrays_that_are_not_images_and_labels_are_refused(images, labels, tmp_path):
+    np.savez(tmp_path / "a.npz", images=images, labels=labels)
+    with pytest.raises(ExportError, match=r"expected float32 \(n, channels, height, width\) or uint8"):
+        list(labelled_batches(tmp_path / "a.npz", {"preprocessing": {}}, 1))
+
+
+def test_a_damaged_file_is_named(tmp_path):
+    np.savez(tmp_path / "whole.npz", images=np.zeros((2, 3, 8, 8), np.float32), labels=[0, 1])
+    whole = (tmp_path / "whole.npz").read_bytes()
+    np.save(tmp_path / "array.npz.npy", np.zeros(3))
+    broken = whole[:300] + b"\xff" * 50 + whole[350:]  # the archive's directory is whole, the array is not
+    contents = {
+        "half": whole[: len(whole) // 2],
+        "broken": broken,
+        "empty": b"",
+        "array": (tmp_path / "array.npz.npy").read_bytes(),
+    }
+    for name, content in contents.items():
+        (tmp_path / f"{name}.npz").write_bytes(content)
+        with pytest.raises(ExportError, match=f"{name}.npz is no .npz with the arrays images and labels"):
+            list(labelled_batches(tmp_path / f"{name}.npz", None, 1))
+    folder = tmp_path / "pictures" / "cat"
+    folder.mkdir(parents=True)
+    _image(64, 64).save(folder / "1.png")
+    picture = (folder / "1.png").read_bytes()
+    for content in (picture[: len(picture) // 2], b"", b"<html>not found</html>"):
+        (folder / "1.png").write_bytes(content)
+        with pytest.raises(ExportError, match=r"cat/1.png cannot be read as a picture .*copy it again"):
+            list(labelled_batches(folder.parent, {"preprocessing": {}}, 1))
+
+
+@pytest.mark.parametrize("model", [{}, {"model": {"input_shape": [3, 32, 32]}}])
+def test_a_picture_of_another_aspect_ratio_is_named(model, tmp_path):
+    (tmp_path / "cat").mkdir()
+    _image(40, 40).save(tmp_path / "cat" / "1.png")
+    _image(50, 40).save(tmp_path / "cat" / "2.png")
+    manifest = {"preprocessing": {"resize": 32}, "classes": ["cat"], **model}
+    with pytest.raises(ExportError, match=r"cat/2.png is \(3, 32, 40\) when prepared .*, expected \(3, 32, 32\)"):
+        list(labelled_batches(tmp_path, manifest, 2))
+    manifest["preprocessing"]["crop"] = "square"
+    ((images, _),) = labelled_batches(tmp_path, manifest, 2)
+    assert images.shape == (2, 3, 32, 32)
+
+
 def test_what_cannot_be_prepared_is_refused(tmp_path, monkeypatch):
     (tmp_path / "cat").mkdir()
     with pytest.raises(ExportError, match="no images in"):
@@ -96,7 +186,7 @@ def test_what_cannot_be_prepared_is_refused(tmp_path, monkeypatch):
     _image(8, 8).save(tmp_path / "cat" / "1.png")
     with pytest.raises(ExportError, match="manifest has no preprocessing"):
         list(labelled_batches(tmp_path, {"classes": ["cat"]}, 1))
-    for steps in ({"resize": 8, "pad": 3}, {"crop": "random"}, {"interpolation": "lanczos"}):
+    for steps in ({"resize": 8, "pad": 3}, {"crop": "random"}, {"central_square": 0.9}, {"interpolation": "lanczos"}):
         with pytest.raises(ExportError, match="is not understood: expected crop"):
             list(labelled_batches(tmp_path, {"preprocessing": steps}, 1))
     np.savez(tmp_path / "a.npz", images=np.zeros((2, 3)), labels=np.zeros(2))
@@ -105,6 +195,11 @@ def test_what_cannot_be_prepared_is_refused(tmp_path, monkeypatch):
     np.savez(tmp_path / "b.npz", x=np.zeros((2, 3)))
     with pytest.raises(ExportError, match="arrays images and labels"):
         list(labelled_batches(tmp_path / "b.npz", None, 1))
+    with pytest.raises(ExportError, match=r"without the manifest.json .*--manifest"):
+        list(labelled_batches(tmp_path, None, 1))
+    for limit in (0, -1):
+        with pytest.raises(ExportError, match="expected at least 1 image"):
+            list(labelled_batches(tmp_path, {"preprocessing": {}}, 1, limit))
     monkeypatch.setitem(sys.modules, "PIL", None)
     with pytest.raises(ExportError, match="sudo apt install python3-pil"):
         list(labelled_batches(tmp_path, {"preprocessing": {}}, 1))

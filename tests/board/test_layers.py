@@ -5,6 +5,7 @@ import json
 import pytest
 
 from hqp_lightning.board.layers import fell_back, read_layers, table
+from hqp_lightning.board.make import fallback_lines
 from hqp_lightning.errors import ExportError
 
 
@@ -53,6 +54,28 @@ def test_fallback_is_found_in_fused_names_and_metadata():
     assert fell_back(layers, ["/Conv", "silent"]) == []  # whole names only; where the inspector is silent, no verdict
 
 
+def test_what_the_report_does_not_name_is_not_called_int8():
+    foreign = _layer("{ForeignNode[/a/Conv.../b/Gemm]}", "Myelin", INT8, INT8)
+    rows = [foreign, _layer("/c/Conv", "CaskConvolution", INT8, INT8, "Int8"), {**ROWS[-1], "Name": "/d/Conv"}]
+    layers = read_layers(json.dumps({"Layers": rows}))
+    (line,) = fallback_lines(layers, ["/a/Conv", "/b/Gemm", "/c/Conv", "/d/Conv"])
+    assert line == (
+        "4 convolutions and matrix products asked for INT8, 0 layers fell back, of 3 TensorRT does not tell "
+        "(/a/Conv, /b/Gemm, /d/Conv)"
+    )
+    (line,) = fallback_lines(layers, ["/c/Conv"])
+    assert "does not tell" not in line
+
+
+def test_control_characters_stand_in_the_metadata_as_they_are():
+    text = json.dumps({"Layers": [_layer("x", "k", INT8, INT8, Metadata="[ONNX Layer: /a]|[ONNX Layer: /b]")]})
+    (layer,) = read_layers(text.replace("|", "\x1e"))
+    assert layer.nodes == ("x", "/a", "/b")
+
+
 def test_an_engine_without_details_is_refused():
     with pytest.raises(ExportError, match="only the names of its layers"):
         read_layers('{"Layers": ["/a/Conv + /a/Relu"]}')
+    for text in ("", '{"Layers": [}', "[]"):
+        with pytest.raises(ExportError, match="report of the layers cannot be read"):
+            read_layers(text)

@@ -86,7 +86,7 @@ def assert_same(loaded, model, x):
 CLASSES = [Mixed, HookedBefore, HookedAfter, Cooperative, Late]
 
 
-@pytest.mark.parametrize("cls", [Mixed, HookedBefore, HookedAfter, Cooperative, Late])
+@pytest.mark.parametrize("cls", CLASSES)
 def test_load_from_checkpoint_rebuilds_the_pruned_network(loaders, digits, make_trainer, tmp_path, cls):
     path = tmp_path / "x.ckpt"
     model = pruned(make_trainer, loaders, cls(lr=1e-3), path)
@@ -106,6 +106,22 @@ def test_without_the_mixin_load_pruned_reads_what_load_from_checkpoint_does_not(
     assert_same(load_pruned(Classifier, tmp_path / "x.ckpt"), model, digits[0][:8])
     with pytest.raises(RuntimeError, match="size mismatch"):
         Classifier.load_from_checkpoint(tmp_path / "x.ckpt", weights_only=True)
+
+
+class WithPath(Classifier):
+    def __init__(self, root):
+        super().__init__()
+        self.save_hyperparameters({"root": root})
+
+
+def test_objects_among_the_hyperparameters_are_read_when_the_file_is_trusted(loaders, digits, make_trainer, tmp_path):
+    model = pruned(make_trainer, loaders, WithPath(tmp_path), tmp_path / "x.ckpt")
+    with pytest.raises(ConfigurationError, match=r"holds more than tensors .*weights_only=False"):
+        load_pruned(WithPath, tmp_path / "x.ckpt")
+    for given in (WithPath, WithPath(tmp_path)):
+        loaded = load_pruned(given, tmp_path / "x.ckpt", weights_only=False)
+        assert loaded.hparams.root == tmp_path
+        assert_same(loaded, model, digits[0][:8])
 
 
 def test_files_without_a_structure_load_as_ever(loaders, digits, make_trainer, tmp_path):

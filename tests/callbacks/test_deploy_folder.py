@@ -27,13 +27,15 @@ folder, pictures = pathlib.Path(sys.argv[1]), sys.argv[2:]
 manifest = json.loads((folder / "manifest.json").read_text())
 steps, model = manifest["preprocessing"], manifest["model"]
 assert set(steps) == {"crop", "resize", "mean", "std"} and steps["crop"] == "square"
+entry = manifest["input"]
+assert entry["layout"] == "NCHW"
 session = onnxruntime.InferenceSession(folder / model["path"], providers=["CPUExecutionProvider"])
 for picture in pictures:
-    image = Image.open(picture).convert("RGB")
+    image = Image.open(picture).convert(entry["channels"])
     side = min(image.size)
     left, top = round((image.size[0] - side) / 2), round((image.size[1] - side) / 2)
     image = image.crop((left, top, left + side, top + side)).resize((steps["resize"],) * 2, Image.Resampling.BILINEAR)
-    x = (np.asarray(image, np.float32) / 255 - np.float32(steps["mean"])) / np.float32(steps["std"])
+    x = (np.asarray(image, entry["dtype"]) / entry["divide_by"] - np.float32(steps["mean"])) / np.float32(steps["std"])
     x = x.transpose(2, 0, 1)[None]
     assert list(x.shape[1:]) == model["input_shape"]
     (logits,) = session.run([model["output_name"]], {model["input_name"]: x})

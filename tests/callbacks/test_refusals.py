@@ -1,5 +1,7 @@
 """Bad input gets one clear error, before any training."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from lightning.pytorch.callbacks import ModelPruning, StochasticWeightAveraging
@@ -14,6 +16,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from hqp_lightning import ConfigurationError, FisherAccumulator, HQPPruning, Int8Export
+from hqp_lightning.callbacks.fisher import shared
 from hqp_lightning.callbacks.trainer import check_trainer
 
 from .conftest import Classifier, Scripted, small_net
@@ -38,6 +41,23 @@ def fit(make_trainer, loaders, callbacks, model=None, **kwargs):
 def test_max_drop_outside_zero_and_one(max_drop):
     with pytest.raises(ConfigurationError, match="must lie in"):
         HQPPruning("val_acc", max_drop)
+
+
+def test_an_accumulator_that_measures_something_else(make_trainer, loaders):
+    pruning = HQPPruning("val_acc", 0.01, estimator="gate")
+    with pytest.raises(ConfigurationError, match=r"estimator='gate'\) would rank by .*estimator='weight'"):
+        fit(make_trainer, loaders, [FisherAccumulator("weight"), pruning])
+
+
+def test_an_accumulator_that_adds_up_the_ranks_too_late():
+    pruning, fisher = HQPPruning("val_acc", 0.01), FisherAccumulator()
+    trainer = SimpleNamespace(callbacks=[pruning, fisher], world_size=2)
+    with pytest.raises(ConfigurationError, match="FisherAccumulator must come before HQPPruning"):
+        shared(trainer, pruning, pruning.own_fisher, "gate")
+    trainer.world_size = 1
+    assert shared(trainer, pruning, pruning.own_fisher, "gate") is fisher
+    trainer.callbacks.remove(fisher)
+    assert shared(trainer, pruning, pruning.own_fisher, "gate") is pruning.own_fisher
 
 
 @pytest.mark.parametrize(

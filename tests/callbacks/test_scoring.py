@@ -1,7 +1,11 @@
+from types import SimpleNamespace
+
 import pytest
+import torch
 from lightning.pytorch import Callback, LightningDataModule
 
-from hqp_lightning.callbacks.scoring import score
+from hqp_lightning.callbacks import scoring
+from hqp_lightning.callbacks.scoring import score, second_trainer
 
 from .conftest import Classifier
 
@@ -39,3 +43,15 @@ def test_scores_are_those_of_validate_with_the_batch_hooks_of_the_datamodule(loa
     (without,) = make_trainer(1, []).validate(model, loaders[1], verbose=False)
     assert scored.score == pytest.approx(expected["val_acc"], abs=1e-7)
     assert scored.score > without["val_acc"] + 0.1
+
+
+@pytest.mark.parametrize(
+    ("device", "accelerator", "devices"),
+    [("cpu", "cpu", 1), ("cuda:1", "cuda", [1]), ("mps:0", "mps", 1), ("xla:0", "auto", 1)],
+)
+def test_scores_are_taken_on_the_device_that_the_user_chose(device, accelerator, devices, monkeypatch):
+    """``Trainer(devices=[1])``: the first GPU may be somebody else's."""
+    asked = []
+    monkeypatch.setattr(scoring, "Trainer", lambda **settings: asked.append(settings))
+    second_trainer(SimpleNamespace(strategy=SimpleNamespace(root_device=torch.device(device))), logger=False)
+    assert (asked[0]["accelerator"], asked[0]["devices"]) == (accelerator, devices)

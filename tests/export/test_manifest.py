@@ -35,6 +35,7 @@ def test_round_trip_and_moved_folder(written, tmp_path):
     assert content["model"]["path"] == "model.onnx"
     assert content["model"]["sha256"] == hashlib.sha256((path.parent / "model.onnx").read_bytes()).hexdigest()
     assert content["model"]["input_shape"] == [4]
+    assert content["input"] == {"dtype": "float32", "layout": "NC", "channels": "RGB", "divide_by": 255}
     assert content["classes"] == ["cat", "dog"]
     assert content["preprocessing"] == {"resize": [128, 128], "mean": [0.5], "std": [0.25]}
     assert content["accuracy"] == 0.93
@@ -42,6 +43,12 @@ def test_round_trip_and_moved_folder(written, tmp_path):
     assert artifact.path not in path.read_text()
     moved = shutil.move(path.parent, tmp_path / "elsewhere")
     assert read_manifest(f"{moved}/manifest.json") == content
+
+
+def test_the_input_is_described_as_far_as_it_is_known(tmp_path):
+    artifact = export_onnx(nn.Conv2d(3, 2, 3), torch.zeros(1, 3, 8, 8), tmp_path / "model.onnx")
+    content = read_manifest(write_manifest(tmp_path / "manifest.json", artifact=artifact))
+    assert content["input"] == {"dtype": "float32", "layout": "NCHW"}
 
 
 def test_another_model_is_refused(written):

@@ -1,12 +1,11 @@
 """Runtimes behind one interface; none of them is imported before it is asked to build."""
 
-from hqp_lightning.export.engines.base import PRECISIONS, Backend, Engine, latencies, processor_name
+from hqp_lightning.export.engines.base import Backend, Engine, latencies, processor_name
 from hqp_lightning.export.engines.onnxruntime import OnnxRuntimeBackend
 from hqp_lightning.export.engines.openvino import OpenVINOBackend
 from hqp_lightning.export.engines.tensorrt import TensorRTBackend
 
 __all__ = [
-    "PRECISIONS",
     "Backend",
     "Engine",
     "OnnxRuntimeBackend",

@@ -17,12 +17,9 @@ from hqp_lightning.core.calibration import ACTIVATION_TYPES
 from hqp_lightning.errors import ConfigurationError, ExportError
 from hqp_lightning.records import Latency
 
-__all__ = ["PRECISIONS", "Backend", "Engine", "lacks_vnni", "latencies", "processor_name"]
+__all__ = ["Backend", "Engine", "lacks_vnni", "latencies", "processor_name"]
 
 _CPUINFO = Path("/proc/cpuinfo")
-
-PRECISIONS = ("fp32", "fp16", "int8")
-"""Of an engine, see `Backend.build`."""
 
 
 class Engine(ABC):

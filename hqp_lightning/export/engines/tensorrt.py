@@ -8,10 +8,10 @@ from pathlib import Path
 
 import numpy as np
 
-from hqp_lightning.board.build import import_tensorrt
 from hqp_lightning.board.cuda import Cuda, driver_missing
 from hqp_lightning.board.engine import LoadedEngine
 from hqp_lightning.board.layers import fell_back
+from hqp_lightning.board.library import import_tensorrt
 from hqp_lightning.board.make import make
 from hqp_lightning.board.provenance import form_for
 from hqp_lightning.export.engines.base import Backend, Engine
@@ -46,7 +46,9 @@ class TensorRTBackend(Backend):
         path = engine_dir / f"{onnx.stem}.{precision}.engine"
         cache = engine_dir / "timing.cache"
         made = make(trt, cuda, source, path, precision, batch_size=batch_size, timing_cache=cache)
-        path.with_suffix(".layers.json").write_text(made.inspection)
+        path.with_suffix(".layers.json").write_text(made.inspection, encoding="utf-8")
+        if made.unread is not None:
+            _log.warning("hqp: %s", made.unread)
         for layer in fell_back(made.layers, made.asked):
             _log.warning("hqp: TensorRT runs %s in %s, not in INT8", layer.name, layer.precision)
         return _TensorRTEngine(made.engine, precision, cuda.name)
