@@ -15,7 +15,7 @@ from hqp_lightning.board.engine import LoadedEngine
 from hqp_lightning.board.layers import read_layers, table
 from hqp_lightning.board.library import import_tensorrt
 from hqp_lightning.board.make import fallback_lines, make
-from hqp_lightning.board.provenance import check_note, find_manifest, read_manifest, source_for, verify
+from hqp_lightning.board.provenance import activation_type, check_note, find_manifest, read_manifest, source_for, verify
 from hqp_lightning.errors import ExportError, HQPError
 
 __all__ = ["bench", "build", "check", "inspect", "main"]
@@ -42,6 +42,11 @@ def build(
     if (precision == "int8") != quantized:
         wanted = "a model with Q/DQ nodes, such as model.int8.onnx" if precision == "int8" else "the float model.onnx"
         raise ExportError(f"precision {precision} takes {wanted}; {onnx.name} is not one")
+    if quantized and (kind := activation_type(onnx)) != "int8":
+        raise ExportError(
+            f"{onnx.name} has {kind} activations, for CPUs; TensorRT reads int8: export it with "
+            "activation_type='int8', or build model.onnx in FP16"
+        )
     if batch_size < 1 or (max_batch is not None and max_batch < batch_size):
         raise ExportError(f"batch size {batch_size}, largest {max_batch}: expected 1 <= batch size <= largest")
     if engine.resolve() == onnx.resolve():

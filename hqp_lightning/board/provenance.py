@@ -14,6 +14,7 @@ from hqp_lightning.errors import ExportError
 __all__ = [
     "FORMS",
     "SCHEMA_VERSION",
+    "activation_type",
     "check_note",
     "find_manifest",
     "form_for",
@@ -90,6 +91,15 @@ def read_manifest(path: Path) -> dict[str, Any]:
     ):
         raise ExportError(f"{path} is no manifest of schema version {SCHEMA_VERSION}")
     return content
+
+
+def activation_type(onnx: Path) -> str:
+    """What its manifest says of the integers of a Q/DQ model's activations; int8 where it says nothing."""
+    manifest = find_manifest(onnx)
+    content = {} if manifest is None else read_manifest(manifest)
+    if not content or content["model"]["path"] != onnx.name:
+        return "int8"
+    return str((content.get("calibration") or {}).get("activation_type", "int8"))
 
 
 def verify(onnx: Path) -> str:

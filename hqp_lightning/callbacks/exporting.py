@@ -107,8 +107,12 @@ class Exporting:
     def measure(self, artifact: OnnxArtifact) -> tuple[Engine, Verdict]:
         """An engine of an INT8 file, and what its score on the decision data means."""
         engine = self._build(artifact)
-        with counting(self.network) as sizes:
-            measured = self.score_of(engine)
+        try:
+            with counting(self.network) as sizes:
+                measured = self.score_of(engine)
+        except BaseException:
+            engine.close()
+            raise
         self.samples = sum(sizes)
         return engine, judge(self.baseline, measured, self.budget)
 

@@ -94,7 +94,7 @@ class ExportOptions:
 def _at_least(options: Any, **least: int) -> None:
     for name, bound in least.items():
         value = getattr(options, name)
-        if not isinstance(value, int) or value < bound:
+        if isinstance(value, bool) or not isinstance(value, int) or value < bound:
             raise ConfigurationError(f"{name}={value!r} must be an integer of at least {bound}.")
 
 

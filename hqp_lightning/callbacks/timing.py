@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
@@ -76,11 +77,11 @@ def time_engines(
         engines = _built(backend, wanted, note, dirpath, options)
         if first:  # what was scored is what is timed, and stays in the folder
             engines["pruned", "int8"] = int8.engine
-        for row, engine in zip(_time(engines, example, dirpath, options), engines.values(), strict=True):
-            if first and row.model == "pruned":
-                row = replace(row, accuracy=int8.verdict.measured if engine is int8.engine else score(engine))
-            rows.append(row)
-            engine.close()
+        with _closing(engines):
+            for row, engine in zip(_time(engines, example, dirpath, options), engines.values(), strict=True):
+                if first and row.model == "pruned":
+                    row = replace(row, accuracy=int8.verdict.measured if engine is int8.engine else score(engine))
+                rows.append(row)
     return rows
 
 
@@ -118,10 +119,16 @@ def time_in_turn(
         options: batch size, threads and number of runs.
     """
     engines = {k: build(backend, a, k[1], dirpath / "engines", options) for k, a in wanted.items()}
-    rows = _time(engines, example, dirpath, options)
+    with _closing(engines):
+        return _time(engines, example, dirpath, options)
+
+
+def _closing(engines: Mapping[tuple[str, str], Engine]) -> ExitStack:
+    """Closes them all at the end, whatever happens: they hold the memory of a GPU."""
+    stack = ExitStack()
     for engine in engines.values():
-        engine.close()
-    return rows
+        stack.enter_context(engine)
+    return stack
 
 
 def _time(

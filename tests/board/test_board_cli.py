@@ -352,3 +352,15 @@ def test_the_program_is_reproducible(tmp_path):
     first = write_program(tmp_path / "a.pyz").read_bytes()
     assert write_program(tmp_path / "b.pyz").read_bytes() == first
     assert first.startswith(b"#!/usr/bin/env python3\n")
+
+
+def test_a_model_for_cpus_is_refused(exported, board, tmp_path, capsys):
+    board()
+    shutil.copytree(exported, tmp_path / "deploy")
+    path = tmp_path / "deploy" / "manifest.json"
+    content = json.loads(path.read_text())
+    content["calibration"] = {"method": "mse", "activation_type": "uint8"}
+    path.write_text(json.dumps(content))
+    assert main(["build", str(path.with_name("model.int8.onnx")), "-o", str(tmp_path / "m.engine")]) == 1
+    assert "model.int8.onnx has uint8 activations, for CPUs" in capsys.readouterr().err
+    assert main(["build", str(path.with_name("model.onnx")), "-o", str(tmp_path / "m.engine")]) == 0

@@ -57,6 +57,11 @@ def test_anything_but_a_bool_is_refused(name, tmp_path):
         Int8Export(tmp_path, **{name: "yes"})
 
 
+def test_a_bool_is_no_number_of_batches(tmp_path):
+    with pytest.raises(ConfigurationError, match="calibration_batches=True must be an integer"):
+        Int8Export(tmp_path, calibration_batches=True)
+
+
 def test_uint8_is_refused_where_tensorrt_is_asked_for(tmp_path):
     with pytest.raises(ConfigurationError, match=r"engines=\['tensorrt'\] do not read activation_type='uint8'"):
         Int8Export(tmp_path, activation_type="uint8", engines=["tensorrt", "openvino"])
