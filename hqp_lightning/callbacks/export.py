@@ -50,8 +50,8 @@ class Int8Export(Callback):
         calibration_data: of which loader they are, ``"train"`` or ``"val"``. Training batches are augmented, but scores
             are then of images that set no range.
         method: range estimator, one of ``"mse"``, ``"max"``, ``"percentile"``, ``"entropy"``.
-        activation_type: ``"int8"``, symmetric, what TensorRT reads; or ``"uint8"``, with zero points, finer and faster
-            where the model ships to a CPU (OpenVINO, onnxruntime).
+        activation_type: ``"int8"``, symmetric, what TensorRT reads; or ``"uint8"``, with zero points, finer, where the
+            model ships to a CPU (OpenVINO, onnxruntime).
         max_float_layers: if the INT8 score is over budget, so many layers at most stay in float, the noisiest first and
             as few as bring it within the budget, before the export walks back to an earlier model; 0 for none.
         quantize_hardswish: quantize the inputs of hard-swish, too; they stay float by default.

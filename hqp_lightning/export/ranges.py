@@ -51,8 +51,8 @@ def collect_ranges(
         batches: arrays ``(batch, *input_shape)`` as the model takes them, preprocessed.
         method: see `hqp_lightning.core.calibration.compute_range`.
         percentile: for ``method="percentile"``.
-        activation_type: ``"int8"``, which every runtime reads, or ``"uint8"``, which is finer and, on a CPU, faster,
-            but nothing that TensorRT reads.
+        activation_type: ``"int8"``, which every runtime reads, or ``"uint8"``, which is finer, but nothing that
+            TensorRT reads.
         threads: onnxruntime's; None: its own default.
         quantize_hardswish: see `hqp_lightning.export.placements`.
         quantize_se: see there.
