@@ -57,7 +57,9 @@ class _Shipping(Exporting):
         int8 = replace(int8, holdout_accuracy=holdout)
         self._manifest(int8_onnx, verdict)
         if self.options.activation_type != "int8":
-            self._note(f"Activations are {self.options.activation_type}: a file for CPUs, TensorRT does not read it.")
+            self.notes.append(
+                f"Activations are {self.options.activation_type}: for CPUs, TensorRT does not read the file."
+            )
         return assemble(
             self.budget,
             baseline,

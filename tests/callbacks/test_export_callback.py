@@ -272,6 +272,6 @@ def test_uint8_ships_to_a_cpu(loaders, digits, make_trainer, tmp_path):
     assert report.within_budget
     assert report.int8.accuracy == pytest.approx(accuracy_by_hand(tmp_path / "model.int8.onnx", x, y), abs=0.006)
     assert {e.backend for e in report.engines} <= {"openvino", "onnxruntime"}
-    assert "Activations are uint8: a file for CPUs, TensorRT does not read it." in report.notes
+    assert "Activations are uint8: for CPUs, TensorRT does not read the file." in report.notes
     assert read_manifest(tmp_path / "manifest.json")["calibration"]["activation_type"] == "uint8"
     assert [p.name for p in (tmp_path / "tensorrt").iterdir()] == ["model.fp16.onnx"]

@@ -166,6 +166,20 @@ def test_quantized_convolution_by_hand(tmp_path):
     assert np.abs(got - expected.detach().numpy()).mean() < 1e-3
 
 
+def _by_onnxruntime(path, ranges, activations):
+    """The file as onnxruntime's quantizer writes it with these ranges."""
+    given = {k: TensorData(lowest=np.float32(v.low), highest=np.float32(v.high)) for k, v in ranges.items()}
+    options = {
+        "ActivationSymmetric": activations == QuantType.QInt8,
+        "WeightSymmetric": True,
+        "QuantizeBias": False,
+        "OpTypesToExcludeOutputQuantization": ["Conv", "Gemm"],
+    }
+    method = TensorsData(CalibrationMethod.MinMax, given)
+    arguments = (onnx.load(path), True, False, QuantType.QInt8, activations, method, [], [], ["Conv", "Gemm"], options)
+    return QDQQuantizer(*arguments).quantize_model()
+
+
 def test_agrees_with_onnxruntimes_quantizer_where_both_can_write_the_graph(tmp_path):
     torch.manual_seed(0)
     module = nn.Sequential(
@@ -177,13 +191,7 @@ def test_agrees_with_onnxruntimes_quantizer_where_both_can_write_the_graph(tmp_p
     batches = _batches(shape=(3, 8, 8))
     ranges = collect_ranges(path, batches, threads=1)
     ours = quantize(path, ranges, tmp_path / "ours.onnx")
-    given = {k: TensorData(lowest=np.float32(v.low), highest=np.float32(v.high)) for k, v in ranges.items()}
-    theirs = QDQQuantizer(
-        onnx.load(path), True, False, QuantType.QInt8, QuantType.QInt8, TensorsData(CalibrationMethod.MinMax, given),
-        [], [], ["Conv", "Gemm"],
-        {"ActivationSymmetric": True, "WeightSymmetric": True, "QuantizeBias": False,
-         "OpTypesToExcludeOutputQuantization": ["Conv", "Gemm"]},
-    ).quantize_model()  # fmt: skip
+    theirs = _by_onnxruntime(path, ranges, QuantType.QInt8)
     batch = batches[0]
     (expected,) = _session(theirs.SerializeToString()).run(None, {"input": batch})
     (got,) = _session(ours.path).run(None, {"input": batch})
@@ -206,13 +214,7 @@ def test_uint8_against_onnxruntimes_quantizer(tmp_path):
     assert lows[1] == 0  # behind the ReLU
     assert -0.375 <= lows[2] < -0.1  # behind the hard-swish
     ours = quantize(path, ranges, tmp_path / "ours.onnx")
-    given = {k: TensorData(lowest=np.float32(v.low), highest=np.float32(v.high)) for k, v in ranges.items()}
-    theirs = QDQQuantizer(
-        onnx.load(path), True, False, QuantType.QInt8, QuantType.QUInt8, TensorsData(CalibrationMethod.MinMax, given),
-        [], [], ["Conv", "Gemm"],
-        {"ActivationSymmetric": False, "WeightSymmetric": True, "QuantizeBias": False,
-         "OpTypesToExcludeOutputQuantization": ["Conv", "Gemm"]},
-    ).quantize_model()  # fmt: skip
+    theirs = _by_onnxruntime(path, ranges, QuantType.QUInt8)
     stored, expected = (
         {i.name: numpy_helper.to_array(i) for i in m.graph.initializer} for m in (onnx.load(ours.path), theirs)
     )
