@@ -1,11 +1,16 @@
 import hashlib
 import pickle
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from classifier import quiet_trainer
+from lightning.pytorch import seed_everything
 from PIL import Image
+from sklearn.datasets import load_digits
+from torch.utils.data import DataLoader, TensorDataset
 from torchvision.datasets import CIFAR10
 
 WNIDS = "n01440764 n02102040 n02979186 n03000684 n03028079 n03394916 n03417042 n03425413 n03445777 n03888257"
@@ -56,3 +61,25 @@ def cifar_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     name, md5 = write("batches.meta", {"label_names": [f"class {i}" for i in range(10)]})
     monkeypatch.setattr(CIFAR10, "meta", {"filename": name, "key": "label_names", "md5": md5})
     return tmp_path
+
+
+@pytest.fixture(scope="session")
+def digits():
+    data = load_digits()
+    x = torch.tensor(data.images / 16, dtype=torch.float32).unsqueeze(1)
+    return x, torch.tensor(data.target)
+
+
+@pytest.fixture
+def loaders(digits):
+    """Train and validation loader, small and in a fixed order."""
+    x, y = digits
+    train = DataLoader(TensorDataset(x[:320], y[:320]), 64)
+    return train, DataLoader(TensorDataset(x[1200:1400], y[1200:1400]), 64)
+
+
+@pytest.fixture
+def make_trainer(tmp_path):
+    """A quiet CPU trainer: ``make_trainer(max_epochs, callbacks, **kwargs)``."""
+    seed_everything(0, verbose=False)
+    return partial(quiet_trainer, tmp_path)

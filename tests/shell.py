@@ -148,7 +148,7 @@ NOT_RUN = {
     "mkdocs": "needs the extra docs; CI builds the site with this command",
     "pytest": "is what runs this",
     "scp": "copies to a board",
-    "srun": "needs SLURM; what it sets is in tests/callbacks/test_launchers.py",
+    "srun": "needs SLURM; what it sets is in tests/loop/test_launchers.py",
     "sudo": "installs packages and sets clocks on a board",
 }
 

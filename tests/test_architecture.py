@@ -21,11 +21,14 @@ ALLOWED = {
     "report": {"core", "records", "errors"},
     "data": {"records", "errors"},
     "models": {"records", "errors"},
-    "callbacks": {"surgery", "export", "report", "core", "records", "errors"},
+    "loop": {"surgery", "export", "report", "core", "records", "errors"},
+    "search": {"loop", "surgery", "report", "core", "records", "errors"},
+    "shipping": {"search", "loop", "surgery", "export", "report", "core", "records", "errors"},
+    "callbacks": {"shipping", "search", "loop", "surgery", "export", "report", "core", "records", "errors"},
     "configs": {"records", "errors"},
     "sweeps": {"report", "core", "records", "errors"},
     "reproduce": {"report", "records", "errors"},
-    "comparison": {"callbacks", "report", "records"},
+    "comparison": {"callbacks", "loop", "report", "records"},
     "app": {
         "comparison",
         "configs",
@@ -44,7 +47,7 @@ ALLOWED = {
     "__init__": {"callbacks", "surgery", "export", "report", "core", "records", "errors"},
 }
 LIGHTNING = {"lightning", "lightning_utilities", "pytorch_lightning", "lightning_fabric"}
-LIGHTNING_ROOMS = {"callbacks", "app", "comparison", "data", "models"}
+LIGHTNING_ROOMS = {"callbacks", "shipping", "search", "loop", "app", "comparison", "data", "models"}
 RUNTIMES = {"openvino", "tensorrt", "onnxruntime"}
 
 FILES = sorted(PACKAGE.rglob("*.py"))

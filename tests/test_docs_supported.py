@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from callbacks.conftest import Classifier
+from classifier import Classifier
 from lightning.pytorch import LightningDataModule, seed_everything
 from sklearn.datasets import load_digits
 from torch.utils.data import DataLoader, TensorDataset

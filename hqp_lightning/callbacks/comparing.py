@@ -11,14 +11,14 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from hqp_lightning import export
 from hqp_lightning.callbacks.export import Int8Export
-from hqp_lightning.callbacks.exporting import Exporting
 from hqp_lightning.callbacks.pruning import HQPPruning
-from hqp_lightning.callbacks.ranks import first_rank_only
-from hqp_lightning.callbacks.state import Accepted
-from hqp_lightning.callbacks.timing import time_in_turn
-from hqp_lightning.callbacks.trainer import load_validation, loose
+from hqp_lightning.loop.ranks import first_rank_only
+from hqp_lightning.loop.trainer import load_validation, loose
 from hqp_lightning.records import MethodComparison, ModelFigures, OnnxArtifact, Report
 from hqp_lightning.report import compare_methods
+from hqp_lightning.search.state import Accepted
+from hqp_lightning.shipping.run import Exporting
+from hqp_lightning.shipping.timing import time_in_turn
 
 __all__ = ["CompareMethods", "lift_budget_"]
 

@@ -11,19 +11,19 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from hqp_lightning.callbacks.checkpoint import carry_structure
-from hqp_lightning.callbacks.exporting import check_exportable
-from hqp_lightning.callbacks.network import LossFn, find_network
-from hqp_lightning.callbacks.options import ExportOptions
 from hqp_lightning.callbacks.pruning import HQPPruning
-from hqp_lightning.callbacks.ranks import first_rank_only
-from hqp_lightning.callbacks.shipping import ship
-from hqp_lightning.callbacks.trainer import check_trainer, load_validation, loose, monitored
 from hqp_lightning.core.verdict import check_budget
 from hqp_lightning.errors import ConfigurationError
 from hqp_lightning.export import DEFAULT_METHOD
+from hqp_lightning.loop.checkpoint import carry_structure
+from hqp_lightning.loop.network import LossFn, find_network
+from hqp_lightning.loop.options import ExportOptions
+from hqp_lightning.loop.ranks import first_rank_only
+from hqp_lightning.loop.trainer import check_trainer, load_validation, loose, monitored
 from hqp_lightning.records import Budget, Report
 from hqp_lightning.report import print_report, write_html, write_json
+from hqp_lightning.shipping.run import check_exportable
+from hqp_lightning.shipping.ship import ship
 
 __all__ = ["Int8Export"]
 

@@ -10,12 +10,12 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor
 
-from hqp_lightning.callbacks.network import LossFn, find_network, fisher_context, network_inputs, per_sample_loss
-from hqp_lightning.callbacks.ranks import merged
-from hqp_lightning.callbacks.trainer import loose
 from hqp_lightning.core import fisher
 from hqp_lightning.core.saliency import ESTIMATORS, saliency
 from hqp_lightning.errors import ConfigurationError
+from hqp_lightning.loop.network import LossFn, find_network, fisher_context, network_inputs, per_sample_loss
+from hqp_lightning.loop.ranks import merged
+from hqp_lightning.loop.trainer import loose
 from hqp_lightning.records import ChannelGroup
 from hqp_lightning.surgery import Shadow
 

@@ -7,20 +7,20 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from hqp_lightning.callbacks.averaging import scored
-from hqp_lightning.callbacks.checkpoint import carry_structure
 from hqp_lightning.callbacks.fisher import FisherAccumulator, shared
-from hqp_lightning.callbacks.judging import healed, judge_, may_step_, note_
-from hqp_lightning.callbacks.network import LossFn, find_network
-from hqp_lightning.callbacks.operation import dense_shadow, leave_, measured_saliency, prune_, undo_
-from hqp_lightning.callbacks.options import MAGNITUDE, PruningOptions
-from hqp_lightning.callbacks.state import PruningState
-from hqp_lightning.callbacks.telling import announce, show_saliency
-from hqp_lightning.callbacks.trainer import check_trainer, loose, monitored, validate_now
 from hqp_lightning.core.search import Search, advance, finish
 from hqp_lightning.core.verdict import check_budget
 from hqp_lightning.errors import SurgeryError
+from hqp_lightning.loop.averaging import scored
+from hqp_lightning.loop.checkpoint import carry_structure
+from hqp_lightning.loop.network import LossFn, find_network
+from hqp_lightning.loop.options import MAGNITUDE, PruningOptions
+from hqp_lightning.loop.trainer import check_trainer, loose, monitored, validate_now
 from hqp_lightning.records import Budget, StepRecord
+from hqp_lightning.search.judging import healed, judge_, may_step_, note_
+from hqp_lightning.search.operation import dense_shadow, leave_, magnitudes, prune_, undo_
+from hqp_lightning.search.state import PruningState
+from hqp_lightning.search.telling import announce, show_saliency
 
 __all__ = ["HQPPruning"]
 
@@ -173,7 +173,9 @@ class HQPPruning(Callback):
             if record is not None:
                 self._tell(trainer, record)
         if state.pending is None and not state.rollback_due:
-            state.rank_by(measured_saliency(self._fisher, pl_module, state, options, self._example))
+            by_weights = options.estimator == MAGNITUDE
+            saliency = magnitudes(pl_module, state, options, self._example) if by_weights else self._fisher.saliency()
+            state.rank_by(saliency)
 
     # -- epoch start: act -----------------------------------------------------------------------------------------
 

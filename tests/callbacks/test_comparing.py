@@ -4,12 +4,10 @@ import math
 
 import pytest
 import torch
+from classifier import Classifier, Scripted, accuracy_by_hand, macs_of
 
 from hqp_lightning import HQPPruning, hqp_callbacks
 from hqp_lightning.callbacks.comparing import CompareMethods, lift_budget_
-
-from .conftest import Classifier, Scripted
-from .test_export_callback import accuracy_by_hand, macs_of
 
 
 def test_magnitude_removes_the_channels_of_the_smallest_weights(loaders, make_trainer):

@@ -1,25 +1,15 @@
 import json
 
-import numpy as np
 import onnx
-import onnxruntime
 import pytest
 import torch
+from classifier import Classifier, Scripted, accuracy_by_hand, macs_of
 from lightning.pytorch import Callback, LightningDataModule
 from torch.utils.data import DataLoader, TensorDataset
 
 from hqp_lightning import HQPPruning, Int8Export, hqp_callbacks, load_pruned
 from hqp_lightning.export import read_manifest
 from hqp_lightning.report import read_json
-
-from .conftest import Classifier, Scripted
-
-
-def accuracy_by_hand(path, x, y):
-    """onnxruntime and numpy only."""
-    session = onnxruntime.InferenceSession(str(path))
-    logits = session.run(None, {session.get_inputs()[0].name: x.numpy()})[0]
-    return float((logits.argmax(1) == y.numpy()).mean())
 
 
 def gate_fisher_by_hand(model, loader):
@@ -96,29 +86,6 @@ def test_the_whole_story_on_real_data(loaders, make_trainer, digits, tmp_path):
     with torch.no_grad():
         assert float((loaded.net(x).argmax(1) == y).double().mean()) == pytest.approx(report.pruned.accuracy, abs=1e-6)
     assert not (set(json.loads((deploy / "report.json").read_text())) ^ set(report.__dataclass_fields__))
-
-
-def macs_of(path):
-    """MACs of an ONNX file's Conv and Gemm nodes from its inferred shapes, an independent count."""
-    model = onnx.shape_inference.infer_shapes(onnx.load(path))
-    shapes = {
-        v.name: [d.dim_value for d in v.type.tensor_type.shape.dim]
-        for v in [*model.graph.value_info, *model.graph.output, *model.graph.input]
-    }
-    weights = {i.name: list(i.dims) for i in model.graph.initializer}
-    sources = {
-        n.output[0]: n.input[0]
-        for n in model.graph.node
-        if n.op_type.endswith("quantizeLinear") or "Dequant" in n.op_type
-    }
-    total = 0
-    for node in model.graph.node:
-        if node.op_type in ("Conv", "Gemm"):
-            name = node.input[1]
-            while name not in weights:
-                name = sources[name]
-            total += np.prod(shapes[node.output[0]][1:]) * np.prod(weights[name][1:])
-    return float(total)
 
 
 def test_walks_back_to_the_previous_accepted_model_and_says_so(loaders, make_trainer, tmp_path):

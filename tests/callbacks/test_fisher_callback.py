@@ -1,10 +1,9 @@
 import pytest
 import torch
+from classifier import Classifier
 from lightning.pytorch.plugins import MixedPrecision
 
 from hqp_lightning import FisherAccumulator
-
-from .conftest import Classifier
 
 
 def explicit_gate_fisher(net, x, y, gated):

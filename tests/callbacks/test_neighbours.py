@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from classifier import Classifier, Scripted, small_net
 from lightning.pytorch import Callback, LightningDataModule
 from lightning.pytorch.callbacks import (
     BatchSizeFinder,
@@ -21,8 +22,6 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from hqp_lightning import HQPPruning, Int8Export, load_pruned
-
-from .conftest import Classifier, Scripted, small_net
 
 SCORES = [0.9, 0.89, 0.5, 0.885]
 

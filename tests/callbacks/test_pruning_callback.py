@@ -1,51 +1,12 @@
-import copy
 from pathlib import Path
 
 import pytest
 import torch
-from lightning.pytorch import Callback
+from classifier import Classifier, Scripted
 from lightning.pytorch.callbacks import ModelCheckpoint
+from probes import Probe, assert_same, channels
 
 from hqp_lightning import HQPPruning, load_pruned
-from hqp_lightning.surgery import record
-
-from .conftest import Classifier, Scripted
-
-
-class Probe(Callback):
-    """Copies everything at the start of some epochs; its place in the list says before or after the pruning."""
-
-    def __init__(self, *epochs):
-        self.epochs, self.seen = epochs, {}
-
-    @property
-    def state_key(self):
-        return f"Probe{self.epochs}"
-
-    def on_train_epoch_start(self, trainer, pl_module):
-        if trainer.current_epoch in self.epochs:
-            optimizer = trainer.optimizers[0]
-            self.seen[trainer.current_epoch] = {
-                "tensors": copy.deepcopy({**dict(pl_module.named_parameters()), **dict(pl_module.named_buffers())}),
-                "optimizer": copy.deepcopy(optimizer.state_dict()),
-                "scheduler": copy.deepcopy(trainer.lr_scheduler_configs[0].scheduler.state_dict()),
-                "structure": record(pl_module),
-            }
-
-
-def assert_same(a, b):
-    assert a["structure"] == b["structure"]
-    assert a["scheduler"] == b["scheduler"]
-    for name, tensor in a["tensors"].items():
-        assert torch.equal(tensor, b["tensors"][name]), name
-    assert a["optimizer"]["param_groups"] == b["optimizer"]["param_groups"]
-    for key, state in a["optimizer"]["state"].items():
-        for name, value in state.items():
-            assert torch.equal(value, b["optimizer"]["state"][key][name]), (key, name)
-
-
-def channels(model):
-    return [m.out_channels for m in model.net if isinstance(m, torch.nn.Conv2d)]
 
 
 def test_keeps_what_is_within_budget_and_halves_the_step_after_a_rollback(loaders, make_trainer):

@@ -5,12 +5,12 @@ import pytest
 import torch
 from torch import nn
 
-from hqp_lightning.callbacks.timing import usable_backends
 from hqp_lightning.errors import ConfigurationError, ExportError
 from hqp_lightning.export import collect_ranges, quantize
 from hqp_lightning.export import engines as engines_module
 from hqp_lightning.export.engines import OnnxRuntimeBackend, OpenVINOBackend, base, latencies
 from hqp_lightning.export.onnx import export_onnx
+from hqp_lightning.shipping.timing import usable_backends
 
 
 def _ready(backend):

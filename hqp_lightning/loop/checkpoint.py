@@ -1,0 +1,117 @@
+"""Pruned models in checkpoints: every file carries its structure, and loading applies it first."""
+
+from __future__ import annotations
+
+import inspect
+from pathlib import Path
+from pickle import UnpicklingError
+from types import MethodType
+from typing import Any, TypeVar
+
+import torch
+from lightning.pytorch import LightningModule
+
+from hqp_lightning.errors import ConfigurationError
+from hqp_lightning.loop.averaging import copies
+from hqp_lightning.surgery import Structure, apply_structure_, record
+
+__all__ = ["STRUCTURE_KEY", "PrunedCheckpointMixin", "carry_structure", "load_pruned"]
+
+STRUCTURE_KEY = "hqp_structure"
+
+T = TypeVar("T", bound=LightningModule)
+
+
+def carry_structure(pl_module: LightningModule) -> None:
+    """Make every checkpoint of ``pl_module`` carry its structure from now on, and apply it on load.
+
+    Lightning loads the weights before any callback hears of the checkpoint, so the module's own hooks are wrapped:
+    they are the only ones called early enough, and for ``save_weights_only`` files and after ``fit`` too.
+    """
+    pl_module.__dict__["on_save_checkpoint"] = MethodType(on_save_checkpoint, pl_module)
+    pl_module.__dict__["on_load_checkpoint"] = MethodType(on_load_checkpoint, pl_module)
+
+
+# Named as what they stand in for: a pickled module then finds its class's own methods again.
+def on_save_checkpoint(self: LightningModule, checkpoint: dict[str, Any]) -> None:
+    """Record the structure, then call the user's hook."""
+    checkpoint[STRUCTURE_KEY] = record(self).to_plain()
+    type(self).on_save_checkpoint(self, checkpoint)
+
+
+def on_load_checkpoint(self: LightningModule, checkpoint: dict[str, Any]) -> None:
+    """Apply the structure, then call the user's hook."""
+    if STRUCTURE_KEY in checkpoint:
+        structure = Structure.from_plain(checkpoint[STRUCTURE_KEY])
+        # An averaged copy loads its weights in its callback's turn; it has to fit by then, too.
+        for module in (self, *(copies(self._trainer) if self._trainer is not None else [])):
+            apply_structure_(module, structure)
+    type(self).on_load_checkpoint(self, checkpoint)
+
+
+class PrunedCheckpointMixin:
+    """Lets ``load_from_checkpoint`` rebuild a pruned network, and every Trainer save and load it.
+
+        class MyModule(PrunedCheckpointMixin, LightningModule): ...
+
+        model = MyModule.load_from_checkpoint("deploy/pruned.ckpt")
+
+    Without it a module of the dense shapes meets the weights of a pruned one, and torch reports a size mismatch.
+    Files that carry no structure load as ever. The class's own ``on_save_checkpoint`` and ``on_load_checkpoint`` are
+    called after the structure was recorded, or applied; they need not call ``super``. What is loaded this way keeps its
+    structure through later ``fit`` runs without `HQPPruning`, too.
+
+    Raises:
+        SurgeryError: on loading, if the structure is of another architecture, also with ``strict=False``.
+    """
+
+    # Not overridden hooks: a hook of the user's that does not call super, as few do, would hide them.
+    def __new__(cls, *args: Any, **kwargs: Any) -> Any:
+        """Prepare the module before its own ``__init__``."""
+        self: Any = super().__new__(cls)
+        carry_structure(self)
+        return self
+
+
+def load_pruned(model: type[T] | T, ckpt_path: str | Path, *, weights_only: bool = True, **kwargs: Any) -> T:
+    """Rebuild a pruned LightningModule from its original class, or a fresh instance, and a checkpoint.
+
+    Args:
+        model: the LightningModule class (built as ``load_from_checkpoint`` does, with the checkpoint's hyperparameters
+            and ``kwargs``), or an instance of the original, unpruned architecture; the instance is changed in place.
+        ckpt_path: a Lightning checkpoint saved while `HQPPruning` or `Int8Export` was attached.
+        weights_only: read tensors and plain data alone, which cannot run code; False, for a file that you trust, reads
+            other objects, too (a ``Path`` among the hyperparameters is one).
+        **kwargs: constructor arguments that override the saved hyperparameters.
+
+    Returns:
+        The module with the pruned structure and the checkpoint's weights, on the CPU.
+
+    Raises:
+        ConfigurationError: the file carries no structure, or holds more than plain data.
+        SurgeryError: the structure is of another architecture.
+    """
+    try:
+        checkpoint = torch.load(ckpt_path, map_location="cpu", weights_only=weights_only)
+    except UnpicklingError as error:
+        raise ConfigurationError(
+            f"{ckpt_path} holds more than tensors and plain data (most often among the hyperparameters), or is no "
+            "checkpoint. If you trust it: load_pruned(..., weights_only=False)."
+        ) from error
+    if STRUCTURE_KEY not in checkpoint:
+        raise ConfigurationError(
+            f"{ckpt_path} carries no {STRUCTURE_KEY!r}: it was saved without HQPPruning or Int8Export. "
+            f"Load it with {getattr(model, '__name__', type(model).__name__)}.load_from_checkpoint."
+        )
+    if isinstance(model, type):
+        loader: Any = type(model.__name__, (model, PrunedCheckpointMixin), {})
+        if "weights_only" in inspect.signature(loader.load_from_checkpoint).parameters:  # Lightning has it since 2.6
+            kwargs["weights_only"] = weights_only
+        module = loader.load_from_checkpoint(ckpt_path, map_location="cpu", **kwargs)
+        module.__class__ = model
+        return module
+    carry_structure(model)
+    model.configure_model()
+    model.on_load_checkpoint(checkpoint)
+    model.load_state_dict(checkpoint["state_dict"])
+    return model

@@ -1,0 +1,201 @@
+"""The surgery of one step on a model that a Trainer holds: prune, or undo, as one transaction."""
+
+from __future__ import annotations
+
+import logging
+import time
+from dataclasses import replace
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from torch.distributed.optim import ZeroRedundancyOptimizer
+
+from hqp_lightning.core.search import finish
+from hqp_lightning.core.selection import Caps, propose
+from hqp_lightning.errors import ConfigurationError, SurgeryError
+from hqp_lightning.loop.averaging import averages, copies, scored
+from hqp_lightning.loop.batches import batches, fixed_seed
+from hqp_lightning.loop.network import find_network
+from hqp_lightning.loop.options import PruningOptions
+from hqp_lightning.loop.ranks import average_batchnorm_
+from hqp_lightning.loop.trainer import load_validation, schedulers
+from hqp_lightning.records import PruningStep, StepRecord
+from hqp_lightning.search.state import PruningState
+from hqp_lightning.surgery import (
+    Cut,
+    Shadow,
+    Snapshot,
+    apply_cut_,
+    recalibrate_batchnorm_,
+    restore_,
+    slice_optimizers_,
+    take,
+)
+from hqp_lightning.surgery.strategy import rewrapped
+
+__all__ = ["dense_shadow", "leave_", "magnitudes", "prune_", "undo_"]
+
+_log = logging.getLogger(__name__)
+
+
+def dense_shadow(
+    trainer: Trainer, pl_module: LightningModule, options: PruningOptions
+) -> tuple[tuple[Any, ...], Shadow]:
+    """Trace the network with the first validation batch; returns the example inputs (on the CPU) and the shadow.
+
+    Raises:
+        ConfigurationError: the batch does not fit, the network can't be traced, or has nothing to prune.
+    """
+    if any(isinstance(o, ZeroRedundancyOptimizer) for o in trainer.optimizers):
+        raise ConfigurationError(
+            "ZeroRedundancyOptimizer keeps a share of the state on every rank, which a prune can't slice; use the "
+            "optimizer that it wraps."
+        )
+    _, network = find_network(pl_module, options.module)
+    load_validation(trainer)
+    with fixed_seed(), torch.no_grad():
+        inputs = next(batches(trainer, pl_module, network, options.loss_fn, "val", 1), None)
+    if inputs is None:
+        raise ConfigurationError("the validation loader is empty, so there is nothing to judge a step by.")
+    example = tuple(x[:2].detach().cpu().clone() if isinstance(x, torch.Tensor) else x for x in inputs)
+    example = trainer.strategy.broadcast(example)  # one shape everywhere
+    shadow = Shadow(network, example, options.ignore)
+    if not shadow.groups():
+        raise ConfigurationError(
+            f"{type(network).__name__} has no prunable channel groups: every convolution and linear layer is a head, "
+            f"ignored ({list(options.ignore) or 'none'}), or of an unsupported kind."
+        )
+    return example, shadow
+
+
+def magnitudes(
+    pl_module: LightningModule, state: PruningState, options: PruningOptions, example: tuple[Any, ...]
+) -> dict[str, torch.Tensor]:
+    """The group norms of the network's weights as it stands; empty when the search is over."""
+    if state.search.ended is not None:
+        return {}
+    return Shadow(find_network(pl_module, options.module)[1], example, options.ignore).group_norms()
+
+
+def prune_(
+    trainer: Trainer,
+    pl_module: LightningModule,
+    state: PruningState,
+    options: PruningOptions,
+    example: tuple[Any, ...],
+) -> StepRecord | None:
+    """Propose and make one step; the record is left pending in the state. None if nothing may be removed.
+
+    Raises:
+        SurgeryError: the step would break the model; the model is as it was, the step is left pending to be closed.
+    """
+    started = time.perf_counter()
+    _, network = find_network(pl_module, options.module)
+    shadow = Shadow(network, example, options.ignore)
+    wanted = state.search.step * state.dense_macs
+    if options.target_macs is not None:
+        wanted = min(wanted, shadow.macs - options.target_macs * state.dense_macs)
+    step = trainer.strategy.broadcast(_untried(shadow, wanted, state, options))
+    if not step.channels:
+        return None
+    planned = StepRecord(
+        index=state.search.index,
+        epoch=trainer.current_epoch,
+        outcome="pending",
+        reason="",
+        step=state.search.step,
+        channels_removed=step.channels,
+        predicted_loss_increase=step.predicted_loss_increase,
+        macs=shadow.macs - step.macs_saved,
+        params=shadow.params,
+    )
+    state.pending = planned
+    state.rejected.append(dict(step.removed))  # until it is kept
+    try:
+        cut = shadow.cut(step.removed)
+        undo, finished = _operate(trainer, pl_module, cut, options)
+    except SurgeryError:
+        raise
+    except BaseException:  # also an interrupt: what is saved on the way out must be whole
+        state.pending = None
+        state.rejected.pop()
+        raise
+    state.undo = undo
+    state.pending = replace(planned, macs=cut.macs, params=cut.params, surgery_s=finished - started)
+    return state.pending
+
+
+def _operate(trainer: Trainer, pl_module: LightningModule, cut: Cut, options: PruningOptions) -> tuple[Snapshot, float]:
+    """Apply a cut to all that lives, on every rank or on none; returns what undoes it, and when it was done."""
+    undo, failure, finished = take(*_everything(trainer, pl_module)), None, 0.0
+    # Averaged copies lose the same channels; their old BatchNorm statistics would fit as little as the network's.
+    networks = [find_network(m, options.module)[1] for m in (pl_module, *copies(trainer))]
+    with rewrapped(trainer.strategy, pl_module):
+        try:
+            for network in networks:
+                apply_cut_(network, cut)
+            slice_optimizers_(trainer.optimizers, networks[0], cut)
+            finished = time.perf_counter()
+            for network in networks:
+                with fixed_seed(), trainer.precision_plugin.val_step_context():
+                    inputs = batches(
+                        trainer, pl_module, networks[0], options.loss_fn, "train", options.recalibrate_batches
+                    )
+                    recalibrate_batchnorm_(network, inputs)
+        except Exception as error:
+            failure = error
+        except BaseException:
+            restore_(undo, *_everything(trainer, pl_module))
+            raise
+        done = trainer.strategy.reduce_boolean_decision(failure is None)
+        if done:
+            for network in networks:
+                average_batchnorm_(trainer, network)
+        else:
+            restore_(undo, *_everything(trainer, pl_module))
+    if not done:
+        raise SurgeryError(f"the surgery failed and was taken back: {failure or 'on another rank'}") from failure
+    return undo, finished
+
+
+def _everything(trainer: Trainer, pl_module: LightningModule) -> tuple[Any, ...]:
+    """What a step changes, in the order of the arguments of `take` and `restore_`."""
+    return pl_module, trainer.optimizers, schedulers(trainer), averages(trainer)
+
+
+def _untried(shadow: Shadow, wanted: float, state: PruningState, options: PruningOptions) -> PruningStep:
+    """The best step that was not rejected already: whole tiles can make a halved step the same as the last one."""
+    caps, groups = Caps(options.round_to, options.max_channel_ratio, state.channels), list(shadow.groups())
+    while True:
+        step = propose(groups, state.saliency or {}, wanted, caps, options.cost)
+        if not step.channels or dict(step.removed) not in state.rejected:
+            return step
+        last = list(step.removed)[-1]
+        groups = [g for g in groups if g.name != last]
+
+
+def undo_(trainer: Trainer, pl_module: LightningModule, state: PruningState) -> None:
+    """Take the rejected step back: structure, weights, buffers, optimizer, scheduler and averages."""
+    if state.undo is not None:
+        with rewrapped(trainer.strategy, pl_module):
+            restore_(state.undo, *_everything(trainer, pl_module))
+    state.undo, state.rollback_due = None, False
+
+
+def leave_(trainer: Trainer, pl_module: LightningModule, state: PruningState) -> StepRecord | None:
+    """When training ends: undo what was not kept, put the last accepted model in place; returns what nobody judged."""
+    record = None
+    if state.pending is not None:
+        record = state.close("rolled_back", "fit ended before a validation could judge it")
+        state.rollback_due = True
+    if state.rollback_due:
+        undo_(trainer, pl_module, state)
+    judged = scored(trainer, pl_module)
+    if state.accepted or judged is not pl_module:
+        last = state.accepted[-1].snapshot if state.accepted else take(judged)
+        for model in {pl_module, judged}:  # an averaging callback may yet copy the one to the other
+            restore_(last, model)
+    state.search = finish(state.search, "fit ended")
+    _log.info("hqp: search ended (%s)", state.search.ended)
+    return record

@@ -1,0 +1,84 @@
+"""Quantize one float model so that it stays within the budget, with as few layers in float as that takes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from hqp_lightning import export
+from hqp_lightning.core.mixed_precision import fewest
+from hqp_lightning.export.engines import Engine
+from hqp_lightning.loop.options import ExportOptions
+from hqp_lightning.records import OnnxArtifact, QuantizedLayer, Verdict
+
+__all__ = ["Quantized", "quantize_within"]
+
+_NOISE_SAMPLES = 32
+
+
+@dataclass(frozen=True)
+class Quantized:
+    """An INT8 model on its engine, what its score means, and what became of every layer."""
+
+    artifact: OnnxArtifact
+    engine: Engine
+    verdict: Verdict
+    layers: tuple[QuantizedLayer, ...]
+
+
+def quantize_within(
+    float_onnx: OnnxArtifact,
+    calibration: Callable[[], Iterator[np.ndarray]],
+    measure: Callable[[OnnxArtifact], tuple[Engine, Verdict]],
+    out_path: Path,
+    options: ExportOptions,
+    max_float_layers: int,
+) -> Quantized:
+    """Quantize every layer; if that is over budget, leave the noisiest ones in float, as few as bring it within.
+
+    Args:
+        float_onnx: the model.
+        calibration: gives the calibration batches, the same at every call.
+        measure: builds an engine of an artifact and judges its score.
+        out_path: the file to write.
+        options: calibration method, placement and threads.
+        max_float_layers: how many layers may stay in float; 0: none.
+
+    Returns:
+        What is within the budget; or else, with its engine closed, what came of quantizing every layer.
+    """
+    where = {"quantize_hardswish": options.quantize_hardswish, "quantize_se": options.quantize_se}
+    threads = options.threads
+    ranges = export.collect_ranges(
+        float_onnx.path,
+        calibration(),
+        method=options.method,
+        activation_type=options.activation_type,
+        threads=threads,
+        **where,
+    )
+    sample = next(calibration())[:_NOISE_SAMPLES]
+    noise = export.quantization_noise(float_onnx.path, ranges, sample, threads=threads, **where)
+    noisiest = sorted(noise, key=lambda name: noise[name], reverse=True)
+
+    def attempt(in_float: int) -> Quantized:
+        kept = set(noisiest[:in_float])
+        artifact = export.quantize(float_onnx.path, ranges, out_path, exclude=sorted(kept), **where)
+        layers = (QuantizedLayer(n, v, "float" if n in kept else "int8") for n, v in noise.items())
+        return Quantized(artifact, *measure(artifact), tuple(layers))
+
+    def enough(in_float: int) -> bool:
+        tried = attempt(in_float)
+        tried.engine.close()
+        return tried.verdict.kept
+
+    made = attempt(0)
+    limit = min(max_float_layers, len(noisiest))
+    if made.verdict.kept or limit == 0:
+        return made
+    made.engine.close()
+    in_float = fewest(limit, enough)
+    return made if in_float is None else attempt(in_float)

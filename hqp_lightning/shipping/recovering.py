@@ -1,0 +1,106 @@
+"""A short quantization-aware training of an accepted model, by the user's own loop, after ``fit`` has ended."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers.logger import DummyLogger
+from torch import nn
+
+from hqp_lightning.core.calibration import Range
+from hqp_lightning.core.verdict import score_drop
+from hqp_lightning.records import Budget
+from hqp_lightning.shipping.scoring import lent, second_trainer, with_hooks
+from hqp_lightning.surgery import fake_quantized
+
+__all__ = ["costs_too_much", "recover_"]
+
+_SEED = 0
+_SHARE = 1 / 3
+
+
+def costs_too_much(budget: Budget, score: float, int8_score: float) -> bool:
+    """Whether quantization alone uses up more than a third of the budget."""
+    return score_drop(score, int8_score, budget.mode) > _SHARE * budget.max_drop
+
+
+def recover_(
+    trainer: Trainer,
+    pl_module: LightningModule,
+    network: nn.Module,
+    ranges: Mapping[str, Range],
+    epochs: int,
+    lr_scale: float,
+) -> None:
+    """Train the model on for some epochs while layers compute as in INT8, in place.
+
+    A second Trainer runs the user's ``training_step`` over the run's training batches, with the optimizers of
+    ``configure_optimizers``, and nothing of the first one's callbacks, loggers and checkpoints; there is no validation.
+    The rate falls linearly from ``lr_scale`` times the highest one that the optimizer was configured with to zero;
+    schedulers are left out, since theirs begin with the whole of it.
+
+    Args:
+        trainer: the trainer of the run, on one device; its data, precision, clipping, accumulation and limit are used.
+        pl_module: the model; attached to ``trainer`` again afterwards.
+        network: the part of it that is quantized.
+        ranges: layer name in ``network`` to the range of its input.
+        epochs: how many.
+        lr_scale: see above.
+    """
+    with (
+        lent(pl_module, _SEED),
+        torch.inference_mode(False),
+        torch.enable_grad(),
+        fake_quantized(network, ranges),
+    ):
+        second = second_trainer(
+            trainer,
+            max_epochs=epochs,
+            precision=trainer.precision,
+            gradient_clip_val=trainer.gradient_clip_val,
+            gradient_clip_algorithm=trainer.gradient_clip_algorithm,
+            accumulate_grad_batches=trainer.accumulate_grad_batches,
+            limit_train_batches=trainer.limit_train_batches,
+            limit_val_batches=0,
+            num_sanity_val_steps=0,
+            enable_progress_bar=trainer.progress_bar_callback is not None,
+            logger=DummyLogger(),  # for a training_step that writes to its logger
+            callbacks=[_FallingRate(lr_scale)],
+        )
+        own = pl_module.__dict__.pop("configure_callbacks", None)
+        pl_module.__dict__["configure_callbacks"] = list  # the user's may bring this very export
+        try:
+            second.fit(pl_module, **with_hooks(trainer, "train_dataloader", trainer.train_dataloader))
+        finally:
+            del pl_module.__dict__["configure_callbacks"]
+            if own is not None:
+                pl_module.__dict__["configure_callbacks"] = own
+
+
+class _FallingRate(Callback):
+    def __init__(self, scale: float) -> None:
+        self.scale = scale
+        self.highest: list[list[float]] = []
+        self.steps = 1.0
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Note what was configured, before a warm-up or a cycle lowered it, and take the schedulers away."""
+        self.steps = float(trainer.estimated_stepping_batches)
+        self.highest = [[_highest(g) for g in o.param_groups] for o in trainer.optimizers]
+        if pl_module.automatic_optimization:
+            trainer.lr_scheduler_configs.clear()
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Set the rate."""
+        done = min(1.0, trainer.global_step / self.steps)
+        for optimizer, rates in zip(trainer.optimizers, self.highest, strict=True):
+            for group, rate in zip(optimizer.param_groups, rates, strict=True):
+                group["lr"] = self.scale * rate * (1 - done)
+
+
+def _highest(group: Mapping[str, Any]) -> float:
+    """Schedulers leave the configured rate in the group: OneCycleLR its peak, the others what they start from."""
+    return float(group.get("max_lr", group.get("initial_lr", group["lr"])))

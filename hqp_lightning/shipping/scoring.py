@@ -1,0 +1,194 @@
+"""Score a model, or an engine in its place, by the user's own validation loop."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, cast
+
+import torch
+from lightning.fabric.utilities.distributed import DistributedSamplerWrapper
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.plugins.environments import LightningEnvironment
+from lightning_utilities.core.apply_func import apply_to_collection
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, DistributedSampler, SequentialSampler
+from torchmetrics import Metric
+
+from hqp_lightning.errors import ExportError
+from hqp_lightning.export.engines import Engine
+from hqp_lightning.loop.batches import fixed_seed
+from hqp_lightning.loop.trainer import loose, monitored
+
+__all__ = ["counting", "holdout_loaders", "lent", "running_on", "score", "second_trainer", "with_hooks"]
+
+
+def score(trainer: Trainer, pl_module: LightningModule, loaders: Any, monitor: str) -> float:
+    """The monitored metric of ``pl_module`` over ``loaders``: its ``validation_step``, its hooks, its metrics.
+
+    A second Trainer runs the loop, so that the callbacks, loggers and checkpoints of the first see nothing of it. In a
+    distributed run it may be called on one rank alone: it scores all of the data there, and waits for nobody.
+
+    Args:
+        trainer: the trainer of the run; its validation limit and accelerator are used.
+        pl_module: the model; it is attached to ``trainer`` again afterwards.
+        loaders: validation loaders, in any form that ``Trainer.validate`` takes.
+        monitor: name of the metric.
+    """
+    with lent(pl_module), _alone(pl_module):
+        second = second_trainer(trainer, logger=False, limit_val_batches=trainer.limit_val_batches)
+        second.validate(pl_module, **with_hooks(trainer, "val_dataloader", _whole(loaders)), verbose=False)
+    return monitored(second, monitor)
+
+
+def second_trainer(trainer: Trainer, **settings: Any) -> Trainer:
+    """A quiet Trainer without callbacks, for the device of this process in the first one."""
+    root = trainer.strategy.root_device
+    quiet = {"enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False}
+    return Trainer(
+        accelerator=root.type if root.type in ("cpu", "cuda", "mps") else "auto",
+        devices=[root.index] if root.type == "cuda" and root.index is not None else 1,  # 1 alone would be the first GPU
+        plugins=[LightningEnvironment()],  # not the cluster's, which expects as many devices as were started
+        **{**quiet, **settings},
+    )
+
+
+def with_hooks(trainer: Trainer, name: str, loaders: Any) -> dict[str, Any]:
+    """Loaders as arguments for a second Trainer, with the batch hooks of the run's datamodule.
+
+    Args:
+        trainer: the trainer of the run; its datamodule is not set up again.
+        name: ``"train_dataloader"`` or ``"val_dataloader"``.
+        loaders: what the second Trainer is to run.
+    """
+    data = loose(trainer).datamodule
+    if data is None:
+        return {{"train_dataloader": "train_dataloaders", "val_dataloader": "dataloaders"}[name]: loaders}
+    data = copy.copy(data)
+    data.prepare_data = data.setup = data.teardown = lambda *_, **__: None
+    setattr(data, name, lambda: loaders)
+    return {"datamodule": data}
+
+
+@contextmanager
+def lent(pl_module: LightningModule, seed: int | None = None) -> Iterator[None]:
+    """Inside, a second Trainer may take the model; afterwards it is attached, placed and set as it was."""
+    attached, training, device = pl_module._trainer, {m: m.training for m in pl_module.modules()}, pl_module.device
+    try:
+        with _quiet(), fixed_seed(seed):
+            yield
+    finally:
+        pl_module._trainer = attached
+        pl_module.to(device)
+        for module, mode in training.items():
+            module.training = mode
+
+
+@contextmanager
+def running_on(network: nn.Module, engine: Engine) -> Iterator[None]:
+    """Inside, calling ``network`` runs the engine instead.
+
+    Raises:
+        ExportError: on leaving, if nothing called the network: what was scored was not the engine.
+    """
+    calls = 0
+
+    def forward(x: Tensor, *_: Any, **__: Any) -> Tensor:
+        nonlocal calls
+        calls += 1
+        logits = engine.run(x.detach().float().cpu().numpy())
+        return torch.from_numpy(logits).to(x.device)
+
+    network.__dict__["forward"] = forward
+    try:
+        yield
+    finally:
+        del network.__dict__["forward"]
+    if not calls:
+        raise ExportError(
+            f"validation_step never called {type(network).__name__}(...), so the engine can't be scored in its place; "
+            "call the network itself there, or name the part that is called with module=..."
+        )
+
+
+@contextmanager
+def counting(network: nn.Module) -> Iterator[list[int]]:
+    """Inside, the list collects the batch size of every call of ``network`` with a tensor."""
+    sizes: list[int] = []
+
+    def count(_: nn.Module, args: tuple[Any, ...]) -> None:
+        sizes.extend(len(x) for x in args[:1] if isinstance(x, Tensor))
+
+    handle = network.register_forward_pre_hook(count)
+    try:
+        yield sizes
+    finally:
+        handle.remove()
+
+
+def holdout_loaders(trainer: Trainer, holdout: Any) -> Any:
+    """The loaders of data that no decision saw: ``"test"`` asks the datamodule, anything else is returned as it is."""
+    if holdout != "test":
+        return holdout
+    data = loose(trainer).datamodule
+    if data is None:
+        return trainer.lightning_module.test_dataloader()
+    data.setup("test")
+    return data.test_dataloader()
+
+
+@contextmanager
+def _alone(pl_module: LightningModule) -> Iterator[None]:
+    """Inside, torchmetrics do not look for other processes, which are not scoring."""
+    asked = {m: m.distributed_available_fn for m in pl_module.modules() if isinstance(m, Metric)}
+    for metric in asked:
+        metric.distributed_available_fn = lambda: False
+    try:
+        yield
+    finally:
+        for metric, function in asked.items():
+            metric.distributed_available_fn = function
+
+
+def _whole(loaders: Any) -> Any:
+    """The loaders without the sampler that gives every rank its share."""
+    return apply_to_collection(loaders, DataLoader, _undistributed)
+
+
+def _undistributed(loader: DataLoader) -> DataLoader:
+    share, data = loader.sampler, cast(Any, loader.dataset)
+    if not isinstance(share, DistributedSampler):
+        return loader
+    # Lightning's wrapper has the user's own sampler inside.
+    inner = isinstance(share, DistributedSamplerWrapper)
+    order = cast(Any, share.dataset)._sampler if inner else SequentialSampler(data)
+    return DataLoader(
+        data,
+        batch_size=None if loader.batch_sampler is None else loader.batch_size or 1,
+        sampler=order,
+        num_workers=loader.num_workers,
+        collate_fn=loader.collate_fn,
+        pin_memory=loader.pin_memory,
+        worker_init_fn=loader.worker_init_fn,
+        multiprocessing_context=loader.multiprocessing_context,
+    )
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    loggers = [
+        logging.getLogger(n) for n in ("lightning.pytorch.utilities.rank_zero", "lightning.pytorch.accelerators.cuda")
+    ]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

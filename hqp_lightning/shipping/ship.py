@@ -1,0 +1,188 @@
+"""From accepted models to the artifact that ships: export, calibrate, score, walk back, time, report."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import cast
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+
+from hqp_lightning import export
+from hqp_lightning.core.verdict import score_drop
+from hqp_lightning.errors import ExportError
+from hqp_lightning.loop.options import ExportOptions
+from hqp_lightning.loop.trainer import loose
+from hqp_lightning.records import Budget, GroupSensitivity, LayerChannels, OnnxArtifact, Report, Verdict
+from hqp_lightning.report import assemble, versions
+from hqp_lightning.search.state import Accepted, PruningState
+from hqp_lightning.shipping.quantizing import Quantized
+from hqp_lightning.shipping.recovering import costs_too_much, recover_
+from hqp_lightning.shipping.run import Exporting
+from hqp_lightning.shipping.scoring import lent
+from hqp_lightning.surgery import Structure, layer_macs, restore_, take
+
+__all__ = ["ExportOptions", "ship"]
+
+
+def ship(
+    trainer: Trainer,
+    pl_module: LightningModule,
+    path: str | None,
+    budget: Budget,
+    search: PruningState | None,
+    dirpath: Path,
+    options: ExportOptions,
+) -> Report:
+    """Export the best model whose INT8 form is within the budget; it is also what ``pl_module`` holds afterwards."""
+    with torch.no_grad():
+        return _Shipping(trainer, pl_module, path, budget, dirpath, options, search).run()
+
+
+@dataclass
+class _Shipping(Exporting):
+    search: PruningState | None
+
+    def run(self) -> Report:
+        dense, candidates = self._models()
+        self.baseline = dense.score if self.search is None or self.search.baseline is None else self.search.baseline
+        dense_onnx, baseline = self.float_model(dense, "model.dense.onnx")
+        baseline = replace(baseline, accuracy=self.baseline)
+        shipped, float_onnx, made = self._walk(candidates)
+        int8_onnx, verdict = made.artifact, made.verdict
+        pruned = self.figures(shipped, float_onnx)
+        int8 = replace(pruned, accuracy=verdict.measured, file_bytes=int8_onnx.file_bytes)
+        holdout, held = self.measure_holdout(made.engine)
+        int8 = replace(int8, holdout_accuracy=holdout)
+        self._manifest(int8_onnx, verdict)
+        if self.options.activation_type != "int8":
+            self.notes.append(
+                f"Activations are {self.options.activation_type}: for CPUs, TensorRT does not read the file."
+            )
+        return assemble(
+            self.budget,
+            baseline,
+            pruned,
+            int8,
+            samples=self.samples or None,
+            holdout_samples=held or None,
+            steps=self.search.records if self.search else (),
+            engines=self.engines(dense_onnx, float_onnx, made),
+            channels=_channels(dense.snapshot.structure, shipped.snapshot.structure, self.prefix),
+            sensitivity=_sensitivity(self.search),
+            quantization=made.layers,
+            notes=self.notes,
+            versions=versions(),
+        )
+
+    def _models(self) -> tuple[Accepted, list[Accepted]]:
+        """The dense model, and what may ship: the newest accepted model first, the dense one last."""
+        if (state := self.search) is not None:
+            if state.dense is None:
+                raise ExportError("no validation ran during fit, so there is no accuracy to hold the INT8 model to.")
+            return state.dense, [*reversed(state.accepted), state.dense]
+        with lent(self.pl_module):  # the training flags come back
+            macs = sum(layer_macs(self.network.eval(), (self.example(),))[0].values())
+        params = sum(p.numel() for p in self.network.parameters())
+        trained = Accepted(0, self.score(self.trainer.val_dataloaders), macs, params, take(self.pl_module))
+        return trained, [trained]
+
+    def _walk(self, candidates: list[Accepted]) -> tuple[Accepted, OnnxArtifact, Quantized]:
+        """The first candidate whose INT8 form is within the budget; the least bad one if none is."""
+        tried: list[tuple[float, Accepted]] = []
+        for model in candidates:
+            model, float_onnx, made = self._recovered(model, *self._attempt(model, self.options.max_float_layers))
+            if made.verdict.kept:
+                self._say_what_is_in_float(made)
+                return model, float_onnx, made
+            self._note(f"INT8 of {_name(model)} is over budget, walked back: {made.verdict.reason}.")
+            tried.append((made.verdict.drop, model))
+            made.engine.close()
+        self._note("No INT8 artifact is within the budget; the least bad one is kept as model.int8.onnx.")
+        model = min(tried, key=lambda t: t[0])[1]
+        return model, *self._attempt(model, 0)
+
+    def _attempt(self, model: Accepted, max_float_layers: int) -> tuple[OnnxArtifact, Quantized]:
+        """Export, calibrate, quantize and score one model."""
+        restore_(model.snapshot, self.pl_module)
+        float_onnx = export.export_onnx(self.network, self.example(), self.dirpath / "model.onnx")
+        return float_onnx, self.quantized(float_onnx, "model.int8.onnx", max_float_layers)
+
+    def _recovered(
+        self, model: Accepted, float_onnx: OnnxArtifact, made: Quantized
+    ) -> tuple[Accepted, OnnxArtifact, Quantized]:
+        """What a short training with fake quantization makes of a model, if that is better; else what was there."""
+        epochs, before = self.options.recovery_epochs, made.verdict.measured
+        if not epochs or not costs_too_much(self.budget, model.score, before):
+            return model, float_onnx, made
+        made.engine.close()
+        try:
+            ranges = export.input_ranges(float_onnx.path, made.artifact.path, self.network, self.example())
+            run = self.trainer, self.pl_module, self.network, ranges, epochs, self.options.recovery_lr_scale
+            recover_(*run)
+            trained = replace(model, score=self.score(self.trainer.val_dataloaders), snapshot=take(self.pl_module))
+            float_onnx, made = self._attempt(trained, self.options.max_float_layers)
+        except Exception as error:  # the user's own code runs in there; what was there before still ships
+            self._note(f"The recovery of {_name(model)} failed and was undone: {error}")
+            return model, *self._attempt(model, self.options.max_float_layers)
+        better = score_drop(before, made.verdict.measured, self.budget.mode) < 0
+        self._note(
+            f"Quantization of {_name(model)} cost more than a third of the budget: {self.budget.monitor} "
+            f"{model.score:.4f} in float, {before:.4f} in INT8. After recovery_epochs={epochs} with fake quantization "
+            f"{made.verdict.measured:.4f} in INT8, {'kept' if better else 'no better, undone'}."
+        )
+        if better:
+            return trained, float_onnx, made
+        made.engine.close()
+        return model, *self._attempt(model, self.options.max_float_layers)
+
+    def _say_what_is_in_float(self, made: Quantized) -> None:
+        layers = sorted(made.layers, key=lambda q: q.noise, reverse=True)
+        if names := [q.layer for q in layers if q.precision == "float"]:
+            self._note(f"Left in float to stay within the budget, noisiest layers first: {', '.join(names)}.")
+
+    def _manifest(self, artifact: OnnxArtifact, verdict: Verdict) -> None:
+        data = loose(self.trainer).datamodule
+        export.write_manifest(
+            self.dirpath / "manifest.json",
+            artifact=artifact,
+            classes=getattr(data, "classes", None),
+            preprocessing=getattr(data, "preprocessing", None),
+            accuracy=verdict.measured,
+            calibration={
+                "method": self.options.method,
+                "activation_type": self.options.activation_type,
+                "data": self.options.calibration_data,
+                "batches": self.options.calibration_batches,
+                "sha256": export.data_sha256(self.calibration()),
+            },
+            versions=versions(),
+            monitor=self.budget.monitor,
+            files=export.board_files(self.dirpath / "model.onnx", artifact.path, self.options.activation_type),
+        )
+
+
+def _sensitivity(search: PruningState | None) -> list[GroupSensitivity]:
+    if search is None:
+        return []
+    rows = []
+    for name, values in (search.dense_saliency or {}).items():
+        costs = values[values.isfinite()].double().sort().values / 2
+        half = float(costs[: len(costs) // 2].sum())
+        rows.append(GroupSensitivity(name, search.channels.get(name, len(values)), half, float(costs.sum())))
+    return rows
+
+
+def _name(model: Accepted) -> str:
+    return f"step {model.index}" if model.index else "the dense model"
+
+
+def _channels(before: Structure, after: Structure, prefix: str) -> list[LayerChannels]:
+    rows = []
+    for name, attributes in before.attributes.items():
+        for key in ("out_channels", "out_features"):
+            if key in attributes and f"{name}.weight" in before.shapes:  # not a container that notes its width
+                layer = name.removeprefix(f"{prefix}.") if prefix else name
+                rows.append(LayerChannels(layer, cast(int, attributes[key]), cast(int, after.attributes[name][key])))
+    return rows
