@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import onnx
+from onnx import helper
 
 from hqp_lightning.errors import ExportError
 from hqp_lightning.export.artifact import load_model
@@ -15,6 +17,7 @@ from hqp_lightning.export.artifact import load_model
 __all__ = ["Placement", "placements", "quantized_tensors"]
 
 _POOLS = ("MaxPool", "AveragePool", "GlobalAveragePool")
+_SMALL = 1024  # values of a stored tensor: sizes and axes have fewer, and shapes depend on them
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +45,7 @@ def placements(
     - inputs and weights of Conv, Gemm and MatMul with constant weights;
     - the *residual* input of an Add, that is the one with the shorter path from the model's input: the other comes
       straight from a convolution, and TensorRT adds in that convolution's epilogue if its output is not quantized;
+      additions of sizes, which are integers or have no batch axis, are none;
     - inputs of poolings, except the squeeze of a squeeze-excite block: its input also feeds the Mul of the gate,
       which stays float, so a quantized copy of it would be extra work.
 
@@ -56,7 +60,8 @@ def placements(
     Raises:
         ExportError: nodes without a name of their own, or a name in ``exclude`` is no quantizable node.
     """
-    graph = load_model(onnx_path).graph
+    model = load_model(onnx_path)
+    graph = model.graph
     if len({n.name for n in graph.node} - {""}) != len(graph.node):
         raise ExportError(f"{onnx_path} has nodes without a unique name: use a file written by export_onnx")
     weights = {i.name: len(i.dims) for i in graph.initializer}
@@ -66,6 +71,7 @@ def placements(
     gates = {n.name: n for n in graph.node if n.op_type == "Mul" and not pooled.isdisjoint(n.input)}
     squeezed = pooled & {name for n in gates.values() for name in n.input}
     alone = (*_POOLS, "HardSwish") if quantize_hardswish else _POOLS
+    sizes = _sizes(model)
     found: list[Placement] = []
     for node in graph.node:
         inputs = list(node.input)
@@ -73,7 +79,7 @@ def placements(
             axis = _weight_axis(node, weights)
             if axis is not None:
                 found.append(Placement(node.name, 0, inputs[0], axis))
-        elif node.op_type == "Add" and constants.isdisjoint(inputs):
+        elif node.op_type == "Add" and constants.isdisjoint(inputs) and sizes.isdisjoint(inputs):
             index = min((1, 0), key=lambda k: depth.get(inputs[k], 0))
             found.append(Placement(node.name, index, inputs[index]))
         elif node.op_type in alone and (quantize_se or inputs[0] not in squeezed):
@@ -103,3 +109,25 @@ def _weight_axis(node: onnx.NodeProto, weights: Mapping[str, int]) -> int | None
     if node.op_type == "Gemm":
         return 0 if any(a.name == "transB" and a.i for a in node.attribute) else 1
     return 1 if weights[node.input[1]] == 2 else None
+
+
+def _sizes(model: onnx.ModelProto) -> set[str]:
+    """Tensors that can't be activations: not of floats, or of fewer than two axes. Those nobody can tell are not in it.
+
+    Inferred without the weights: a copy of them would take as much memory as they do.
+    """
+    graph = model.graph
+    light = onnx.GraphProto(name=graph.name, node=graph.node, input=graph.input, output=graph.output)
+    for tensor in graph.initializer:
+        if math.prod(tensor.dims) <= _SMALL:
+            light.initializer.append(tensor)
+        else:
+            light.input.append(helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims))
+    inferred = onnx.shape_inference.infer_shapes(helper.make_model(light, opset_imports=model.opset_import))
+    known = {v.name: v.type.tensor_type for v in inferred.graph.value_info}
+    floats = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16)
+    return {
+        name
+        for name, t in known.items()
+        if t.elem_type not in (onnx.TensorProto.UNDEFINED, *floats) or (t.HasField("shape") and len(t.shape.dim) < 2)
+    }

@@ -319,6 +319,32 @@ def test_adding_a_constant_is_no_residual(tmp_path):
     assert quantized_tensors(path) == ("input",)
 
 
+def test_adding_sizes_is_no_residual(tmp_path):
+    """They are integers, or floats without a batch axis; the residual beside them is one."""
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1)
+
+        def forward(self, x):
+            y = self.a(x)
+            y = y + self.b(y)
+            size = (y.shape[2] // 2 + y.shape[3] // 4, y.shape[3] // 2)
+            factor = y.shape[2] / 2 + y.shape[3] / 4
+            return nn.functional.interpolate(y, size=size).mean((2, 3)) * factor
+
+    path = tmp_path / "m.onnx"
+    x = torch.randn(2, 3, 16, 16)
+    export_onnx(Net(), x[:1], path)
+    adds = [n for n in onnx.load(path).graph.node if n.op_type == "Add"]
+    (residual,) = [p for p in placements(path) if p.node in {n.name for n in adds}]
+    assert len(adds) > 1
+    assert residual.tensor == next(n for n in onnx.load(path).graph.node if n.op_type == "Conv").output[0]
+    quantize(path, collect_ranges(path, [x.numpy()]), tmp_path / "q.onnx")
+    _session(str(tmp_path / "q.onnx"))
+
+
 def test_matmul_of_a_linear_on_sequences(tmp_path):
     torch.manual_seed(0)
     module = nn.Sequential(nn.Linear(6, 5), nn.Flatten(), nn.Linear(20, 3))
