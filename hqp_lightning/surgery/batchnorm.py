@@ -9,10 +9,12 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from hqp_lightning.core.calls import Call, as_call
+
 __all__ = ["recalibrate_batchnorm_"]
 
 
-def recalibrate_batchnorm_(module: nn.Module, batches: Iterable[tuple[Any, ...]]) -> int:
+def recalibrate_batchnorm_(module: nn.Module, batches: Iterable[Call | tuple[Any, ...]]) -> int:
     """Replace running means and variances by the plain average over some batches, in place.
 
     Removing channels shifts what the layers behind them see; the old statistics then cost accuracy that a few
@@ -20,7 +22,7 @@ def recalibrate_batchnorm_(module: nn.Module, batches: Iterable[tuple[Any, ...]]
 
     Args:
         module: the network.
-        batches: its positional inputs, batch by batch.
+        batches: its calls, batch by batch; a tuple is inputs by place.
 
     Returns:
         The number of batches used; with none, nothing changes.
@@ -31,14 +33,14 @@ def recalibrate_batchnorm_(module: nn.Module, batches: Iterable[tuple[Any, ...]]
     used = 0
     try:
         module.eval()
-        for args in batches if norms else ():
+        for call in batches if norms else ():
             if used == 0:
                 for norm in norms:
                     norm.reset_running_stats()
                     norm.momentum = None  # a cumulative average
                     norm.train()
             with torch.no_grad():
-                module(*args)
+                as_call(call).on(module)
             used += 1
     finally:
         for norm, momentum in momenta.items():

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from hqp_lightning.core.calls import Call, as_call
 from hqp_lightning.errors import ConfigurationError
 from hqp_lightning.surgery.cost import layer_macs
 
@@ -40,9 +41,9 @@ def copied(module: nn.Module) -> nn.Module:
     return twin.cpu().float().eval().requires_grad_(True)
 
 
-def on_cpu(example: Sequence[Any]) -> tuple[Any, ...]:
+def on_cpu(example: Call | Sequence[Any]) -> Call:
     """Two samples at most of every tensor, floats in float32; anything else as it is."""
-    return tuple(_one_on_cpu(x)[:2] if isinstance(x, Tensor) else x for x in example)
+    return as_call(example).map(lambda x: _one_on_cpu(x[:2] if x.dim() else x))
 
 
 def floating_tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
@@ -52,13 +53,13 @@ def floating_tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
             yield name, t
 
 
-def training_shapes(module: nn.Module, example: Sequence[Any]) -> tuple[tuple[int, ...], ...] | None:
+def training_shapes(module: nn.Module, example: Call | Sequence[Any]) -> tuple[tuple[int, ...], ...] | None:
     """Shapes of the outputs in training mode, or None if a plain forward does not work in that mode.
 
     Auxiliary heads run in training only. The module's buffers change, the random state does not.
     """
     # BatchNorm refuses to normalise a single value per channel.
-    doubled = [torch.cat([x, x]) if isinstance(x, Tensor) and x.dim() and len(x) == 1 else x for x in example]
+    doubled = as_call(example).map(lambda x: torch.cat([x, x]) if x.dim() and len(x) == 1 else x)
     module.train()
     try:
         with torch.random.fork_rng(devices=[]):

@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from hqp_lightning.core.calls import Call, as_call
+
 __all__ = ["layer_macs"]
 
 
-def layer_macs(module: nn.Module, example: Sequence[Tensor]) -> tuple[dict[str, float], tuple[tuple[int, ...], ...]]:
+def layer_macs(
+    module: nn.Module, example: Call | Sequence[Any]
+) -> tuple[dict[str, float], tuple[tuple[int, ...], ...]]:
     """Multiply-accumulates per convolution and linear layer for one sample, and the shapes of the outputs.
 
     Biases, normalisation and activations are not counted, as in torchvision's published figures ("GFLOPS").
 
     Args:
         module: the network, in eval mode.
-        example: its positional inputs, with a leading batch axis.
+        example: a call of it, or its inputs by place, with a leading batch axis.
 
     Returns:
         Layer name to MACs; and the output shape(s).
@@ -33,7 +38,7 @@ def layer_macs(module: nn.Module, example: Sequence[Tensor]) -> tuple[dict[str, 
             handles.append(layer.register_forward_hook(_counter(name, macs)))
     try:
         with torch.no_grad():
-            out = module(*example)
+            out = as_call(example).on(module)
     finally:
         for handle in handles:
             handle.remove()

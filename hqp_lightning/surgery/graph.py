@@ -15,6 +15,7 @@ import torch
 import torch_pruning as tp
 from torch import Tensor, nn
 
+from hqp_lightning.core.calls import Call
 from hqp_lightning.errors import ConfigurationError, SurgeryError
 from hqp_lightning.records import ChannelGroup, Consumer, Filters
 from hqp_lightning.surgery.copying import copied, floating_tensors, on_cpu, training_shapes
@@ -33,14 +34,14 @@ class Shadow:
 
     Args:
         module: the network; it is copied, not changed.
-        example: its positional inputs, for one or more samples.
+        example: a call of it, or its inputs by place, for one or more samples.
         ignore: module names whose output channels must stay (the head is found without being told).
 
     Raises:
         ConfigurationError: the module can't be copied or traced, or ``ignore`` names no module.
     """
 
-    def __init__(self, module: nn.Module, example: Sequence[Tensor], ignore: Sequence[str] = ()) -> None:
+    def __init__(self, module: nn.Module, example: Call | Sequence[Tensor], ignore: Sequence[str] = ()) -> None:
         with torch.inference_mode(False), torch.enable_grad(), torch.autocast("cpu", enabled=False):
             self._example = on_cpu(example)
             self._module = copied(module)
@@ -126,11 +127,11 @@ class Shadow:
             layers, shape = layer_macs(self._module, self._example)
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                graph.build_dependency(self._module, self._example, lambda m, x: m(*x), verbose=False)
+                graph.build_dependency(self._module, self._example, lambda m, call: call.on(m), verbose=False)
         except Exception as error:
             raise ConfigurationError(
                 f"could not run and trace {type(self._module).__name__} with inputs of shape "
-                f"{[tuple(x.shape) for x in self._example if isinstance(x, Tensor)]}: {error}"
+                f"{list(self._example.shapes())}: {error}"
             ) from error
         return layers, shape, graph
 

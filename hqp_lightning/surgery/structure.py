@@ -118,6 +118,11 @@ def replace_data_(tensor: Tensor, value: Tensor) -> None:
     tensor.grad = None
     # Not value.contiguous(...), which leaves the strides of a 1x1 kernel, contiguous either way, as they are: kernels
     # are chosen by strides, and training after a rollback would differ in the last bits.
+    if tensor.shape != value.shape:
+        # The node that adds up a leaf's gradient lives as long as any graph that it is in, a kept loss or logits, and
+        # expects the old shape for ever. Torch makes a new one where the type of the data changes, not the shape.
+        other = torch.float64 if tensor.dtype != torch.float64 else torch.float32
+        tensor.data = torch.empty(0, dtype=other, device=value.device)
     tensor.data = torch.empty(value.shape, dtype=value.dtype, device=value.device, memory_format=layout).copy_(value)
 
 

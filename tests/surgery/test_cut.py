@@ -3,12 +3,13 @@ import copy
 import pytest
 import torch
 from networks import BUILDERS, build, gates_at_inputs
-from surgery_samples import plan
+from surgery_samples import plan, some_channels
 from torch import nn
 from torch.nn import functional as F
 
+from hqp_lightning.core.calls import Call
 from hqp_lightning.errors import SurgeryError
-from hqp_lightning.surgery import Cut, apply_cut_, slice_optimizers_
+from hqp_lightning.surgery import Cut, Shadow, apply_cut_, slice_optimizers_
 
 
 def kept_slices(before, cut):
@@ -195,3 +196,38 @@ def test_an_empty_cut_changes_nothing():
     before = {n: t.clone() for n, t in network.state_dict().items()}
     apply_cut_(network, cut)
     assert all(torch.equal(t, before[n]) for n, t in network.state_dict().items())
+
+
+def test_a_graph_that_somebody_keeps_does_not_hold_the_old_shapes():
+    network = build("vgg")
+    kept = network(torch.rand(2, 3, 32, 32))  # as a module does with self.last_logits
+    _, _, cut = plan(network)
+    apply_cut_(network, cut)
+    network(torch.rand(2, 3, 32, 32)).sum().backward()
+    assert kept.grad_fn is not None
+    assert all(p.grad.shape == p.shape for p in network.parameters())
+
+
+class ByName(nn.Module):
+    """Called as Hugging Face's are."""
+
+    def __init__(self):
+        super().__init__()
+        self.net = build("vgg")
+
+    def forward(self, *, pixels, flip=False):
+        return self.net(pixels.flip(-1) if flip else pixels)
+
+
+def test_a_network_called_by_name_is_traced_and_cut_as_one_called_by_place():
+    network, x = ByName(), torch.rand(2, 3, 32, 32)
+    shadow = Shadow(network, Call((), {"pixels": x, "flip": True}))
+    plain = Shadow(network.net, [x])
+    groups = shadow.groups()
+    assert [g.name for g in groups] == [f"net.{g.name}" for g in plain.groups()]
+    removed = some_channels(groups)
+    cut = shadow.cut(removed)
+    expected = plain.cut({n.removeprefix("net."): c for n, c in removed.items()})
+    assert (shadow.macs, cut.macs) == (plain.macs, expected.macs)
+    for name, index in cut.kept.items():
+        assert torch.equal(index, expected.kept[name.removeprefix("net.")])
