@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-__all__ = ["Call", "as_call"]
+__all__ = ["Call", "OneTensor", "as_call"]
 
 
 @dataclass(frozen=True, slots=True)
