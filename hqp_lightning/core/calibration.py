@@ -10,12 +10,14 @@ import numpy as np
 from hqp_lightning.core.histogram import Histogram
 from hqp_lightning.errors import ConfigurationError
 
-__all__ = ["ACTIVATION_TYPES", "METHODS", "Range", "compute_range"]
+__all__ = ["ACTIVATION_TYPES", "LEAST_SCALE", "METHODS", "Range", "compute_range"]
 
 METHODS = ("max", "percentile", "mse", "entropy")
 """How a range is chosen from a histogram, see `compute_range`."""
 ACTIVATION_TYPES = ("int8", "uint8")
 """The integers of a `Range`: int8 is symmetric, with zero point 0; uint8 is affine."""
+LEAST_SCALE = 2.0**-60
+"""No scale is smaller: runtimes multiply two of them, and TensorRT's parser refuses one that is zero in float32."""
 
 _INTEGERS = {"int8": (-127, 127), "uint8": (0, 255)}
 _CANDIDATES, _FINER = 256, 32
@@ -47,7 +49,7 @@ class Range:
     def scale(self) -> float:
         """The step of one level; of a range of width one for a tensor that is always zero."""
         smallest, largest = self.integers
-        return (self.high - self.low or 1.0) / (largest - smallest)
+        return max((self.high - self.low or 1.0) / (largest - smallest), LEAST_SCALE)
 
     @property
     def zero_point(self) -> int:

@@ -15,7 +15,7 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-from hqp_lightning.core.calibration import Range
+from hqp_lightning.core.calibration import LEAST_SCALE, Range
 from hqp_lightning.errors import ExportError
 from hqp_lightning.export.artifact import describe, load_model
 from hqp_lightning.export.placement import Placement, placements
@@ -24,6 +24,8 @@ from hqp_lightning.records import OnnxArtifact
 __all__ = ["insert_qdq_", "quantize"]
 
 _WEIGHTS = 127  # symmetric int8: -127 ... 127
+_BIAS = 2.0**30  # in steps of input times weight, half of what the int32 holds that onnxruntime makes of a bias
+_LEAST_FLOAT16, _OTHERS = 2.0**-23, 2.0**-13  # the float16 form raises smaller scales, and not their integers
 
 
 def quantize(
@@ -37,7 +39,8 @@ def quantize(
 ) -> OnnxArtifact:
     """Write the Q/DQ model: weights symmetric int8 per output channel, stored as int8; float scales and bias.
 
-    Activations are of the type of their ranges: symmetric int8 with zero point 0, or affine uint8.
+    Activations are of the type of their ranges: symmetric int8 with zero point 0, or affine uint8. The scale of a
+    nearly dead channel is no smaller than it has to be: its bias must fit an int32 in steps of ``s_x * s_w``.
 
     Args:
         onnx_path: a float model.
@@ -80,6 +83,7 @@ def insert_qdq_(model: onnx.ModelProto, placed: Iterable[Placement], ranges: Map
     if missing:
         raise ExportError(f"no range for tensor {missing[0]!r} ({len(missing)} missing): collect_ranges on this file")
     stored = {i.name: i for i in graph.initializer}
+    floors = _bias_floors(graph.node, stored, places, ranges)
     pairs: dict[tuple[str, int | None], str] = {}
     nodes: list[onnx.NodeProto] = []
     for node in list(graph.node):
@@ -91,7 +95,9 @@ def insert_qdq_(model: onnx.ModelProto, placed: Iterable[Placement], ranges: Map
             if place.weight_axis is not None:
                 key = (node.input[1], place.weight_axis)
                 if key not in pairs:
-                    pairs[key] = _add_weight(graph, nodes, stored[node.input[1]], place.weight_axis)
+                    pairs[key] = _add_weight(
+                        graph, nodes, stored[node.input[1]], place.weight_axis, floors.get(key, 0.0)
+                    )
                 node.input[1] = pairs[key]
         nodes.append(node)
     del graph.node[:]
@@ -113,11 +119,36 @@ def _add_activation(graph: onnx.GraphProto, nodes: list[onnx.NodeProto], tensor:
     return f"{tensor}_dq"
 
 
-def _add_weight(graph: onnx.GraphProto, nodes: list[onnx.NodeProto], weight: onnx.TensorProto, axis: int) -> str:
+def _bias_floors(
+    nodes: Iterable[onnx.NodeProto],
+    stored: Mapping[str, onnx.TensorProto],
+    places: Mapping[str, Sequence[Placement]],
+    ranges: Mapping[str, Range],
+) -> dict[tuple[str, int | None], np.ndarray]:
+    """Weight and axis to the least scale of each channel with which the bias of every reader fits an int32."""
+    floors: dict[tuple[str, int | None], np.ndarray] = {}
+    for node in nodes:
+        bias = stored.get(node.input[2]) if len(node.input) > 2 else None
+        for place in places.get(node.name, ()):
+            if bias is not None and place.weight_axis is not None:
+                size = np.abs(numpy_helper.to_array(bias).reshape(-1)).astype(np.float64)
+                least = size / (_BIAS * ranges[place.tensor].scale)
+                key = (node.input[1], place.weight_axis)
+                floors[key] = np.maximum(floors.get(key, 0.0), least)
+    return floors
+
+
+def _add_weight(
+    graph: onnx.GraphProto, nodes: list[onnx.NodeProto], weight: onnx.TensorProto, axis: int, floor: np.ndarray | float
+) -> str:
     values = numpy_helper.to_array(weight)
     others = tuple(k for k in range(values.ndim) if k != axis)
-    amax = np.abs(values).max(axis=others)
-    scale = np.where(amax > 0, amax, 1.0).astype(np.float32) / np.float32(_WEIGHTS)
+    amax = np.abs(values).max(axis=others).astype(np.float64)
+    scale = np.where(amax > 0, amax, 1.0) / _WEIGHTS
+    # Weights that weight decay drove to 1e-44 have no scale in float32, which TensorRT's parser refuses; steps so much
+    # smaller than the largest channel's say nothing that is seen beside it.
+    least = max(LEAST_SCALE, min(_LEAST_FLOAT16, _OTHERS * float(scale.max())))
+    scale = np.maximum(scale, np.maximum(floor, least)).astype(np.float32)
     shape = [-1 if k == axis else 1 for k in range(values.ndim)]
     integers = np.clip(np.round(values / scale.reshape(shape)), -_WEIGHTS, _WEIGHTS)
     name = f"{weight.name}_axis{axis}"  # tied weights may be read along different axes

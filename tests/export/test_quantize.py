@@ -369,6 +369,38 @@ def test_a_dead_tensor_gets_a_usable_scale(tmp_path):
     assert scales[0] == pytest.approx(1 / 254)
 
 
+@pytest.mark.parametrize("activation_type", ["int8", "uint8"])
+@pytest.mark.parametrize("layer", [nn.Linear, lambda i, o: nn.Conv2d(i, o, 1)])
+def test_nearly_dead_channels_keep_their_bias(layer, activation_type, tmp_path):
+    """onnxruntime makes an int32 of a bias, in steps of input times weight; a scale of zero TensorRT refuses."""
+    torch.manual_seed(0)
+    net = nn.Sequential(layer(3, 4), nn.ReLU(), layer(4, 4))
+    with torch.no_grad():
+        for channel, (size, bias) in enumerate([(1.0, 0.1), (1e-9, 0.5), (1e-44, 0.25), (0.0, 0.125)]):
+            net[0].weight[channel] *= size
+            net[0].bias[channel] = bias
+        net[2].weight.copy_(torch.eye(4).reshape(net[2].weight.shape))  # dead channels of its own beside live ones
+        net[2].bias.zero_()
+    x = torch.randn(8, 3) if layer is nn.Linear else torch.randn(8, 3, 4, 4)
+    float_path, path = tmp_path / "m.onnx", tmp_path / "q.onnx"
+    export_onnx(net, x[:1], float_path)
+    quantize(float_path, collect_ranges(float_path, [x.numpy()], activation_type=activation_type), path)
+    scales = [numpy_helper.to_array(i) for i in onnx.load(path).graph.initializer if i.name.endswith("_scale")]
+    assert all((s >= 1e-7).all() for s in scales)  # what the float16 form holds
+    (logits,) = _session(str(path)).run(None, {"input": x.numpy()})
+    assert np.abs(logits - net(x).detach().numpy()).max() < 0.03
+
+
+def test_tensors_of_nearly_nothing_get_a_scale_that_float32_holds(tmp_path):
+    layer, path = nn.Linear(4, 2), tmp_path / "m.onnx"
+    torch.nn.init.constant_(layer.weight, 4e-44)
+    export_onnx(layer, torch.zeros(1, 4), path)
+    artifact = quantize(path, {"input": Range.symmetric(4e-44)}, tmp_path / "q.onnx")
+    scales = [numpy_helper.to_array(i) for i in onnx.load(artifact.path).graph.initializer if i.name.endswith("_scale")]
+    assert len(scales) == 2
+    assert all((s >= 2.0**-60).all() for s in scales)
+
+
 def test_clear_errors(models, tmp_path):
     path, ranges, _ = models["resnet18"]
     with pytest.raises(ExportError, match="no calibration batches"):
