@@ -138,7 +138,7 @@ class Int8Export(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Refuse a network that no file of one input and one output can hold."""
-        check_exportable(trainer, pl_module, self.network_path(trainer), self.options.loss_fn)
+        check_exportable(trainer, pl_module, self.network_path(trainer), self.options)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """The monitor has to be there from the first validation on."""

@@ -8,12 +8,13 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning_utilities.core.apply_func import apply_to_collection
-from torch import Tensor
+from torch import Tensor, nn
 
 from hqp_lightning.core import fisher
 from hqp_lightning.core.saliency import ESTIMATORS, saliency
 from hqp_lightning.errors import ConfigurationError
-from hqp_lightning.loop.network import LossFn, find_network, fisher_context, network_inputs, per_sample_loss
+from hqp_lightning.loop.calls import Receiver
+from hqp_lightning.loop.network import LossFn, find_network, fisher_context, per_sample_loss
 from hqp_lightning.loop.ranks import merged
 from hqp_lightning.loop.trainer import loose
 from hqp_lightning.records import ChannelGroup
@@ -36,8 +37,8 @@ class FisherAccumulator(Callback):
         estimator: ``"gate"`` (group-joint channel gates) or ``"weight"`` (the paper's sum over filter weights).
         module: the network's attribute name in the LightningModule; found if it is the only one with parameters.
         ignore: names of modules in the network whose channels must stay.
-        loss_fn: ``loss_fn(pl_module, batch)`` returning per-sample losses ``(N,)`` or their mean; by default
-            cross-entropy for ``(x, y)`` batches.
+        loss_fn: ``loss_fn(pl_module, batch)`` returning per-sample losses ``(N,)`` or their mean; by default, for
+            ``(x, y)`` batches, the loss that fits the targets (`hqp_lightning.loop.losses.default_loss`).
         batches: number of batches used of each validation run; all by default.
 
     Raises:
@@ -61,9 +62,11 @@ class FisherAccumulator(Callback):
         self.active = True
         self.groups: tuple[ChannelGroup, ...] = ()
         self.state = fisher.FisherState()
+        self._receiver: Receiver | None = None
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start from nothing: the network may have changed since the last validation."""
+        self._receiver = None
         if not trainer.sanity_checking:
             self.groups, self.state = (), fisher.FisherState()
 
@@ -79,21 +82,23 @@ class FisherAccumulator(Callback):
         """Add one batch of the first validation loader."""
         limit = self.batches if self.batches is not None else float("inf")
         if self.active and not trainer.sanity_checking and dataloader_idx == 0 and batch_idx < limit:
-            self.update(trainer, pl_module, batch)
+            self.update(trainer, pl_module, batch, batch_idx)
 
-    def update(self, trainer: Trainer, pl_module: LightningModule, batch: Any) -> None:
+    def update(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int = 0) -> None:
         """Add the Fisher sums of one batch to the state."""
         _, network = find_network(pl_module, self.module)
         with fisher_context(trainer):
             batch = apply_to_collection(
                 batch, Tensor, torch.clone
             )  # tensors made in inference mode can't take part in autograd
-            if not self.groups:
-                inputs = network_inputs(pl_module, network, batch, self.loss_fn)
-                self.groups = Shadow(network, inputs, self.ignore).groups()
+            call = None
+            if not self.groups or self.loss_fn is None:
+                call = self._received(trainer, pl_module, network).call(batch, batch_idx)
+            if call is not None and not self.groups:
+                self.groups = Shadow(network, call, self.ignore).groups()
 
             def loss() -> Tensor:
-                return per_sample_loss(pl_module, network, batch, self.loss_fn)
+                return per_sample_loss(pl_module, network, batch, self.loss_fn, call)
 
             if self.estimator == "gate":
                 new = fisher.gate_fisher(network, self.groups, loss)
@@ -101,6 +106,11 @@ class FisherAccumulator(Callback):
                 layers = dict.fromkeys(f.parameter.rpartition(".")[0] for g in self.groups for f in g.filters)
                 new = fisher.weight_fisher(network, list(layers), loss)
         self.state = fisher.merge(self.state, new)
+
+    def _received(self, trainer: Trainer, pl_module: LightningModule, network: nn.Module) -> Receiver:
+        if self._receiver is None:
+            self._receiver = Receiver(trainer, pl_module, network, self.loss_fn)
+        return self._receiver
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Add up the ranks."""

@@ -8,6 +8,7 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from hqp_lightning.callbacks.fisher import FisherAccumulator, shared
+from hqp_lightning.core.calls import Call
 from hqp_lightning.core.search import Search, advance, finish
 from hqp_lightning.core.verdict import check_budget
 from hqp_lightning.errors import SurgeryError
@@ -54,7 +55,7 @@ class HQPPruning(Callback):
         fisher_batches: validation batches used for the scores; all by default.
         recalibrate_batches: training batches that re-estimate BatchNorm after a step; 0 for none.
         baseline: the score that drops are measured from; by default the best score of the dense model.
-        loss_fn: ``loss_fn(pl_module, batch)``; by default cross-entropy for ``(x, y)`` batches.
+        loss_fn: see `FisherAccumulator`; for batches that are not ``(x, y)``, or a loss that the targets do not tell.
         max_snapshots: accepted models kept in memory for `Int8Export` to walk back to.
 
     Raises:
@@ -109,7 +110,7 @@ class HQPPruning(Callback):
         self.own_fisher = FisherAccumulator(fisher, module, ignore, loss_fn, fisher_batches)
         self.state = PruningState(Search(step, min_step), baseline)
         self._fisher = self.own_fisher
-        self._example: tuple[Any, ...] = ()
+        self._example = Call()
 
     @property
     def records(self) -> tuple[StepRecord, ...]:
@@ -122,7 +123,7 @@ class HQPPruning(Callback):
         """Refuse what can't work, and make checkpoints carry the structure."""
         if stage == "fit":
             check_trainer(trainer, self)
-            self._example = ()
+            self._example = Call()
             self._fisher = shared(trainer, self, self.own_fisher, self.options.estimator)
             carry_structure(pl_module)
 
@@ -136,12 +137,8 @@ class HQPPruning(Callback):
         if not self.state.channels:
             self.state.channels = {g.name: g.channels for g in shadow.groups()}
             self.state.dense_macs = shadow.macs
-        unseen = trainer.num_sanity_val_steps == 0
-        if (
-            self.state.dense is None
-            and not loose(trainer).fast_dev_run
-            and (trainer.current_epoch >= self.options.start_epoch or unseen)
-        ):
+        due = trainer.current_epoch >= self.options.start_epoch or trainer.num_sanity_val_steps == 0
+        if due and self.state.dense is None and not loose(trainer).fast_dev_run:
             validate_now(trainer)
 
     # -- validation: measure and decide ---------------------------------------------------------------------------
@@ -203,7 +200,7 @@ class HQPPruning(Callback):
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """A checkpoint of the last epoch leaves nothing to train: then no hook of training was called."""
-        if not self._example:
+        if self._example == Call():
             self.on_train_end(trainer, pl_module)
 
     # -- checkpoints and telling ----------------------------------------------------------------------------------

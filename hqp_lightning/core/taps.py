@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -48,26 +49,26 @@ class Taps:
 def at_inputs(layer: nn.Module, name: str, taps: Taps) -> RemovableHandle:
     """Tap the gradient at the layer's input."""
 
-    def before(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        x = taps.leaf(args[0])
+    def before(_: nn.Module, args: tuple[Any, ...], given: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        x = taps.leaf(_input(args, given))
         # An alias per reader: the gradient of a tensor that is read twice would be that of both readers.
         alias = x.view_as(x)
         taps.listen(name, alias, alias)
-        return (alias, *args[1:])
+        return ((alias, *args[1:]), given) if args else ((), {**given, next(iter(given)): alias})
 
-    return layer.register_forward_pre_hook(before)
+    return layer.register_forward_pre_hook(before, with_kwargs=True)
 
 
 def at_outputs(layer: nn.Module, name: str, taps: Taps) -> RemovableHandle:
     """Tap the gradient at the layer's output; the backward goes no further down than the outputs tapped."""
 
-    def after(_: nn.Module, args: tuple[Tensor, ...], out: Tensor) -> Tensor:
+    def after(_: nn.Module, args: tuple[Any, ...], given: dict[str, Any], out: Tensor) -> Tensor:
         if not out.requires_grad:
             out = taps.leaf(out).clone()  # the next layer may work in place, which a leaf does not permit
-        taps.listen(name, out, args[0])
+        taps.listen(name, out, _input(args, given))
         return out
 
-    return layer.register_forward_hook(after)
+    return layer.register_forward_hook(after, with_kwargs=True)
 
 
 def run_backward(
@@ -123,6 +124,10 @@ def _samples(taps: Taps, value: Tensor) -> int:
             "the first dimension everywhere. Return per-sample losses (N,) or their mean, or ignore the layer."
         )
     return samples
+
+
+def _input(args: tuple[Any, ...], given: dict[str, Any]) -> Tensor:
+    return args[0] if args else next(iter(given.values()))
 
 
 def _wide(x: Tensor) -> Tensor:

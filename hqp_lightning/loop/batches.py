@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import copy
-import random
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import numpy as np
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch import nn
 
-from hqp_lightning.loop.network import LossFn, network_inputs
+from hqp_lightning.core.calls import Call
+from hqp_lightning.loop.calls import Receiver
+from hqp_lightning.loop.losses import LossFn
 
-__all__ = ["batches", "fixed_seed"]
+__all__ = ["batches", "prepared"]
 
 
 def batches(
@@ -26,8 +26,22 @@ def batches(
     stage: str,
     limit: int,
     seed: int | None = None,
-) -> Iterator[tuple[Any, ...]]:
-    """The network's inputs for the first ``limit`` batches of the first train or validation loader.
+    like: Call | None = None,
+) -> Iterator[Call]:
+    """What the network is called with for the first ``limit`` batches of the first train or validation loader.
+
+    Training batches are prepared as validation's are, and get the height and width of ``like``, a call in validation.
+
+    """
+    receiver = Receiver(trainer, pl_module, network, loss_fn, like)
+    for i, batch in enumerate(prepared(trainer, pl_module, stage, limit, seed)):
+        yield receiver.call(batch, i, training=stage == "train")
+
+
+def prepared(
+    trainer: Trainer, pl_module: LightningModule, stage: str, limit: int, seed: int | None = None
+) -> Iterator[Any]:
+    """The first ``limit`` batches of the first train or validation loader, as a step gets them.
 
     With a ``seed`` the loader's own generators start from it, so that these batches are the same however long training
     went on before; afterwards they are where they were.
@@ -46,24 +60,7 @@ def batches(
                 return
             batch = trainer.precision_plugin.convert_input(batch)
             batch = pl_module._on_before_batch_transfer(batch, dataloader_idx=0)
-            batch = pl_module._apply_batch_transfer_handler(batch, device=pl_module.device, dataloader_idx=0)
-            yield network_inputs(pl_module, network, batch, loss_fn)
-
-
-@contextmanager
-def fixed_seed(seed: int | None = None) -> Iterator[None]:
-    """Leave the global random states as they were; inside, start from ``seed`` if there is one."""
-    python, numpy = random.getstate(), np.random.get_state()
-    with torch.random.fork_rng():
-        if seed is not None:
-            random.seed(seed)
-            np.random.seed(seed)
-            torch.manual_seed(seed)
-        try:
-            yield
-        finally:
-            random.setstate(python)
-            np.random.set_state(numpy)
+            yield pl_module._apply_batch_transfer_handler(batch, device=pl_module.device, dataloader_idx=0)
 
 
 @contextmanager

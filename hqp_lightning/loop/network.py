@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -11,11 +11,12 @@ from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor, nn
 from torchmetrics import Metric
 
+from hqp_lightning.core.calls import Call
 from hqp_lightning.errors import ConfigurationError
+from hqp_lightning.loop.losses import LossFn, default_loss, pair
+from hqp_lightning.loop.untouched import eager
 
-__all__ = ["LossFn", "find_network", "fisher_context", "network_inputs", "per_sample_loss"]
-
-LossFn = Callable[[LightningModule, Any], Tensor]
+__all__ = ["LossFn", "find_network", "fisher_context", "per_sample_loss"]
 
 
 def find_network(pl_module: LightningModule, path: str | None) -> tuple[str, nn.Module]:
@@ -42,73 +43,39 @@ def find_network(pl_module: LightningModule, path: str | None) -> tuple[str, nn.
         ) from None
 
 
-def per_sample_loss(pl_module: LightningModule, network: nn.Module, batch: Any, loss_fn: LossFn | None) -> Tensor:
-    """The loss of a batch: the user's, or cross-entropy per sample for ``(x, y)`` batches.
+def per_sample_loss(
+    pl_module: LightningModule, network: nn.Module, batch: Any, loss_fn: LossFn | None, call: Call | None = None
+) -> Tensor:
+    """The loss of a batch: the user's, or the one that fits the targets of an ``(x, y)`` batch (`default_loss`).
+
+    Args:
+        pl_module: the user's module.
+        network: the part of it that is pruned.
+        batch: as ``validation_step`` gets it.
+        loss_fn: the user's, if there is one.
+        call: what the network receives of this batch; by default its ``x``.
 
     Raises:
-        ConfigurationError: no ``loss_fn``, and the batch or the network's output do not fit cross-entropy.
+        ConfigurationError: no ``loss_fn``, and the batch or the network's output fit no usual loss.
     """
     if loss_fn is not None:
         return loss_fn(pl_module, batch)
-    x, y = _pair(batch)
-    logits = network(x)
-    if not isinstance(logits, Tensor) or logits.dim() < 2 or y.is_floating_point() and y.shape != logits.shape:
-        raise ConfigurationError(
-            f"without loss_fn the network must return logits (N, classes) for integer targets; got "
-            f"{tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__} for targets "
-            f"{tuple(y.shape)} {y.dtype}. Pass loss_fn=lambda pl_module, batch: <per-sample losses>."
-        )
-    losses = torch.nn.functional.cross_entropy(logits, y, reduction="none")
-    return losses.flatten(1).mean(1) if losses.dim() > 1 else losses
-
-
-def network_inputs(
-    pl_module: LightningModule, network: nn.Module, batch: Any, loss_fn: LossFn | None
-) -> tuple[Any, ...]:
-    """The positional arguments that a batch makes of the network; found by asking ``loss_fn`` if there is one.
-
-    Raises:
-        ConfigurationError: the batch is not ``(x, y)`` and there is no ``loss_fn``, or it never calls the network.
-    """
-    if loss_fn is None:
-        return (_pair(batch)[0],)
-    caught: list[tuple[Any, ...]] = []
-
-    def catch(_: nn.Module, args: tuple[Any, ...]) -> None:
-        caught.append(args)
-        raise _CaughtError
-
-    handle = network.register_forward_pre_hook(catch)
-    try:
-        loss_fn(pl_module, batch)
-    except _CaughtError:
-        return caught[0]
-    finally:
-        handle.remove()
-    raise ConfigurationError(f"loss_fn never called the network ({type(network).__name__}); name it with module=...")
+    x, y = pair(batch)
+    call = Call((x,)) if call is None else call
+    inputs = call.tensors()
+    if len(inputs) == 1 and len(inputs[0]) > len(y) and torch.equal(inputs[0][: len(y)].to(x.dtype), x):
+        call = Call((x,))  # with copies for test-time augmentation behind it
+    # Cloned, since networks may work in place, and the pass may be repeated.
+    return default_loss(call.map(torch.clone).on(network), y)
 
 
 @contextmanager
 def fisher_context(trainer: Trainer) -> Iterator[None]:
     """Gradients inside validation: it runs under ``no_grad`` in ``fit`` and ``inference_mode`` in ``validate``."""
-    with torch.inference_mode(False), torch.enable_grad(), trainer.precision_plugin.val_step_context():
+    with eager(), torch.inference_mode(False), torch.enable_grad(), trainer.precision_plugin.val_step_context():
         yield
 
 
 def _uncompiled(name: str, network: nn.Module) -> tuple[str, nn.Module]:
     inner = network._modules.get("_orig_mod")
     return (name, network) if inner is None else (f"{name}._orig_mod", inner)
-
-
-class _CaughtError(Exception):
-    pass
-
-
-def _pair(batch: Any) -> tuple[Tensor, Tensor]:
-    if isinstance(batch, (tuple, list)) and len(batch) == 2 and all(isinstance(b, Tensor) for b in batch):
-        return batch[0], batch[1]
-    shown = f"{type(batch).__name__} of {len(batch)}" if hasattr(batch, "__len__") else type(batch).__name__
-    raise ConfigurationError(
-        f"a batch is a {shown}, not a pair of tensors (x, y); pass loss_fn=lambda pl_module, batch: "
-        "<per-sample losses of shape (N,)> so that batches of any form can be scored."
-    )

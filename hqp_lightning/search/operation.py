@@ -10,16 +10,20 @@ from typing import Any
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch.distributed.optim import ZeroRedundancyOptimizer
+from torch.nn.modules.batchnorm import _BatchNorm
 
+from hqp_lightning.core.calls import Call
 from hqp_lightning.core.search import finish
 from hqp_lightning.core.selection import Caps, propose
 from hqp_lightning.errors import ConfigurationError, SurgeryError
 from hqp_lightning.loop.averaging import averages, copies, scored
-from hqp_lightning.loop.batches import batches, fixed_seed
+from hqp_lightning.loop.batches import batches, prepared
+from hqp_lightning.loop.calls import Receiver
 from hqp_lightning.loop.network import find_network
-from hqp_lightning.loop.options import PruningOptions
+from hqp_lightning.loop.options import MAGNITUDE, PruningOptions
 from hqp_lightning.loop.ranks import average_batchnorm_
 from hqp_lightning.loop.trainer import load_validation, schedulers
+from hqp_lightning.loop.untouched import eager, fixed_seed, forget_compiled
 from hqp_lightning.records import PruningStep, StepRecord
 from hqp_lightning.search.state import PruningState
 from hqp_lightning.surgery import (
@@ -39,10 +43,8 @@ __all__ = ["dense_shadow", "leave_", "magnitudes", "prune_", "undo_"]
 _log = logging.getLogger(__name__)
 
 
-def dense_shadow(
-    trainer: Trainer, pl_module: LightningModule, options: PruningOptions
-) -> tuple[tuple[Any, ...], Shadow]:
-    """Trace the network with the first validation batch; returns the example inputs (on the CPU) and the shadow.
+def dense_shadow(trainer: Trainer, pl_module: LightningModule, options: PruningOptions) -> tuple[Call, Shadow]:
+    """Trace the network with the first validation batch; returns what it received (on the CPU) and the shadow.
 
     Raises:
         ConfigurationError: the batch does not fit, the network can't be traced, or has nothing to prune.
@@ -54,11 +56,18 @@ def dense_shadow(
         )
     _, network = find_network(pl_module, options.module)
     load_validation(trainer)
+    receiver = Receiver(trainer, pl_module, network, options.loss_fn)
     with fixed_seed(), torch.no_grad():
-        inputs = next(batches(trainer, pl_module, network, options.loss_fn, "val", 1), None)
-    if inputs is None:
-        raise ConfigurationError("the validation loader is empty, so there is nothing to judge a step by.")
-    example = tuple(x[:2].detach().cpu().clone() if isinstance(x, torch.Tensor) else x for x in inputs)
+        batch = next(prepared(trainer, pl_module, "val", 1), None)
+        if batch is None:
+            raise ConfigurationError("the validation loader is empty, so there is nothing to judge a step by.")
+        call = receiver.call(batch)
+        if options.estimator != MAGNITUDE:
+            receiver.check_loss(batch, call)
+        if options.recalibrate_batches and any(isinstance(m, _BatchNorm) for m in network.modules()):
+            of = trainer, pl_module, network, options.loss_fn
+            next(batches(*of, "train", 1, 0, call), None)  # fails now, or never
+    example = call.map(lambda x: (x[:2] if x.dim() else x).cpu().clone())
     example = trainer.strategy.broadcast(example)  # one shape everywhere
     shadow = Shadow(network, example, options.ignore)
     if not shadow.groups():
@@ -70,7 +79,7 @@ def dense_shadow(
 
 
 def magnitudes(
-    pl_module: LightningModule, state: PruningState, options: PruningOptions, example: tuple[Any, ...]
+    pl_module: LightningModule, state: PruningState, options: PruningOptions, example: Call
 ) -> dict[str, torch.Tensor]:
     """The group norms of the network's weights as it stands; empty when the search is over."""
     if state.search.ended is not None:
@@ -83,7 +92,7 @@ def prune_(
     pl_module: LightningModule,
     state: PruningState,
     options: PruningOptions,
-    example: tuple[Any, ...],
+    example: Call,
 ) -> StepRecord | None:
     """Propose and make one step; the record is left pending in the state. None if nothing may be removed.
 
@@ -114,7 +123,7 @@ def prune_(
     state.rejected.append(dict(step.removed))  # until it is kept
     try:
         cut = shadow.cut(step.removed)
-        undo, finished = _operate(trainer, pl_module, cut, options)
+        undo, finished = _operate(trainer, pl_module, cut, options, example)
     except SurgeryError:
         raise
     except BaseException:  # also an interrupt: what is saved on the way out must be whole
@@ -126,12 +135,15 @@ def prune_(
     return state.pending
 
 
-def _operate(trainer: Trainer, pl_module: LightningModule, cut: Cut, options: PruningOptions) -> tuple[Snapshot, float]:
+def _operate(
+    trainer: Trainer, pl_module: LightningModule, cut: Cut, options: PruningOptions, example: Call
+) -> tuple[Snapshot, float]:
     """Apply a cut to all that lives, on every rank or on none; returns what undoes it, and when it was done."""
     undo, failure, finished = take(*_everything(trainer, pl_module)), None, 0.0
     # Averaged copies lose the same channels; their old BatchNorm statistics would fit as little as the network's.
     networks = [find_network(m, options.module)[1] for m in (pl_module, *copies(trainer))]
     with rewrapped(trainer.strategy, pl_module):
+        forget_compiled()
         try:
             for network in networks:
                 apply_cut_(network, cut)
@@ -139,10 +151,9 @@ def _operate(trainer: Trainer, pl_module: LightningModule, cut: Cut, options: Pr
             finished = time.perf_counter()
             for network in networks:
                 with fixed_seed(), trainer.precision_plugin.val_step_context():
-                    inputs = batches(
-                        trainer, pl_module, networks[0], options.loss_fn, "train", options.recalibrate_batches
-                    )
-                    recalibrate_batchnorm_(network, inputs)
+                    of, limit = (trainer, pl_module, networks[0], options.loss_fn), options.recalibrate_batches
+                    with eager():
+                        recalibrate_batchnorm_(network, batches(*of, "train", limit, like=example))
         except Exception as error:
             failure = error
         except BaseException:
@@ -179,6 +190,7 @@ def undo_(trainer: Trainer, pl_module: LightningModule, state: PruningState) -> 
     """Take the rejected step back: structure, weights, buffers, optimizer, scheduler and averages."""
     if state.undo is not None:
         with rewrapped(trainer.strategy, pl_module):
+            forget_compiled()
             restore_(state.undo, *_everything(trainer, pl_module))
     state.undo, state.rollback_due = None, False
 

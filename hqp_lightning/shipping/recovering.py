@@ -12,6 +12,7 @@ from torch import nn
 
 from hqp_lightning.core.calibration import Range
 from hqp_lightning.core.verdict import score_drop
+from hqp_lightning.loop.untouched import eager
 from hqp_lightning.records import Budget
 from hqp_lightning.shipping.scoring import lent, second_trainer, with_hooks
 from hqp_lightning.surgery import fake_quantized
@@ -52,6 +53,7 @@ def recover_(
     """
     with (
         lent(pl_module, _SEED),
+        eager(),
         torch.inference_mode(False),
         torch.enable_grad(),
         fake_quantized(network, ranges),

@@ -11,21 +11,28 @@ from typing import Any
 import numpy as np
 import torch
 from lightning.pytorch import LightningModule, Trainer
+from torch import nn
 
 from hqp_lightning import export
+from hqp_lightning.core.calls import Call, OneTensor
 from hqp_lightning.core.verdict import judge
 from hqp_lightning.errors import ConfigurationError, ExportError
 from hqp_lightning.export.engines import Engine, OnnxRuntimeBackend
-from hqp_lightning.loop.batches import batches, fixed_seed
-from hqp_lightning.loop.network import LossFn, find_network
+from hqp_lightning.loop.batches import batches, prepared
+from hqp_lightning.loop.calls import Receiver
+from hqp_lightning.loop.network import find_network
 from hqp_lightning.loop.options import ExportOptions
+from hqp_lightning.loop.parts import Way
 from hqp_lightning.loop.trainer import load_validation
+from hqp_lightning.loop.untouched import fixed_seed, untouched
 from hqp_lightning.records import Budget, EngineReport, ModelFigures, OnnxArtifact, Verdict
 from hqp_lightning.search.state import Accepted
 from hqp_lightning.shipping.quantizing import Quantized, quantize_within
-from hqp_lightning.shipping.scoring import counting, holdout_loaders, running_on, score
+from hqp_lightning.shipping.scoring import holdout_loaders, score
+from hqp_lightning.shipping.standing_in import counting, running_on
 from hqp_lightning.shipping.timing import build, time_engines, usable_backends
 from hqp_lightning.surgery import restore_
+from hqp_lightning.surgery.copying import copied
 
 __all__ = ["Exporting", "check_exportable"]
 
@@ -33,29 +40,30 @@ _log = logging.getLogger(__name__)
 _CALIBRATION_SEED = 0
 
 
-def check_exportable(trainer: Trainer, pl_module: LightningModule, path: str | None, loss_fn: LossFn | None) -> None:
+def check_exportable(trainer: Trainer, pl_module: LightningModule, path: str | None, options: ExportOptions) -> None:
     """Run the network on a validation batch, to know before the training what could not be written after it.
 
     Raises:
-        ConfigurationError: the network takes or returns something else than one tensor.
+        ConfigurationError: the network takes or returns something else than one tensor, is not called, or a batch
+            for the calibration does not lead to a call of it.
     """
     _, network = find_network(pl_module, path)
     load_validation(trainer)
-    modes = {m: m.training for m in network.modules()}
-    try:
-        network.eval()
-        with fixed_seed(), torch.no_grad(), trainer.precision_plugin.val_step_context():
-            args = next(batches(trainer, pl_module, network, loss_fn, "val", 1, _CALIBRATION_SEED), ())
-            out = network(*args) if args else None
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
-    if args and not (len(args) == 1 and isinstance(args[0], torch.Tensor) and isinstance(out, torch.Tensor)):
-        raise ConfigurationError(
-            "Int8Export writes networks of one input and one output tensor; "
-            f"{type(network).__name__} is called with {len(args)} inputs and returns a {type(out).__name__}. Name the "
-            "part that is one with module=..., or leave Int8Export out: HQPPruning alone works with a loss_fn."
-        )
+    of = trainer, pl_module, network, options.loss_fn
+    with fixed_seed(), torch.no_grad():
+        call = next(batches(*of, "val", 1, _CALIBRATION_SEED), None)
+        if call is None:
+            return
+        with untouched(trainer, pl_module):
+            out = call.map(torch.clone).on(network)
+        if len(call.tensors()) != 1 or not isinstance(out, torch.Tensor):
+            raise ConfigurationError(
+                "Int8Export writes networks of one input and one output tensor; "
+                f"{type(network).__name__} is called with {len(call.tensors())} inputs and returns a "
+                f"{type(out).__name__}. Name the part that is one with module=..., or leave Int8Export out: HQPPruning "
+                "alone works with a loss_fn."
+            )
+        next(batches(*of, options.calibration_data, 1, _CALIBRATION_SEED, call), None)  # fails now, or never
 
 
 @dataclass
@@ -85,13 +93,25 @@ class Exporting:
             _log.info("hqp: %s", note)
         self.holdout = holdout_loaders(self.trainer, self.options.holdout)
         self.baseline, self.samples = float("nan"), 0
-        self._sample: torch.Tensor | None = None
+        self._received: tuple[Call, Way] | None = None
 
     def float_model(self, model: Accepted, name: str) -> tuple[OnnxArtifact, ModelFigures]:
         """Put a model in place, write it as ONNX, and score it on the held-out data."""
         restore_(model.snapshot, self.pl_module)
-        artifact = export.export_onnx(self.network, self.example(), self.dirpath / name)
+        artifact = self.write(name)
         return artifact, self.figures(model, artifact)
+
+    def write(self, name: str) -> OnnxArtifact:
+        """Write what the LightningModule holds, computed in float32, as ONNX."""
+        return export.export_onnx(self.exportable(), self.example(), self.dirpath / name)
+
+    def exportable(self) -> nn.Module:
+        """The network as a function of one tensor in float32; a copy, where it is of another type."""
+        call, tensors = self.call(), [*self.network.parameters(), *self.network.buffers()]
+        other = any(t.is_floating_point() and t.dtype != torch.float32 for t in tensors)
+        network = copied(self.network) if other else self.network
+        by_place = len(call.args) == 1 and isinstance(call.args[0], torch.Tensor) and not call.kwargs
+        return network if by_place else OneTensor(network, call)
 
     def figures(self, model: Accepted, artifact: OnnxArtifact) -> ModelFigures:
         """Figures of a float model, which the LightningModule holds."""
@@ -108,7 +128,7 @@ class Exporting:
         """An engine of an INT8 file, and what its score on the decision data means."""
         engine = self._build(artifact)
         try:
-            with counting(self.network) as sizes:
+            with counting(self.way().first) as sizes:
                 measured = self.score_of(engine)
         except BaseException:
             engine.close()
@@ -118,7 +138,7 @@ class Exporting:
 
     def score_of(self, engine: Engine) -> float:
         """Score of an engine on the decision data."""
-        with running_on(self.network, engine):
+        with running_on(self.way(), engine):
             return self.score(self.trainer.val_dataloaders)
 
     def engines(self, dense: OnnxArtifact, pruned: OnnxArtifact, int8: Quantized) -> list[EngineReport]:
@@ -154,30 +174,44 @@ class Exporting:
         """Score of an engine on the held-out data, and the number of samples."""
         if self.holdout is None:
             return None, 0
-        with running_on(self.network, engine), counting(self.network) as sizes:
+        with running_on(self.way(), engine), counting(self.way().first) as sizes:
             return self.score(self.holdout), sum(sizes)
 
     def score(self, loaders: Any) -> float:
         """The monitored metric of what the LightningModule holds."""
         return score(self.trainer, self.pl_module, loaders, self.budget.monitor)
 
+    def call(self) -> Call:
+        """What the network receives in validation, of one sample."""
+        return self._asked()[0]
+
+    def way(self) -> Way:
+        """How validation runs the network."""
+        return self._asked()[1]
+
     def example(self) -> torch.Tensor:
-        """One input, with its batch axis."""
-        if self._sample is None:
-            self._sample = next(self._inputs(1))[:1].clone()
-        return self._sample
+        """One input, with its batch axis, in float32 on the CPU."""
+        return self.call().tensors()[0].float().cpu()
 
     def calibration(self) -> Iterator[np.ndarray]:
-        """The calibration batches."""
-        return (x.numpy() for x in self._inputs(self.options.calibration_batches))
-
-    def _inputs(self, limit: int) -> Iterator[torch.Tensor]:
-        """Inputs of the network on the CPU, the same at every call and after every training."""
+        """The calibration batches, on the CPU, the same at every call and after every training."""
         of, seed = (self.trainer, self.pl_module, self.network, self.options.loss_fn), _CALIBRATION_SEED
         with fixed_seed(seed):
-            for args in batches(*of, self.options.calibration_data, limit, seed):
-                if len(args) != 1 or not isinstance(args[0], torch.Tensor):
-                    raise ExportError(
-                        f"export needs a network of one input tensor; it is called with {len(args)} inputs."
-                    )
-                yield args[0].detach().float().cpu()
+            for call in batches(
+                *of, self.options.calibration_data, self.options.calibration_batches, seed, self.call()
+            ):
+                (x,) = call.tensors()
+                yield x.float().cpu().numpy()
+
+    def _asked(self) -> tuple[Call, Way]:
+        if self._received is None:
+            receiver = Receiver(self.trainer, self.pl_module, self.network, self.options.loss_fn)
+            with fixed_seed(_CALIBRATION_SEED):
+                batch = next(prepared(self.trainer, self.pl_module, "val", 1, _CALIBRATION_SEED))
+                call = receiver.call(batch).map(lambda x: x[:1] if x.dim() else x)
+            if len(call.tensors()) != 1:
+                raise ExportError(
+                    f"export needs a network of one input tensor; it is called with {len(call.tensors())} inputs."
+                )
+            self._received = call, receiver.way
+        return self._received

@@ -1,4 +1,4 @@
-"""Score a model, or an engine in its place, by the user's own validation loop."""
+"""Score a model by the user's own validation loop."""
 
 from __future__ import annotations
 
@@ -9,21 +9,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, cast
 
-import torch
 from lightning.fabric.utilities.distributed import DistributedSamplerWrapper
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.plugins.environments import LightningEnvironment
 from lightning_utilities.core.apply_func import apply_to_collection
-from torch import Tensor, nn
 from torch.utils.data import DataLoader, DistributedSampler, SequentialSampler
 from torchmetrics import Metric
 
-from hqp_lightning.errors import ExportError
-from hqp_lightning.export.engines import Engine
-from hqp_lightning.loop.batches import fixed_seed
 from hqp_lightning.loop.trainer import loose, monitored
+from hqp_lightning.loop.untouched import eager, fixed_seed
 
-__all__ = ["counting", "holdout_loaders", "lent", "running_on", "score", "second_trainer", "with_hooks"]
+__all__ = ["holdout_loaders", "lent", "score", "second_trainer", "with_hooks"]
 
 
 def score(trainer: Trainer, pl_module: LightningModule, loaders: Any, monitor: str) -> float:
@@ -38,8 +34,10 @@ def score(trainer: Trainer, pl_module: LightningModule, loaders: Any, monitor: s
         loaders: validation loaders, in any form that ``Trainer.validate`` takes.
         monitor: name of the metric.
     """
-    with lent(pl_module), _alone(pl_module):
-        second = second_trainer(trainer, logger=False, limit_val_batches=trainer.limit_val_batches)
+    # Mixed precision is of the training; in "bf16-true" and "64-true" the weights themselves are of that type.
+    precision = trainer.precision if str(trainer.precision).endswith("-true") else "32-true"
+    with lent(pl_module), _alone(pl_module), eager():
+        second = second_trainer(trainer, logger=False, limit_val_batches=trainer.limit_val_batches, precision=precision)
         second.validate(pl_module, **with_hooks(trainer, "val_dataloader", _whole(loaders)), verbose=False)
     return monitored(second, monitor)
 
@@ -85,48 +83,6 @@ def lent(pl_module: LightningModule, seed: int | None = None) -> Iterator[None]:
         pl_module.to(device)
         for module, mode in training.items():
             module.training = mode
-
-
-@contextmanager
-def running_on(network: nn.Module, engine: Engine) -> Iterator[None]:
-    """Inside, calling ``network`` runs the engine instead.
-
-    Raises:
-        ExportError: on leaving, if nothing called the network: what was scored was not the engine.
-    """
-    calls = 0
-
-    def forward(x: Tensor, *_: Any, **__: Any) -> Tensor:
-        nonlocal calls
-        calls += 1
-        logits = engine.run(x.detach().float().cpu().numpy())
-        return torch.from_numpy(logits).to(x.device)
-
-    network.__dict__["forward"] = forward
-    try:
-        yield
-    finally:
-        del network.__dict__["forward"]
-    if not calls:
-        raise ExportError(
-            f"validation_step never called {type(network).__name__}(...), so the engine can't be scored in its place; "
-            "call the network itself there, or name the part that is called with module=..."
-        )
-
-
-@contextmanager
-def counting(network: nn.Module) -> Iterator[list[int]]:
-    """Inside, the list collects the batch size of every call of ``network`` with a tensor."""
-    sizes: list[int] = []
-
-    def count(_: nn.Module, args: tuple[Any, ...]) -> None:
-        sizes.extend(len(x) for x in args[:1] if isinstance(x, Tensor))
-
-    handle = network.register_forward_pre_hook(count)
-    try:
-        yield sizes
-    finally:
-        handle.remove()
 
 
 def holdout_loaders(trainer: Trainer, holdout: Any) -> Any:

@@ -83,7 +83,7 @@ class _Shipping(Exporting):
                 raise ExportError("no validation ran during fit, so there is no accuracy to hold the INT8 model to.")
             return state.dense, [*reversed(state.accepted), state.dense]
         with lent(self.pl_module):  # the training flags come back
-            macs = sum(layer_macs(self.network.eval(), (self.example(),))[0].values())
+            macs = sum(layer_macs(self.network.eval(), self.call())[0].values())
         params = sum(p.numel() for p in self.network.parameters())
         trained = Accepted(0, self.score(self.trainer.val_dataloaders), macs, params, take(self.pl_module))
         return trained, [trained]
@@ -106,7 +106,7 @@ class _Shipping(Exporting):
     def _attempt(self, model: Accepted, max_float_layers: int) -> tuple[OnnxArtifact, Quantized]:
         """Export, calibrate, quantize and score one model."""
         restore_(model.snapshot, self.pl_module)
-        float_onnx = export.export_onnx(self.network, self.example(), self.dirpath / "model.onnx")
+        float_onnx = self.write("model.onnx")
         return float_onnx, self.quantized(float_onnx, "model.int8.onnx", max_float_layers)
 
     def _recovered(
@@ -118,7 +118,7 @@ class _Shipping(Exporting):
             return model, float_onnx, made
         made.engine.close()
         try:
-            ranges = export.input_ranges(float_onnx.path, made.artifact.path, self.network, self.example())
+            ranges = export.input_ranges(float_onnx.path, made.artifact.path, self.exportable(), self.example())
             run = self.trainer, self.pl_module, self.network, ranges, epochs, self.options.recovery_lr_scale
             recover_(*run)
             trained = replace(model, score=self.score(self.trainer.val_dataloaders), snapshot=take(self.pl_module))

@@ -128,7 +128,7 @@ def test_a_batch_that_is_no_pair_needs_a_loss_fn(digits, make_trainer):
         fit(make_trainer, (three(digits), three(digits)), [HQPPruning("val_acc", 0.01)], ThreeItems())
 
 
-def test_a_loss_fn_makes_any_batch_work(digits, make_trainer):
+def test_a_loss_fn_makes_any_batch_work_and_the_export_needs_none(digits, make_trainer, tmp_path):
     class Weighted(ThreeItems):
         def training_step(self, batch, batch_idx):
             x, y, w = batch
@@ -139,8 +139,10 @@ def test_a_loss_fn_makes_any_batch_work(digits, make_trainer):
         return w * nn.functional.cross_entropy(pl_module.net(x), y, reduction="none")
 
     pruning = HQPPruning("val_acc", 0.5, loss_fn=loss, step=0.2)
-    fit(make_trainer, (three(digits), three(digits)), [pruning], Weighted())
+    export = Int8Export(tmp_path, engines=["onnxruntime"], threads=1, latency_runs=1, calibration_batches=1)
+    fit(make_trainer, (three(digits), three(digits)), [pruning, export], Weighted())
     assert [r.outcome for r in pruning.records] == ["kept"]
+    assert export.report.int8.macs == pruning.records[0].macs
 
 
 def test_a_loss_fn_that_never_calls_the_network(loaders, make_trainer):
@@ -242,12 +244,6 @@ def test_several_heads_are_pruned_with_a_loss_fn_and_not_exported(loaders, make_
     assert [r.outcome for r in kept.records] == ["kept"]
     assert (model.net.classes.out_features, model.net.mask.out_channels) == (10, 3)
     assert sum(p.numel() for p in model.net.parameters()) == kept.records[0].params
-
-
-def test_an_export_that_lacks_the_loss_fn_of_the_pruning(digits, make_trainer, tmp_path):
-    pruning = HQPPruning("val_acc", 0.5, loss_fn=lambda m, b: nn.functional.cross_entropy(m.net(b[0]), b[1]))
-    with pytest.raises(ConfigurationError, match="a batch is a list of 3"):
-        fit(make_trainer, (three(digits), three(digits)), [pruning, Int8Export(tmp_path)], ThreeItems())
 
 
 class Reshaping(nn.Module):

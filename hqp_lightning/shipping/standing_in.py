@@ -1,0 +1,82 @@
+"""An engine in the place of the user's network, while the user's own validation runs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hqp_lightning.core.calls import Call
+from hqp_lightning.errors import ExportError
+from hqp_lightning.export.engines import Engine
+from hqp_lightning.loop.parts import Way
+
+__all__ = ["counting", "running_on"]
+
+
+@contextmanager
+def running_on(way: Way, engine: Engine) -> Iterator[None]:
+    """Inside, the network that validation runs on that way is the engine.
+
+    Raises:
+        ExportError: on leaving, if nothing called the network: what was scored was not the engine.
+    """
+    results: list[Tensor] = []
+    calls = 0
+
+    def run(x: Tensor) -> Tensor:
+        nonlocal calls
+        calls += 1
+        logits = torch.from_numpy(engine.run(x.detach().float().cpu().numpy())).to(x.device)
+        return logits.double() if x.dtype == torch.float64 else logits
+
+    def forward(*args: Any, **kwargs: Any) -> Tensor:
+        return run(Call(args, kwargs).tensors()[0])
+
+    def begin(*args: Any, **kwargs: Any) -> Any:
+        results.append(run(Call(args, kwargs).tensors()[0]))
+        return first_forward(*args, **kwargs)  # what comes between the parts needs something of the right shape
+
+    first_forward = way.first.forward
+    with ExitStack() as stack:
+        if way.first is way.last:
+            stack.enter_context(_replaced(way.first, forward))
+        else:
+            stack.enter_context(_replaced(way.first, begin))
+            stack.enter_context(_replaced(way.last, lambda *_, **__: results.pop()))
+        yield
+    if not calls:
+        raise ExportError(
+            f"validation_step never called {type(way.first).__name__}(...), so the engine can't be scored in its "
+            "place; call the network itself there, or name the part that is called with module=..."
+        )
+
+
+@contextmanager
+def _replaced(module: nn.Module, forward: Any) -> Iterator[None]:
+    own = module.__dict__.get("forward")
+    module.__dict__["forward"] = forward
+    try:
+        yield
+    finally:
+        del module.__dict__["forward"]
+        if own is not None:
+            module.__dict__["forward"] = own
+
+
+@contextmanager
+def counting(network: nn.Module) -> Iterator[list[int]]:
+    """Inside, the list collects the batch size of every call of ``network`` with a tensor."""
+    sizes: list[int] = []
+
+    def count(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        sizes.extend(len(x) for x in Call(args, kwargs).tensors()[:1])
+
+    handle = network.register_forward_pre_hook(count, with_kwargs=True)
+    try:
+        yield sizes
+    finally:
+        handle.remove()
