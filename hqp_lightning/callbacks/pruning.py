@@ -53,7 +53,8 @@ class HQPPruning(Callback):
         max_channel_ratio: at most this fraction of a group's channels is ever removed.
         round_to: kept channels per group are a multiple of this.
         fisher_batches: validation batches used for the scores; all by default.
-        recalibrate_batches: training batches that re-estimate BatchNorm after a step; 0 for none.
+        recalibrate_batches: training batches on which BatchNorm's statistics are corrected after a step by what the cut
+            changed; 0 for none. Frozen layers stay.
         baseline: the score that drops are measured from; by default the best score of the dense model.
         loss_fn: see `FisherAccumulator`; for batches that are not ``(x, y)``, or a loss that the targets do not tell.
         max_snapshots: accepted models kept in memory for `Int8Export` to walk back to.

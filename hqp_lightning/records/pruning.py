@@ -113,7 +113,8 @@ class StepRecord:
     """One pruning step and what became of it.
 
     ``outcome`` is ``"kept"``, ``"rolled_back"`` (over budget or never judged) or ``"refused"`` (would have
-    broken the model, so was not made). ``macs`` and ``params`` are those of the pruned candidate.
+    broken the model, so was not made). ``macs`` and ``params`` are those of the pruned candidate. ``batchnorm`` says
+    what became of BatchNorm's running statistics; empty where there are none.
     """
 
     index: int
@@ -128,3 +129,4 @@ class StepRecord:
     accuracy: float | None = None
     accuracy_drop: float | None = None
     surgery_s: float = 0.0
+    batchnorm: str = ""

@@ -23,15 +23,15 @@ from hqp_lightning.loop.network import find_network
 from hqp_lightning.loop.options import MAGNITUDE, PruningOptions
 from hqp_lightning.loop.ranks import average_batchnorm_
 from hqp_lightning.loop.trainer import load_validation, schedulers
-from hqp_lightning.loop.untouched import eager, fixed_seed, forget_compiled
+from hqp_lightning.loop.untouched import fixed_seed, forget_compiled
 from hqp_lightning.records import PruningStep, StepRecord
+from hqp_lightning.search.batchnorm import carry_batchnorm_, references
 from hqp_lightning.search.state import PruningState
 from hqp_lightning.surgery import (
     Cut,
     Shadow,
     Snapshot,
     apply_cut_,
-    recalibrate_batchnorm_,
     restore_,
     slice_optimizers_,
     take,
@@ -123,7 +123,7 @@ def prune_(
     state.rejected.append(dict(step.removed))  # until it is kept
     try:
         cut = shadow.cut(step.removed)
-        undo, finished = _operate(trainer, pl_module, cut, options, example)
+        undo, finished, batchnorm = _operate(trainer, pl_module, cut, options, example)
     except SurgeryError:
         raise
     except BaseException:  # also an interrupt: what is saved on the way out must be whole
@@ -131,29 +131,31 @@ def prune_(
         state.rejected.pop()
         raise
     state.undo = undo
-    state.pending = replace(planned, macs=cut.macs, params=cut.params, surgery_s=finished - started)
+    state.pending = replace(
+        planned, macs=cut.macs, params=cut.params, surgery_s=finished - started, batchnorm=batchnorm
+    )
     return state.pending
 
 
 def _operate(
     trainer: Trainer, pl_module: LightningModule, cut: Cut, options: PruningOptions, example: Call
-) -> tuple[Snapshot, float]:
-    """Apply a cut to all that lives, on every rank or on none; returns what undoes it, and when it was done."""
-    undo, failure, finished = take(*_everything(trainer, pl_module)), None, 0.0
+) -> tuple[Snapshot, float, str]:
+    """Apply a cut to all that lives, on every rank or on none.
+
+    Returns what undoes it, when it was done, and what became of BatchNorm.
+    """
+    undo, failure, finished, batchnorm = take(*_everything(trainer, pl_module)), None, 0.0, ""
     # Averaged copies lose the same channels; their old BatchNorm statistics would fit as little as the network's.
     networks = [find_network(m, options.module)[1] for m in (pl_module, *copies(trainer))]
     with rewrapped(trainer.strategy, pl_module):
         forget_compiled()
         try:
+            before = references(networks, options)
             for network in networks:
                 apply_cut_(network, cut)
             slice_optimizers_(trainer.optimizers, networks[0], cut)
             finished = time.perf_counter()
-            for network in networks:
-                with fixed_seed(), trainer.precision_plugin.val_step_context():
-                    of, limit = (trainer, pl_module, networks[0], options.loss_fn), options.recalibrate_batches
-                    with eager():
-                        recalibrate_batchnorm_(network, batches(*of, "train", limit, like=example))
+            batchnorm = carry_batchnorm_(trainer, pl_module, networks, before, cut, options, example)
         except Exception as error:
             failure = error
         except BaseException:
@@ -167,7 +169,7 @@ def _operate(
             restore_(undo, *_everything(trainer, pl_module))
     if not done:
         raise SurgeryError(f"the surgery failed and was taken back: {failure or 'on another rank'}") from failure
-    return undo, finished
+    return undo, finished, batchnorm
 
 
 def _everything(trainer: Trainer, pl_module: LightningModule) -> tuple[Any, ...]:

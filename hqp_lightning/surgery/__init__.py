@@ -1,6 +1,7 @@
 """Change a live model: trace its coupled groups, cut channels, carry the optimizer, undo. In-place names end in _."""
 
-from hqp_lightning.surgery.batchnorm import recalibrate_batchnorm_
+from hqp_lightning.surgery.batchnorm import recalibrate_batchnorm_, tracking_batchnorm
+from hqp_lightning.surgery.copying import duplicated
 from hqp_lightning.surgery.cost import layer_macs
 from hqp_lightning.surgery.cut import Cut, apply_cut_, slice_optimizers_
 from hqp_lightning.surgery.fake_quantization import fake_quantized
@@ -15,6 +16,7 @@ __all__ = [
     "Structure",
     "apply_cut_",
     "apply_structure_",
+    "duplicated",
     "fake_quantized",
     "layer_macs",
     "recalibrate_batchnorm_",
@@ -22,4 +24,5 @@ __all__ = [
     "restore_",
     "slice_optimizers_",
     "take",
+    "tracking_batchnorm",
 ]

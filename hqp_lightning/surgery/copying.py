@@ -14,7 +14,7 @@ from hqp_lightning.core.calls import Call, as_call
 from hqp_lightning.errors import ConfigurationError
 from hqp_lightning.surgery.cost import layer_macs
 
-__all__ = ["copied", "floating_tensors", "on_cpu", "training_shapes"]
+__all__ = ["copied", "duplicated", "floating_tensors", "on_cpu", "training_shapes"]
 
 
 def copied(module: nn.Module) -> nn.Module:
@@ -23,22 +23,30 @@ def copied(module: nn.Module) -> nn.Module:
     Raises:
         ConfigurationError: the module can't be copied.
     """
+    twin = duplicated(module)
+    for m in twin.modules():
+        if isinstance(m, nn.SyncBatchNorm):  # whose training mode waits for other processes, on their GPUs
+            m.__class__ = _LocalBatchNorm  # type: ignore[assignment]
+    return twin.cpu().float().eval().requires_grad_(True)
+
+
+def duplicated(module: nn.Module) -> nn.Module:
+    """A copy as it stands, where it stands.
+
+    Raises:
+        ConfigurationError: the module can't be copied.
+    """
     guard = getattr(module, "_prevent_trainer_and_dataloaders_deepcopy", None)
     try:
         if guard is None:
-            twin = copy.deepcopy(module)
-        else:  # a LightningModule would copy its trainer
-            with guard():
-                twin = copy.deepcopy(module)
+            return copy.deepcopy(module)
+        with guard():  # a LightningModule would copy its trainer
+            return copy.deepcopy(module)
     except Exception as error:
         raise ConfigurationError(
             f"{type(module).__name__} can't be copied, which planning a prune needs: {error}. "
             "Don't keep tensors with a graph, open files or loaders on the module, or name the network with module=..."
         ) from error
-    for m in twin.modules():
-        if isinstance(m, nn.SyncBatchNorm):  # whose training mode waits for other processes, on their GPUs
-            m.__class__ = _LocalBatchNorm  # type: ignore[assignment]
-    return twin.cpu().float().eval().requires_grad_(True)
 
 
 def on_cpu(example: Call | Sequence[Any]) -> Call:

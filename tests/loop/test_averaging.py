@@ -116,21 +116,39 @@ def test_a_rollback_restores_the_average_bit_for_bit(loaders, make_trainer):
     assert any(a[n].shape != before.seen[2][n].shape for n in a)
 
 
-def test_batchnorm_of_the_average_is_estimated_anew(loaders, make_trainer, digits):
+class Uncut(Callback):
+    """The averaged copy before the pruning's turn, and what is then removed."""
+
+    def __init__(self, average, pruning):
+        self.average, self.pruning = average, pruning
+
+    def on_train_epoch_start(self, trainer, pl_module):
+        self.copy = copy.deepcopy(self.average._average_model.module)
+
+    def on_train_batch_start(self, *_):
+        self.removed = self.pruning.state.rejected[-1] if self.pruning.state.rejected else {}
+
+
+def test_batchnorm_of_the_average_follows_the_cut_by_itself(loaders, make_trainer, digits):
     average = EMAWeightAveraging(decay=DECAY)
-    watch = Watch(average, 1)
     pruning = HQPPruning("val_acc", 0.02, step=0.2, start_epoch=1, recalibrate_batches=3)
-    trainer = make_trainer(2, [average, pruning, watch])
-    model = Scripted([0.9])
-    trainer.fit(model, *loaders)
+    uncut, watch = Uncut(average, pruning), Watch(average, 1)
+    make_trainer(2, [average, uncut, pruning, watch]).fit(Scripted([0.9]), *loaders)
     twin = copy.deepcopy(average._average_model)
     twin.load_state_dict(watch.seen[1])
-    for name, buffer in twin.named_buffers():
-        if "running" in name:
-            buffer.fill_(7.0)
-    recalibrate_batchnorm_(twin.module.net, [(digits[0][64 * i : 64 * i + 64],) for i in range(3)])
+    kept = {
+        f"{norm}.running_mean": torch.tensor([c for c in range(n) if c not in uncut.removed.get(group, ())])
+        for norm, group, n in (("1", "0", 32), ("4", "3", 64))
+    }
+    old = uncut.copy.net
+    for name, channels in kept.items():
+        for buffer in (name, name.replace("mean", "var")):
+            twin.module.net.get_buffer(buffer).copy_(old.get_buffer(buffer)[channels])
+    data = [(digits[0][64 * i : 64 * i + 64],) for i in range(3)]
+    recalibrate_batchnorm_(twin.module.net, old, kept, data, ["1", "4"])
     for name, value in twin.state_dict().items():
         torch.testing.assert_close(value, watch.seen[1][name], rtol=0, atol=0)
+    assert not torch.equal(twin.module.net[4].running_var, old[4].running_var[kept["4.running_mean"]])
 
 
 @pytest.mark.filterwarnings("ignore:Checkpoint directory")

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
 from hqp_lightning import HQPPruning, Int8Export
-from hqp_lightning.search import operation
+from hqp_lightning.search import batchnorm
 from hqp_lightning.surgery import record
 
 pytestmark = pytest.mark.filterwarnings(
@@ -250,7 +250,7 @@ class Failing(HQPPruning):
             raise RuntimeError("no memory")
 
         if trainer.global_rank == 1:
-            operation.recalibrate_batchnorm_ = fail
+            batchnorm.recalibrate_batchnorm_ = fail
         super().on_train_epoch_start(trainer, pl_module)
 
 

@@ -13,6 +13,7 @@ from probes import Probe, assert_same, channels
 from processes import exit_codes
 
 from hqp_lightning import HQPPruning, load_pruned
+from hqp_lightning.search import batchnorm as search_batchnorm
 from hqp_lightning.search import operation
 from hqp_lightning.surgery import Shadow, batchnorm, cut, record, snapshot
 
@@ -38,8 +39,8 @@ STAGES = {
     "first_tensor": (cut, "replace_data_", 1),
     "middle_of_the_network": (cut, "replace_data_", 9),
     "between": (operation, "slice_optimizers_", 1),
-    "recalibration": (operation, "recalibrate_batchnorm_", 1),
-    "middle_of_recalibration": (batchnorm._BatchNorm, "reset_running_stats", 2),
+    "recalibration": (search_batchnorm, "recalibrate_batchnorm_", 1),
+    "middle_of_recalibration": (batchnorm, "carried", 12),
 }
 
 
