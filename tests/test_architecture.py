@@ -48,7 +48,7 @@ ALLOWED = {
 }
 LIGHTNING = {"lightning", "lightning_utilities", "pytorch_lightning", "lightning_fabric"}
 LIGHTNING_ROOMS = {"callbacks", "shipping", "search", "loop", "app", "comparison", "data", "models"}
-RUNTIMES = {"openvino", "tensorrt", "onnxruntime"}
+RUNTIMES = {"openvino", "tensorrt", "tensorrt_rtx", "onnxruntime"}
 
 FILES = sorted(PACKAGE.rglob("*.py"))
 NAMES = [p.relative_to(PACKAGE).as_posix() for p in FILES]
@@ -113,7 +113,7 @@ def test_heavy_libraries_stay_where_they_belong(path):
     if here not in {"app", "comparison", "configs", "sweeps", "reproduce"}:
         assert not found & {"hydra", "omegaconf"}
     if here in ("board", "errors"):
-        assert found <= {*sys.stdlib_module_names, "hqp_lightning", "numpy", "tensorrt", "PIL"}
+        assert found <= {*sys.stdlib_module_names, "hqp_lightning", "numpy", "tensorrt", "tensorrt_rtx", "PIL"}
 
 
 @pytest.mark.parametrize("path", FILES, ids=NAMES)

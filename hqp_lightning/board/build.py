@@ -8,6 +8,7 @@ from typing import Any
 
 from hqp_lightning.board.files import write_whole
 from hqp_lightning.board.library import Log
+from hqp_lightning.board.network import add_profile, asked_int8, check_shape, network_flags, parse
 from hqp_lightning.errors import ExportError
 
 __all__ = ["MAX_BATCH", "PRECISIONS", "build_plan", "has_quantizers"]
@@ -29,6 +30,8 @@ def build_plan(
     batch_size: int = 1,
     max_batch: int | None = None,
     timing_cache: Path | None = None,
+    workspace_mb: int | None = None,
+    optimization_level: int | None = None,
     verbose: bool = False,
 ) -> tuple[bytes, list[str]]:
     """Build a serialized engine.
@@ -40,6 +43,8 @@ def build_plan(
         batch_size: the size to optimise for.
         max_batch: the engine takes 1 to so many; ``max(batch_size, 32)`` by default.
         timing_cache: file with kernel timings, read if there and written, so that the next build is fast.
+        workspace_mb: scratch memory that a layer may use, MB of 10^6 bytes; TensorRT's own default is the whole GPU.
+        optimization_level: 0 (quick build) to 5 (longest search); 8.5 has none.
         verbose: print everything that TensorRT reports.
 
     Returns:
@@ -54,14 +59,15 @@ def build_plan(
         builder = trt.Builder(log.logger)
     except TypeError as error:  # pybind11's way to say that the factory returned nothing
         raise ExportError(f"TensorRT {trt.__version__} cannot start: {log.why()}") from error
-    network = builder.create_network(_network_flags(trt))
-    _parse(trt, network, log, onnx)
-    _check_shape(network, onnx)
+    network = builder.create_network(network_flags(trt))
+    parse(trt, network, log, onnx)
+    check_shape(network, onnx)
     config = builder.create_builder_config()
     _set_precision(trt, config, precision)
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # or the inspector sees only layer names
+    _set_limits(trt, config, workspace_mb, optimization_level)
     most = max(batch_size, MAX_BATCH) if max_batch is None else max_batch
-    _add_profile(builder, network, config, (1, batch_size, most))
+    add_profile(builder, network, config, (1, batch_size, most))
     _watch(trt, config, log)
     cached = timing_cache.read_bytes() if timing_cache is not None and timing_cache.is_file() else b""
     for data in (cached, b""):  # a cache from another GPU or release is refused, an empty one always fits
@@ -70,7 +76,7 @@ def build_plan(
             break
     log.errors.clear()  # a refused cache reports an error too
     log.warnings.clear()
-    asked = _asked_int8(trt, network)
+    asked = asked_int8(trt, network)
     plan = builder.build_serialized_network(network, config)
     if log.interrupted:
         raise KeyboardInterrupt
@@ -81,38 +87,6 @@ def build_plan(
     return bytes(plan), asked
 
 
-def _network_flags(trt: Any) -> int:
-    """8.x and 10.x want the explicit batch asked for; later releases know nothing else."""
-    flags = trt.NetworkDefinitionCreationFlag
-    return 1 << int(flags.EXPLICIT_BATCH) if hasattr(flags, "EXPLICIT_BATCH") else 0
-
-
-def _parse(trt: Any, network: Any, log: Log, onnx: Path) -> None:
-    parser = trt.OnnxParser(network, log.logger)
-    if parser.parse(onnx.read_bytes(), str(onnx)):  # the path, for weights in files of their own beside it
-        return
-    errors = [parser.get_error(k) for k in range(parser.num_errors)]
-    reasons = "; ".join(_parser_error(e) for e in errors) or log.why()
-    unsupported = any("UNSUPPORTED" in str(e.code()) or "No importer registered" in e.desc() for e in errors)
-    advice = ": an operator that this release does not have; replace it in the model, or update TensorRT"
-    raise ExportError(f"TensorRT {trt.__version__} cannot parse {onnx}{advice if unsupported else ''} ({reasons})")
-
-
-def _check_shape(network: Any, onnx: Path) -> None:
-    """A model that this program cannot run is told before minutes of building."""
-    inputs = [tuple(network.get_input(k).shape) for k in range(network.num_inputs)]
-    if len(inputs) != 1 or network.num_outputs != 1 or inputs[0][:1] != (-1,) or min(inputs[0][1:], default=0) < 1:
-        raise ExportError(
-            f"{onnx} has inputs of shape {inputs} (-1: dynamic) and {network.num_outputs} outputs; expected one input "
-            "of which the batch alone is dynamic, and one output: export it so (dynamic_axes)"
-        )
-
-
-def _parser_error(error: Any) -> str:
-    where = f"{error.node_operator()} {error.node_name()}: " if hasattr(error, "node_operator") else ""
-    return f"{where}{error.desc()}"
-
-
 def _set_precision(trt: Any, config: Any, precision: str) -> None:
     if precision == "fp32":
         config.clear_flag(trt.BuilderFlag.TF32)
@@ -121,20 +95,14 @@ def _set_precision(trt: Any, config: Any, precision: str) -> None:
             config.set_flag(getattr(trt.BuilderFlag, name))
 
 
-def _add_profile(builder: Any, network: Any, config: Any, batches: tuple[int, int, int]) -> None:
-    entry = network.get_input(0)
-    sample = tuple(entry.shape)[1:]
-    profile = builder.create_optimization_profile()
-    profile.set_shape(entry.name, *((n, *sample) for n in batches))
-    config.add_optimization_profile(profile)
-
-
-def _asked_int8(trt: Any, network: Any) -> list[str]:
-    """Convolutions and matrix products that read a dequantized tensor: INT8, if TensorRT fuses as it should."""
-    layers = [network.get_layer(k) for k in range(network.num_layers)]
-    dequantized = {x.get_output(0).name for x in layers if x.type == trt.LayerType.DEQUANTIZE}
-    kinds = (trt.LayerType.CONVOLUTION, trt.LayerType.MATRIX_MULTIPLY)
-    return [x.name for x in layers if x.type in kinds and x.get_input(0).name in dequantized]
+def _set_limits(trt: Any, config: Any, workspace_mb: int | None, optimization_level: int | None) -> None:
+    if workspace_mb is not None:
+        config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, workspace_mb * 10**6)
+    if optimization_level is None:
+        return
+    if not hasattr(config, "builder_optimization_level"):
+        raise ExportError(f"TensorRT {trt.__version__} has no optimization levels: leave --optimization-level out")
+    config.builder_optimization_level = optimization_level
 
 
 def _watch(trt: Any, config: Any, log: Log) -> None:

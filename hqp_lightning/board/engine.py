@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from hqp_lightning.board.library import Log
+from hqp_lightning.board.library import Log, title
 from hqp_lightning.errors import ExportError
 
 __all__ = ["LoadedEngine", "Times"]
@@ -44,20 +44,25 @@ class LoadedEngine:
         plan: the serialized engine; `hqp_lightning.board.provenance.check_note` says whether it may run here.
         name: of the engine, for messages.
 
+    Attributes:
+        library: the module that runs it.
+        gpu: the name of the GPU.
+
     Raises:
         ExportError: the plan does not load, or has not one float32 input and one output.
     """
 
     def __init__(self, trt: Any, cuda: Any, plan: bytes, name: str | Path) -> None:
         self._trt, self._cuda, self.name = trt, cuda, str(name)
+        self.library, self.gpu = trt, cuda.name
         self._log = Log(trt)
         self._runtime = trt.Runtime(self._log.logger)
         self._engine = self._runtime.deserialize_cuda_engine(plan)
         if self._engine is None:
-            raise ExportError(f"TensorRT {trt.__version__} cannot load {name}: {self._log.why()}; build it again here")
+            raise ExportError(f"{title(trt)} cannot load {name}: {self._log.why()}; build it again here")
         self._context = self._engine.create_execution_context()
         if self._context is None:
-            raise ExportError(f"TensorRT {trt.__version__} cannot run {name}: {self._log.why()}")
+            raise ExportError(f"{title(trt)} cannot run {name}: {self._log.why()}")
         names = [self._engine.get_tensor_name(k) for k in range(self._engine.num_io_tensors)]
         inputs = [n for n in names if self._engine.get_tensor_mode(n) == trt.TensorIOMode.INPUT]
         outputs = [n for n in names if n not in inputs]

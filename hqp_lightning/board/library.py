@@ -6,9 +6,12 @@ import re
 import sys
 from typing import Any
 
+from hqp_lightning.board.kernels import BEGIN
 from hqp_lightning.errors import ExportError
 
-__all__ = ["Log", "import_tensorrt"]
+__all__ = ["RTX", "Log", "import_rtx", "import_tensorrt", "title"]
+
+RTX = "tensorrt_rtx"  # the compiler that needs no GPU
 
 
 def import_tensorrt() -> Any:
@@ -37,17 +40,37 @@ def import_tensorrt() -> Any:
     return tensorrt
 
 
+def import_rtx() -> Any:
+    """Import tensorrt_rtx, to run what was compiled for this GPU elsewhere.
+
+    Raises:
+        ExportError: it is not there, or its libraries do not load.
+    """
+    try:
+        import tensorrt_rtx
+    except (ImportError, OSError) as error:
+        raise ExportError(f"no TensorRT for RTX for this Python ({error}): pip install tensorrt-rtx") from error
+    return tensorrt_rtx
+
+
+def title(trt: Any) -> str:
+    """Name and version of the library, for messages."""
+    return f"TensorRT{' for RTX' * (getattr(trt, '__name__', '') == RTX)} {trt.__version__}"
+
+
 class Log:
     """What TensorRT reported: ``logger`` is given to it, ``errors`` are the lines that say why a call failed.
 
     Attributes:
         interrupted: Ctrl-C came while TensorRT called back; an exception from there it would only print, and go on.
+        kernels: the message that lists the kernels of what was built, where the compiler writes one; else empty.
     """
 
     def __init__(self, trt: Any, verbose: bool = False) -> None:
         errors: list[str] = []
         warnings: list[str] = []
         self.interrupted = False
+        self.kernels = ""
 
         class Logger(trt.ILogger):
             def __init__(self) -> None:
@@ -55,6 +78,8 @@ class Log:
 
             def log(_, severity: Any, msg: str) -> None:  # noqa: N805
                 try:
+                    if msg.startswith(BEGIN):
+                        self.kernels = msg
                     line = " ".join(msg.split())  # some have line breaks
                     if severity in (trt.ILogger.INTERNAL_ERROR, trt.ILogger.ERROR):
                         errors.append(line)

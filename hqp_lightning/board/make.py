@@ -9,7 +9,7 @@ from hqp_lightning.board.build import build_plan
 from hqp_lightning.board.engine import LoadedEngine
 from hqp_lightning.board.files import check_writable, write_whole
 from hqp_lightning.board.layers import Layer, fell_back, read_layers, table, untold
-from hqp_lightning.board.provenance import write_note
+from hqp_lightning.board.notes import write_note
 from hqp_lightning.errors import ExportError
 
 __all__ = ["Made", "fallback_lines", "make"]

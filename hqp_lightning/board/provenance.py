@@ -1,4 +1,4 @@
-"""What a file is and where it may run: the hashes of manifest.json, and the note beside an engine."""
+"""What a file is and where it may run: the hashes of manifest.json, and the form of it that a release takes."""
 
 from __future__ import annotations
 
@@ -8,21 +8,19 @@ import os
 from pathlib import Path
 from typing import Any
 
-from hqp_lightning.board.files import write_whole
 from hqp_lightning.errors import ExportError
 
 __all__ = [
     "FORMS",
     "SCHEMA_VERSION",
     "activation_type",
-    "check_note",
     "find_manifest",
+    "form_file",
     "form_for",
     "read_manifest",
     "sha256",
     "source_for",
     "verify",
-    "write_note",
 ]
 
 FORMS = "tensorrt"  # folder beside a model with the forms of it that some releases want, see `source_for`
@@ -53,7 +51,12 @@ def source_for(trt: Any, onnx: Path, precision: str) -> Path:
         ExportError: it is not there. INT8 on 11 then takes the model itself, whose float parts stay float32.
     """
     form = form_for(trt, precision)
-    if not form or onnx.name.endswith(f".{form}{onnx.suffix}"):
+    return form_file(onnx, form, precision, f"TensorRT {trt.__version__}") if form else onnx
+
+
+def form_file(onnx: Path, form: str, precision: str, library: str) -> Path:
+    """The file beside ``onnx`` that has the form; ``onnx`` itself if it has it. See `source_for`."""
+    if onnx.name.endswith(f".{form}{onnx.suffix}"):
         return onnx
     path = onnx.parent / FORMS / f"{onnx.stem}.{form}{onnx.suffix}"
     if path.is_file():
@@ -61,7 +64,7 @@ def source_for(trt: Any, onnx: Path, precision: str) -> Path:
     if (precision, form) == ("int8", "fp16"):
         return onnx
     raise ExportError(
-        f"TensorRT {trt.__version__} takes {onnx.name} as {precision} only in the form {FORMS}/{path.name}, which is "
+        f"{library} takes {onnx.name} as {precision} only in the form {FORMS}/{path.name}, which is "
         "not beside it: copy the whole export folder to the board"
     )
 
@@ -126,69 +129,5 @@ def verify(onnx: Path) -> str:
     return f"{onnx.name}: SHA-256 as in {manifest.name}"
 
 
-def write_note(engine: Path, source: Path, trt: Any, cuda: Any, **facts: Any) -> Path:
-    """Write the note beside an engine: what it was built from, and the only GPU and TensorRT that may load it."""
-    manifest = find_manifest(source)
-    content = {
-        "schema_version": SCHEMA_VERSION,
-        "engine_sha256": sha256(engine),
-        "source": {"path": source.name, "sha256": sha256(source)},
-        "manifest": None if manifest is None else os.path.relpath(manifest, engine.parent),
-        "gpu": {
-            "name": cuda.name,
-            "compute_capability": cuda.capability,
-            "multiprocessors": cuda.multiprocessors,
-        },
-        "tensorrt": trt.__version__,
-        **facts,
-    }
-    path = _note_path(engine)
-    write_whole(path, (json.dumps(content, indent=2) + "\n").encode())
-    return path
-
-
-def check_note(engine: Path, trt: Any, cuda: Any) -> tuple[dict[str, Any], list[str]]:
-    """Read the note of an engine before TensorRT sees the engine.
-
-    Returns:
-        The note, and warnings in words.
-
-    Raises:
-        ExportError: no engine or note, another engine, or one for another GPU or TensorRT.
-    """
-    path = _note_path(engine)
-    again = f"build it here: hqp-engine build MODEL.onnx -o {engine}"
-    if not engine.is_file():
-        raise ExportError(f"no engine at {engine}: {again}")
-    try:
-        note = json.loads(path.read_text(encoding="utf-8"))
-        gpu, release = note["gpu"], note["tensorrt"]
-        name, capability = gpu["name"], gpu["compute_capability"]
-    except (OSError, ValueError, KeyError, TypeError):
-        raise ExportError(
-            f"no readable note {path.name} beside {engine}, so it is not known where it may run: {again}"
-        ) from None
-    if note.get("engine_sha256") != sha256(engine):
-        raise ExportError(f"{engine} is not the engine that {path.name} describes (SHA-256 differs): {again}")
-    if release != trt.__version__:
-        raise ExportError(f"{engine} is for TensorRT {release}, here is {trt.__version__}: {again}")
-    if (name, capability) != (cuda.name, cuda.capability):
-        raise ExportError(
-            f"{engine} is for the GPU {name} (compute capability {capability}), here is {cuda.name} "
-            f"({cuda.capability}): {again}"
-        )
-    warnings = []
-    if gpu.get("multiprocessors") != cuda.multiprocessors:
-        warnings.append(
-            f"{engine} was tuned on {gpu.get('multiprocessors')} multiprocessors, here are {cuda.multiprocessors} "
-            "(another module or power mode): build it again for its full speed"
-        )
-    return note, warnings
-
-
 def _absolute(path: Path) -> Path:
     return Path(os.path.abspath(path))
-
-
-def _note_path(engine: Path) -> Path:
-    return engine.with_name(f"{engine.name}.json")
