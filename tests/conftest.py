@@ -13,6 +13,8 @@ from sklearn.datasets import load_digits
 from torch.utils.data import DataLoader, TensorDataset
 from torchvision.datasets import CIFAR10
 
+from hqp_lightning.board.rtx import missing
+
 WNIDS = "n01440764 n02102040 n02979186 n03000684 n03028079 n03394916 n03417042 n03425413 n03445777 n03888257"
 
 
@@ -38,6 +40,20 @@ def imagenet_root(imagenette_root: Path) -> Path:
     root, wnids = imagenette_root / "imagenette2-160", WNIDS.split()
     torch.save(({w: (f"name of {w}",) for w in wnids}, wnids), root / "meta.bin")
     return root
+
+
+@pytest.fixture(autouse=True)
+def no_compiler(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
+    """Nine compilations at the end of every small export would take minutes; tests of them ask for ``compiler``."""
+    if "compiler" not in request.fixturenames:
+        monkeypatch.setattr("hqp_lightning.shipping.compiling.missing", lambda: "no compiler in this test")
+
+
+@pytest.fixture
+def compiler() -> None:
+    """Needs NVIDIA's compiler."""
+    if (reason := missing()) is not None:
+        pytest.skip(reason)
 
 
 @pytest.fixture

@@ -28,7 +28,8 @@ def parse(trt: Any, network: Any, log: Log, onnx: Path) -> None:
         return
     errors = [parser.get_error(k) for k in range(parser.num_errors)]
     reasons = "; ".join(_parser_error(e) for e in errors) or log.why()
-    unsupported = any("UNSUPPORTED" in str(e.code()) or "No importer registered" in e.desc() for e in errors)
+    unknown = ("No importer registered", "Plugin not found")
+    unsupported = any("UNSUPPORTED" in str(e.code()) or any(w in e.desc() for w in unknown) for e in errors)
     advice = ": an operator that this release does not have; replace it in the model, or update TensorRT"
     raise ExportError(f"{title(trt)} cannot parse {onnx}{advice if unsupported else ''} ({reasons})")
 

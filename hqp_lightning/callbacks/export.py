@@ -15,6 +15,7 @@ from hqp_lightning.callbacks.pruning import HQPPruning
 from hqp_lightning.core.verdict import check_budget
 from hqp_lightning.errors import ConfigurationError
 from hqp_lightning.export import DEFAULT_METHOD
+from hqp_lightning.export.engines.rtx import CAPABILITIES
 from hqp_lightning.loop.checkpoint import carry_structure
 from hqp_lightning.loop.network import LossFn, find_network
 from hqp_lightning.loop.options import ExportOptions
@@ -65,6 +66,8 @@ class Int8Export(Callback):
             by ``validation_step`` and reported beside the budget.
         engines: backends to time, by name; by default TensorRT where there is a GPU, and OpenVINO, or onnxruntime
             where OpenVINO is not installed.
+        rtx: compute capabilities of NVIDIA GPUs for which engines are compiled here, without a GPU, where TensorRT for
+            RTX is installed (extra ``rtx``); () for none.
         batch_size: images per timed call.
         threads: CPU threads of the timed engines; all by default.
         latency_runs: timed calls per engine.
@@ -93,6 +96,7 @@ class Int8Export(Callback):
         recovery_lr_scale: float = 0.1,
         holdout: Any = None,
         engines: Sequence[str] | None = None,
+        rtx: Sequence[str] = CAPABILITIES,
         batch_size: int = 1,
         threads: int | None = None,
         latency_runs: int = 100,
@@ -112,6 +116,7 @@ class Int8Export(Callback):
             recovery_lr_scale=recovery_lr_scale,
             holdout=holdout,
             engines=None if engines is None else tuple(engines),
+            rtx=rtx if isinstance(rtx, str) else tuple(rtx),  # type: ignore[arg-type]
             batch_size=batch_size,
             threads=_processors() if threads is None else threads,
             latency_runs=latency_runs,

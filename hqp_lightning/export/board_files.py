@@ -14,7 +14,7 @@ from hqp_lightning.board.provenance import FORMS
 from hqp_lightning.errors import ExportError
 from hqp_lightning.export.forms import write_form
 
-__all__ = ["PROGRAM", "board_files", "write_program"]
+__all__ = ["FORMS", "PROGRAM", "board_files", "write_program"]
 
 PROGRAM = "hqp-engine.pyz"
 _log = logging.getLogger(__name__)

@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 
 from hqp_lightning.board import provenance
+from hqp_lightning.board.rtx import GPUS
 from hqp_lightning.errors import ExportError
-from hqp_lightning.records import OnnxArtifact
+from hqp_lightning.records import CompiledEngine, OnnxArtifact
 
 __all__ = ["data_sha256", "read_manifest", "write_manifest"]
 
@@ -30,6 +31,7 @@ def write_manifest(
     versions: Mapping[str, str] | None = None,
     monitor: str | None = None,
     files: Iterable[str | os.PathLike[str]] = (),
+    engines: Sequence[CompiledEngine] = (),
 ) -> Path:
     """Write the manifest of one ONNX file.
 
@@ -44,6 +46,7 @@ def write_manifest(
         versions: package to version.
         monitor: what ``accuracy`` is, as the training code calls it.
         files: others of the folder that go to the board, to be hashed.
+        engines: those compiled for other machines' GPUs, with paths relative to the manifest.
 
     Returns:
         The path written.
@@ -66,11 +69,40 @@ def write_manifest(
         "versions": dict(versions or {}),
         "files": {Path(os.path.relpath(f, path.parent)).as_posix(): provenance.sha256(Path(f)) for f in files},
     }
+    if engines:
+        content["engines"] = [_engine(e, path.parent) for e in engines]
+        content["run_engines"] = _how_to_run(engines[0].version)
     try:
         path.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n")
     except (TypeError, ValueError, OSError) as error:
         raise ExportError(f"could not write the manifest {path}: {error}") from error
     return path
+
+
+def _engine(engine: CompiledEngine, folder: Path) -> dict[str, Any]:
+    return {
+        "path": engine.path,
+        "sha256": provenance.sha256(folder / engine.path),
+        "model": engine.model,
+        "precision": engine.precision,
+        "compute_capability": engine.compute_capability,
+        "gpus": GPUS.get(engine.compute_capability),
+        "tensorrt_rtx": engine.version,
+        "batch_size": engine.batch_size,
+        "kernels": engine.kernels,
+        "int8_layers": f"{engine.int8_layers} of {engine.int8_asked}",
+    }
+
+
+def _how_to_run(version: str) -> dict[str, str]:
+    """On a machine with such a GPU; an engine runs with the release that made it."""
+    return {
+        "install": f"pip install tensorrt-rtx=={version} numpy",
+        "time": "python3 hqp-engine.pyz bench engines/FILE.engine",
+        "check": "python3 hqp-engine.pyz check engines/FILE.engine DATA",
+        "python": "tensorrt_rtx.Runtime(logger).deserialize_cuda_engine(bytes), then as in TensorRT 10 and later",
+        "onnxruntime": "compiles model.int8.onnx itself where it has NvTensorRTRTXExecutionProvider",
+    }
 
 
 def _input(shape: Sequence[int], preprocessing: Mapping[str, Any] | None) -> dict[str, Any]:

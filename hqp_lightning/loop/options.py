@@ -10,6 +10,7 @@ from hqp_lightning.core.saliency import ESTIMATORS
 from hqp_lightning.core.selection import COSTS
 from hqp_lightning.errors import ConfigurationError
 from hqp_lightning.export.engines import backends
+from hqp_lightning.export.engines.rtx import check_rtx
 from hqp_lightning.loop.network import LossFn
 
 __all__ = ["MAGNITUDE", "ExportOptions", "PruningOptions"]
@@ -66,6 +67,7 @@ class ExportOptions:
     recovery_lr_scale: float
     holdout: Any
     engines: tuple[str, ...] | None
+    rtx: tuple[str, ...]
     batch_size: int
     threads: int
     latency_runs: int
@@ -88,6 +90,7 @@ class ExportOptions:
                 f"engines={unread} do not read activation_type={self.activation_type!r}: take 'int8', or name engines "
                 "for a CPU, such as ['openvino']."
             )
+        check_rtx(self.rtx)
         _one_of(self, quantize_hardswish=(False, True), quantize_se=(False, True))
 
 

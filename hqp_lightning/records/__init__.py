@@ -5,6 +5,7 @@ convolution or linear layer for one sample. Sizes are bytes. Times are milliseco
 """
 
 from hqp_lightning.records.export import (
+    CompiledEngine,
     EngineReport,
     Latency,
     OnnxArtifact,
@@ -31,6 +32,7 @@ from hqp_lightning.records.report import (
 __all__ = [
     "Budget",
     "ChannelGroup",
+    "CompiledEngine",
     "Consumer",
     "EngineReport",
     "Filters",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-__all__ = ["EngineReport", "Latency", "OnnxArtifact", "QuantizedLayer"]
+__all__ = ["CompiledEngine", "EngineReport", "Latency", "OnnxArtifact", "QuantizedLayer"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,3 +58,25 @@ class EngineReport:
     path: str
     accuracy: float | None = None
     images_per_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class CompiledEngine:
+    """An engine that NVIDIA's compiler made here for the GPUs of one compute capability elsewhere: nothing ran.
+
+    ``kernels`` are started by one call and move ``bytes_moved``, weights too; ``int8_layers`` of the ``int8_asked``
+    that the file quantizes became INT8, ``in_float`` names the others. ``version`` is that of TensorRT for RTX.
+    """
+
+    model: str
+    precision: str
+    compute_capability: str
+    kernels: int
+    bytes_moved: int
+    int8_layers: int
+    int8_asked: int
+    in_float: tuple[str, ...]
+    engine_bytes: int
+    path: str
+    version: str
+    batch_size: int

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from hqp_lightning.records.export import EngineReport, Latency, QuantizedLayer
+from hqp_lightning.records.export import CompiledEngine, EngineReport, Latency, QuantizedLayer
 from hqp_lightning.records.pruning import Budget, StepRecord
 
 __all__ = ["GroupSensitivity", "LayerChannels", "MethodComparison", "MethodFigures", "ModelFigures", "Report"]
@@ -70,6 +70,7 @@ class Report:
     steps: tuple[StepRecord, ...] = ()
     engines: tuple[EngineReport, ...] = ()
     fastest_within_budget: EngineReport | None = None
+    compiled: tuple[CompiledEngine, ...] = ()
     channels: tuple[LayerChannels, ...] = ()
     sensitivity: tuple[GroupSensitivity, ...] = ()
     quantization: tuple[QuantizedLayer, ...] = ()

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import platform
 from collections.abc import Iterable, Mapping, Sequence
-from importlib import metadata
 
 from hqp_lightning.errors import ConfigurationError
 from hqp_lightning.records import (
     Budget,
+    CompiledEngine,
     EngineReport,
     GroupSensitivity,
     LayerChannels,
@@ -18,28 +17,13 @@ from hqp_lightning.records import (
     StepRecord,
 )
 
-__all__ = ["assemble", "fastest_within", "speed_pair", "twin", "versions", "worsening"]
+__all__ = ["assemble", "fastest_within", "speed_pair", "twin", "worsening"]
 
 BACKEND_PREFERENCE = ("tensorrt", "openvino", "onnxruntime")
 """Whose latency is quoted: the target's own engine first; onnxruntime's INT8 is exact but no speed figure."""
 
 BUDGET_TOLERANCE = 1e-9
 """0.925 - 0.910 is 0.015000000000000013 in binary; a drop of exactly the budget must count as within it."""
-
-PACKAGES = (
-    "hqp-lightning",
-    "torch",
-    "torchvision",
-    "lightning",
-    "torchmetrics",
-    "torch-pruning",
-    "numpy",
-    "onnx",
-    "onnxruntime",
-    "openvino",
-    "tensorrt",
-    "nvidia-modelopt",
-)
 
 
 def worsening(reference: float, measured: float, mode: str) -> float:
@@ -120,21 +104,6 @@ def fastest_within(engines: Iterable[EngineReport], budget: Budget, baseline: fl
     return min(filter(within, engines), key=rank, default=None)
 
 
-def versions() -> dict[str, str]:
-    """Python and the installed ones of the packages that decide what a run computes and how fast.
-
-    Returns:
-        Distribution name to version, ``"python"`` first; what is not installed is left out.
-    """
-    found = {"python": platform.python_version()}
-    for name in PACKAGES:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return found
-
-
 def assemble(
     budget: Budget,
     baseline: ModelFigures,
@@ -146,6 +115,7 @@ def assemble(
     holdout_samples: int | None = None,
     steps: Iterable[StepRecord] = (),
     engines: Iterable[EngineReport] = (),
+    compiled: Iterable[CompiledEngine] = (),
     channels: Iterable[LayerChannels] = (),
     sensitivity: Iterable[GroupSensitivity] = (),
     quantization: Iterable[QuantizedLayer] = (),
@@ -164,6 +134,7 @@ def assemble(
         holdout_samples: how many its ``holdout_accuracy`` was.
         steps: every pruning step with its outcome, in order.
         engines: every timed engine.
+        compiled: engines for other machines.
         channels: output channels per layer, before and after.
         sensitivity: what the coupled groups of the dense model are worth.
         quantization: noise and precision of every layer that can be quantized.
@@ -210,6 +181,7 @@ def assemble(
         steps=tuple(steps),
         engines=engines,
         fastest_within_budget=fastest_within(engines, budget, baseline.accuracy),
+        compiled=tuple(compiled),
         channels=tuple(channels),
         sensitivity=tuple(sensitivity),
         quantization=tuple(quantization),

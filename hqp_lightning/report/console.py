@@ -9,6 +9,7 @@ from rich.text import Text
 
 from hqp_lightning.records import Report
 from hqp_lightning.report.assemble import speed_pair
+from hqp_lightning.report.compiled import advice, compiler_line
 from hqp_lightning.report.rows import conditions, model_rows
 from hqp_lightning.report.sentences import fastest, key_figures, other_drops, steps_summary, verdict
 from hqp_lightning.report.units import ABSENT, count, fraction, latency, ms, size
@@ -87,6 +88,8 @@ def print_report(report: Report, console: Console | None = None) -> None:
             line(f"{', '.join(backends)} on {device}")
         if text := fastest(report):
             line(text, style="bold")
+    for text in filter(None, (compiler_line(report), advice(report))):
+        line(text)
     for note in report.notes:
         line(f"note: {note}")
     console.print()

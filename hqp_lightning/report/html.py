@@ -8,6 +8,7 @@ from os import PathLike
 from pathlib import Path
 
 from hqp_lightning.records import Report
+from hqp_lightning.report.compiled import compiler_html
 from hqp_lightning.report.html_sections import channels, latencies, models, quantization, sensitivity, steps, trajectory
 from hqp_lightning.report.sentences import key_figures, other_drops
 from hqp_lightning.report.units import fraction
@@ -49,6 +50,7 @@ def render_html(report: Report) -> str:
         _section("Sensitivity per group of layers", sensitivity(report)),
         _section("Quantization noise per layer", quantization(report)),
         _section("Latency of one call", latencies(report)),
+        _section("NVIDIA's compiler", compiler_html(report)),
         _section("Steps", steps(report)),
         _section("Notes", "".join(f"<p>{escape(note)}</p>" for note in report.notes)),
         _section("Versions", _versions(report)),

@@ -14,9 +14,10 @@ from hqp_lightning.core.verdict import score_drop
 from hqp_lightning.errors import ExportError
 from hqp_lightning.loop.options import ExportOptions
 from hqp_lightning.loop.trainer import loose
-from hqp_lightning.records import Budget, GroupSensitivity, LayerChannels, OnnxArtifact, Report, Verdict
+from hqp_lightning.records import Budget, CompiledEngine, GroupSensitivity, LayerChannels, OnnxArtifact, Report, Verdict
 from hqp_lightning.report import assemble, versions
 from hqp_lightning.search.state import Accepted, PruningState
+from hqp_lightning.shipping.compiling import compile_for_others
 from hqp_lightning.shipping.quantizing import Quantized
 from hqp_lightning.shipping.recovering import costs_too_much, recover_
 from hqp_lightning.shipping.run import Exporting
@@ -55,7 +56,7 @@ class _Shipping(Exporting):
         int8 = replace(pruned, accuracy=verdict.measured, file_bytes=int8_onnx.file_bytes)
         holdout, held = self.measure_holdout(made.engine)
         int8 = replace(int8, holdout_accuracy=holdout)
-        self._manifest(int8_onnx, verdict)
+        compiled = self._for_the_board(dense_onnx, int8_onnx, verdict)
         if self.options.activation_type != "int8":
             self.notes.append(
                 f"Activations are {self.options.activation_type}: for CPUs, TensorRT does not read the file."
@@ -69,6 +70,7 @@ class _Shipping(Exporting):
             holdout_samples=held or None,
             steps=self.search.records if self.search else (),
             engines=self.engines(dense_onnx, float_onnx, made),
+            compiled=compiled,
             channels=_channels(dense.snapshot.structure, shipped.snapshot.structure, self.prefix),
             sensitivity=_sensitivity(self.search),
             quantization=made.layers,
@@ -142,7 +144,12 @@ class _Shipping(Exporting):
         if names := [q.layer for q in layers if q.precision == "float"]:
             self._note(f"Left in float to stay within the budget, noisiest layers first: {', '.join(names)}.")
 
-    def _manifest(self, artifact: OnnxArtifact, verdict: Verdict) -> None:
+    def _for_the_board(self, dense: OnnxArtifact, artifact: OnnxArtifact, verdict: Verdict) -> list[CompiledEngine]:
+        """Forms, engines of other machines' GPUs, and the manifest that lists them."""
+        files = export.board_files(self.dirpath / "model.onnx", artifact.path, self.options.activation_type)
+        compiled, notes = compile_for_others(dense, self.dirpath, self.options)
+        for note in notes:
+            self.notes.append(note)
         data = loose(self.trainer).datamodule
         export.write_manifest(
             self.dirpath / "manifest.json",
@@ -159,8 +166,10 @@ class _Shipping(Exporting):
             },
             versions=versions(),
             monitor=self.budget.monitor,
-            files=export.board_files(self.dirpath / "model.onnx", artifact.path, self.options.activation_type),
+            files=files,
+            engines=compiled,
         )
+        return compiled
 
 
 def _sensitivity(search: PruningState | None) -> list[GroupSensitivity]:

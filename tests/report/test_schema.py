@@ -91,6 +91,7 @@ def test_every_field_is_documented_and_no_other():
         "ModelFigures",
         "StepRecord",
         "EngineReport",
+        "CompiledEngine",
         "Latency",
         "LayerChannels",
         "GroupSensitivity",
