@@ -25,6 +25,7 @@ from torch.distributed.run import get_args_parser
 
 from hqp_lightning import app, reproduce
 from hqp_lightning.board import cli, cuda
+from hqp_lightning.board.rtx import missing
 from hqp_lightning.report import write_json
 from hqp_lightning.sweeps import hook
 
@@ -87,6 +88,8 @@ def hqp_reproduce(*arguments):
 
 def hqp_engine(*arguments):
     """On doubles of TensorRT and of the driver, in the export folder."""
+    if "--rtx" in arguments and (reason := missing()) is not None:
+        pytest.skip(reason)
     with pytest.MonkeyPatch.context() as patched:
         patched.setitem(sys.modules, "tensorrt", tensorrt_doubles.tensorrt("10.3.0"))
         patched.setattr(cuda, "_load", tensorrt_doubles.Driver)
