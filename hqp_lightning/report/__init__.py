@@ -3,11 +3,11 @@
 from hqp_lightning.report.assemble import assemble
 from hqp_lightning.report.console import print_report
 from hqp_lightning.report.html import write_html
+from hqp_lightning.report.installed import versions
 from hqp_lightning.report.markdown import markdown_table
 from hqp_lightning.report.methods import compare_methods, methods_table, print_methods, read_methods, write_methods
 from hqp_lightning.report.schema import from_dict, read_json, to_dict, write_json
 from hqp_lightning.report.sentences import step_line
-from hqp_lightning.report.versions import versions
 
 __all__ = [
     "assemble",

@@ -15,10 +15,10 @@ from rich.text import Text
 from hqp_lightning.errors import ConfigurationError
 from hqp_lightning.records import Budget, EngineReport, MethodComparison, MethodFigures, ModelFigures
 from hqp_lightning.report.assemble import BACKEND_PREFERENCE, worsening
+from hqp_lightning.report.installed import versions
 from hqp_lightning.report.rows import conditions
 from hqp_lightning.report.schema import SCHEMA_VERSION, decode, encode
 from hqp_lightning.report.units import ABSENT, change, count, factor, fraction, latency, size
-from hqp_lightning.report.versions import versions
 
 __all__ = ["compare_methods", "methods_table", "print_methods", "read_methods", "write_methods"]
 
