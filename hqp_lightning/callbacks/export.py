@@ -23,8 +23,8 @@ from hqp_lightning.loop.ranks import first_rank_only
 from hqp_lightning.loop.trainer import check_trainer, load_validation, loose, monitored
 from hqp_lightning.records import Budget, Report
 from hqp_lightning.report import print_report, write_html, write_json
-from hqp_lightning.shipping.run import check_exportable
 from hqp_lightning.shipping.ship import ship
+from hqp_lightning.shipping.trial import check_exportable
 
 __all__ = ["Int8Export"]
 
@@ -142,7 +142,7 @@ class Int8Export(Callback):
         find_network(pl_module, self.network_path(trainer))
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Refuse a network that no file of one input and one output can hold."""
+        """Refuse a network that can't be written: the export is tried now, in a few seconds."""
         check_exportable(trainer, pl_module, self.network_path(trainer), self.options)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

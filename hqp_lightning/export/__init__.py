@@ -16,6 +16,7 @@ from hqp_lightning.export.ranges import DEFAULT_METHOD, collect_ranges
 from hqp_lightning.export.sensitivity import quantization_noise
 
 if TYPE_CHECKING:
+    from hqp_lightning.export.culprit import failing_module
     from hqp_lightning.export.layers import input_ranges
     from hqp_lightning.export.onnx import export_onnx
 
@@ -28,6 +29,7 @@ __all__ = [
     "data_sha256",
     "describe",
     "export_onnx",
+    "failing_module",
     "input_ranges",
     "placements",
     "quantization_noise",
@@ -37,7 +39,7 @@ __all__ = [
     "write_manifest",
     "write_program",
 ]
-_WITH_TORCH = {"export_onnx": "onnx", "input_ranges": "layers"}
+_WITH_TORCH = {"export_onnx": "onnx", "failing_module": "culprit", "input_ranges": "layers"}
 
 
 def __getattr__(name: str) -> Any:

@@ -56,6 +56,7 @@ def export_onnx(
         path.parent.mkdir(parents=True, exist_ok=True)
         with (
             _evaluating(module),
+            _traceable(),
             torch.inference_mode(False),
             torch.no_grad(),
             torch.autocast(device.type, None, False),
@@ -79,9 +80,30 @@ def export_onnx(
     except ExportError:
         raise
     except Exception as error:  # the exporter raises many unrelated types
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ExportError(f"could not export {type(module).__name__} to {path}: {reason}") from error
+        raise ExportError(f"could not export {type(module).__name__} to {path}: {_reason(error)}") from error
     return describe(path)
+
+
+def _reason(error: Exception) -> str:
+    """What is said, without the value in the graph and the invitation to report it that may follow."""
+    said = str(error).strip().splitlines()
+    if not said:
+        return type(error).__name__
+    return said[0].partition("  [Caused by")[0].partition(" Please feel free")[0].rstrip(" .")
+
+
+@contextmanager
+def _traceable() -> Iterator[None]:
+    """Attention layers compute step by step, for their one operator has no form in ONNX; failures print no graph."""
+    fast, internals = torch.backends.mha.get_fastpath_enabled(), vars(torch._C)
+    log = internals.get("_jit_onnx_log")
+    try:
+        torch.backends.mha.set_fastpath_enabled(False)
+        internals["_jit_onnx_log"] = lambda *_: None
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
+        internals["_jit_onnx_log"] = log
 
 
 @contextmanager

@@ -14,56 +14,28 @@ from lightning.pytorch import LightningModule, Trainer
 from torch import nn
 
 from hqp_lightning import export
-from hqp_lightning.core.calls import Call, OneTensor
+from hqp_lightning.core.calls import Call
 from hqp_lightning.core.verdict import judge
-from hqp_lightning.errors import ConfigurationError, ExportError
+from hqp_lightning.errors import ExportError
 from hqp_lightning.export.engines import Engine, OnnxRuntimeBackend
 from hqp_lightning.loop.batches import batches, prepared
 from hqp_lightning.loop.calls import Receiver
 from hqp_lightning.loop.network import find_network
 from hqp_lightning.loop.options import ExportOptions
 from hqp_lightning.loop.parts import Way
-from hqp_lightning.loop.trainer import load_validation
-from hqp_lightning.loop.untouched import fixed_seed, untouched
+from hqp_lightning.loop.untouched import fixed_seed
 from hqp_lightning.records import Budget, EngineReport, ModelFigures, OnnxArtifact, Verdict
 from hqp_lightning.search.state import Accepted
 from hqp_lightning.shipping.quantizing import Quantized, quantize_within
 from hqp_lightning.shipping.scoring import holdout_loaders, score
 from hqp_lightning.shipping.standing_in import counting, running_on
 from hqp_lightning.shipping.timing import build, time_engines, usable_backends
+from hqp_lightning.shipping.trial import CALIBRATION_SEED, exportable
 from hqp_lightning.surgery import restore_
-from hqp_lightning.surgery.copying import copied
 
-__all__ = ["Exporting", "check_exportable"]
+__all__ = ["Exporting"]
 
 _log = logging.getLogger(__name__)
-_CALIBRATION_SEED = 0
-
-
-def check_exportable(trainer: Trainer, pl_module: LightningModule, path: str | None, options: ExportOptions) -> None:
-    """Run the network on a validation batch, to know before the training what could not be written after it.
-
-    Raises:
-        ConfigurationError: the network takes or returns something else than one tensor, is not called, or a batch
-            for the calibration does not lead to a call of it.
-    """
-    _, network = find_network(pl_module, path)
-    load_validation(trainer)
-    of = trainer, pl_module, network, options.loss_fn
-    with fixed_seed(), torch.no_grad():
-        call = next(batches(*of, "val", 1, _CALIBRATION_SEED), None)
-        if call is None:
-            return
-        with untouched(trainer, pl_module):
-            out = call.map(torch.clone).on(network)
-        if len(call.tensors()) != 1 or not isinstance(out, torch.Tensor):
-            raise ConfigurationError(
-                "Int8Export writes networks of one input and one output tensor; "
-                f"{type(network).__name__} is called with {len(call.tensors())} inputs and returns a "
-                f"{type(out).__name__}. Name the part that is one with module=..., or leave Int8Export out: HQPPruning "
-                "alone works with a loss_fn."
-            )
-        next(batches(*of, options.calibration_data, 1, _CALIBRATION_SEED, call), None)  # fails now, or never
 
 
 @dataclass
@@ -106,12 +78,8 @@ class Exporting:
         return export.export_onnx(self.exportable(), self.example(), self.dirpath / name)
 
     def exportable(self) -> nn.Module:
-        """The network as a function of one tensor in float32; a copy, where it is of another type."""
-        call, tensors = self.call(), [*self.network.parameters(), *self.network.buffers()]
-        other = any(t.is_floating_point() and t.dtype != torch.float32 for t in tensors)
-        network = copied(self.network) if other else self.network
-        by_place = len(call.args) == 1 and isinstance(call.args[0], torch.Tensor) and not call.kwargs
-        return network if by_place else OneTensor(network, call)
+        """The network as a function of one tensor in float32; a copy."""
+        return exportable(self.network, self.call())[0]
 
     def figures(self, model: Accepted, artifact: OnnxArtifact) -> ModelFigures:
         """Figures of a float model, which the LightningModule holds."""
@@ -195,7 +163,7 @@ class Exporting:
 
     def calibration(self) -> Iterator[np.ndarray]:
         """The calibration batches, on the CPU, the same at every call and after every training."""
-        of, seed = (self.trainer, self.pl_module, self.network, self.options.loss_fn), _CALIBRATION_SEED
+        of, seed = (self.trainer, self.pl_module, self.network, self.options.loss_fn), CALIBRATION_SEED
         with fixed_seed(seed):
             for call in batches(
                 *of, self.options.calibration_data, self.options.calibration_batches, seed, self.call()
@@ -206,12 +174,8 @@ class Exporting:
     def _asked(self) -> tuple[Call, Way]:
         if self._received is None:
             receiver = Receiver(self.trainer, self.pl_module, self.network, self.options.loss_fn)
-            with fixed_seed(_CALIBRATION_SEED):
-                batch = next(prepared(self.trainer, self.pl_module, "val", 1, _CALIBRATION_SEED))
+            with fixed_seed(CALIBRATION_SEED):
+                batch = next(prepared(self.trainer, self.pl_module, "val", 1, CALIBRATION_SEED))
                 call = receiver.call(batch).map(lambda x: x[:1] if x.dim() else x)
-            if len(call.tensors()) != 1:
-                raise ExportError(
-                    f"export needs a network of one input tensor; it is called with {len(call.tensors())} inputs."
-                )
             self._received = call, receiver.way
         return self._received
