@@ -6,7 +6,6 @@ import tempfile
 import warnings
 from pathlib import Path
 
-import onnxruntime
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor, nn
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 from hqp_lightning import export
 from hqp_lightning.core.calls import Call, OneTensor
 from hqp_lightning.errors import ConfigurationError, ExportError
+from hqp_lightning.export.engines import OnnxRuntimeBackend
 from hqp_lightning.loop.batches import batches
 from hqp_lightning.loop.network import find_network
 from hqp_lightning.loop.options import ExportOptions
@@ -87,10 +87,7 @@ def _rehearse(twin: nn.Module, example: Tensor, folder: Path) -> None:
     written = export.export_onnx(twin, example, folder / "model.onnx")
     ranges = {name: export.Range.symmetric(1.0) for name in export.quantized_tensors(written.path)}
     int8 = export.quantize(written.path, ranges, folder / "model.int8.onnx")
-    try:
-        onnxruntime.InferenceSession(int8.path, providers=["CPUExecutionProvider"])
-    except Exception as error:
-        raise ExportError(f"onnxruntime does not load its INT8 form: {str(error).splitlines()[0]}") from error
+    OnnxRuntimeBackend().build(int8.path, "int8", folder).close()
 
 
 def _culprit(prefix: str, twin: nn.Module, example: Tensor, error: ExportError) -> str:
