@@ -17,11 +17,13 @@ from hqp_lightning.loop.checkpoint import carry_structure
 from hqp_lightning.loop.network import LossFn, find_network
 from hqp_lightning.loop.options import MAGNITUDE, PruningOptions
 from hqp_lightning.loop.trainer import check_trainer, loose, monitored, validate_now
+from hqp_lightning.loop.twins import Twins
 from hqp_lightning.records import Budget, StepRecord
 from hqp_lightning.search.judging import healed, judge_, may_step_, note_
-from hqp_lightning.search.operation import dense_shadow, leave_, magnitudes, prune_, undo_
+from hqp_lightning.search.operation import leave_, prune_, undo_
 from hqp_lightning.search.state import PruningState
 from hqp_lightning.search.telling import announce, show_saliency
+from hqp_lightning.search.tracing import dense_shadow, magnitudes
 
 __all__ = ["HQPPruning"]
 
@@ -46,8 +48,7 @@ class HQPPruning(Callback):
         step: fraction of the dense MACs that a step removes at first.
         min_step: the search ends when a halved step would be below this fraction.
         every_n_epochs: epochs of healing before a step is judged.
-        patience: further epochs that a step over budget may heal before it is rolled back; it is kept as soon as it is
-            within the budget.
+        patience: further epochs in which a step over budget may heal, and is kept once it is within, or rolled back.
         start_epoch: first epoch that may begin with a step; with 0 a full validation measures the baseline first.
         target_macs: stop when this fraction of the dense MACs is left.
         max_channel_ratio: at most this fraction of a group's channels is ever removed.
@@ -107,11 +108,12 @@ class HQPPruning(Callback):
             loss_fn=loss_fn,
             max_snapshots=max_snapshots,
         )
-        fisher = "gate" if estimator == MAGNITUDE else estimator
-        self.own_fisher = FisherAccumulator(fisher, module, ignore, loss_fn, fisher_batches)
+        of = module, ignore, loss_fn, fisher_batches
+        self.own_fisher = FisherAccumulator("gate" if estimator == MAGNITUDE else estimator, *of)
         self.state = PruningState(Search(step, min_step), baseline)
         self._fisher = self.own_fisher
         self._example = Call()
+        self._twins: Twins | None = None
 
     @property
     def records(self) -> tuple[StepRecord, ...]:
@@ -135,6 +137,7 @@ class HQPPruning(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Trace the network once, and measure the baseline if pruning may start at once."""
         self._example, shadow = dense_shadow(trainer, pl_module, self.options)
+        self._twins = Twins(pl_module, find_network(pl_module, self.options.module)[1], trainer)
         if not self.state.channels:
             self.state.channels = {g.name: g.channels for g in shadow.groups()}
             self.state.dense_macs = shadow.macs
@@ -172,8 +175,8 @@ class HQPPruning(Callback):
                 self._tell(trainer, record)
         if state.pending is None and not state.rollback_due:
             by_weights = options.estimator == MAGNITUDE
-            saliency = magnitudes(pl_module, state, options, self._example) if by_weights else self._fisher.saliency()
-            state.rank_by(saliency)
+            scores = magnitudes(pl_module, state, options, self._example) if by_weights else self._fisher.saliency()
+            state.rank_by(scores)
 
     # -- epoch start: act -----------------------------------------------------------------------------------------
 
@@ -181,9 +184,9 @@ class HQPPruning(Callback):
         """Roll back what was judged too expensive, then make the next step."""
         if self.state.rollback_due:
             undo_(trainer, pl_module, self.state)
-        while may_step_(self.state, trainer, self.options):
+        while (twins := self._twins) and not twins.undecided() and may_step_(self.state, trainer, self.options):
             try:
-                record = prune_(trainer, pl_module, self.state, self.options, self._example)
+                record = prune_(trainer, pl_module, self.state, self.options, self._example, twins.following)
             except SurgeryError as error:
                 self.state.search = advance(self.state.search, kept=False)
                 self._tell(trainer, self.state.close("refused", str(error)))

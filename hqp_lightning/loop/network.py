@@ -14,6 +14,7 @@ from torchmetrics import Metric
 from hqp_lightning.core.calls import Call
 from hqp_lightning.errors import ConfigurationError
 from hqp_lightning.loop.losses import LossFn, default_loss, pair
+from hqp_lightning.loop.twins import is_average
 from hqp_lightning.loop.untouched import eager
 
 __all__ = ["LossFn", "find_network", "fisher_context", "per_sample_loss"]
@@ -22,8 +23,8 @@ __all__ = ["LossFn", "find_network", "fisher_context", "per_sample_loss"]
 def find_network(pl_module: LightningModule, path: str | None) -> tuple[str, nn.Module]:
     """The network to prune and its qualified name (``""`` for the LightningModule itself).
 
-    Without a path this is the only child that holds parameters, else the LightningModule itself; inside a wrapper of
-    ``torch.compile`` it is what was compiled, whose parameters are the same.
+    Without a path this is the only child that holds parameters, averages aside, else the LightningModule itself; inside
+    a wrapper of ``torch.compile`` it is what was compiled, whose parameters are the same.
 
     Raises:
         ConfigurationError: no module has that path.
@@ -31,6 +32,7 @@ def find_network(pl_module: LightningModule, path: str | None) -> tuple[str, nn.
     children = {n: c for n, c in pl_module.named_children() if any(True for _ in c.parameters())}
     if path is None:
         networks = {n: c for n, c in children.items() if not isinstance(c, Metric)}
+        networks = {n: c for n, c in networks.items() if len(networks) == 1 or not is_average(pl_module, n)}
         own = any(True for _ in pl_module.parameters(recurse=False))
         found = next(iter(networks.items())) if len(networks) == 1 and not own else ("", pl_module)
         return _uncompiled(*found)

@@ -67,13 +67,22 @@ def monitored(trainer: Trainer, monitor: str) -> float:
     Raises:
         ConfigurationError: validation did not log it; the message lists what it logged.
     """
-    metrics = trainer.callback_metrics
+    metrics = _logged(trainer)
     if monitor not in metrics:
         raise ConfigurationError(
             f"monitor={monitor!r} was not logged by validation; it logged {sorted(metrics) or 'nothing'}. "
             "Log it in validation_step with self.log(...), on_epoch=True."
         )
     return mean_score(trainer, float(metrics[monitor]))
+
+
+def _logged(trainer: Trainer) -> dict[str, Any]:
+    metrics, results = dict[str, Any](trainer.callback_metrics), trainer._results
+    if trainer.sanity_checking and results is not None and len(trainer.num_sanity_val_batches) > 1:
+        # Lightning shows callbacks nothing of what several loaders log in a sanity check; its names are there.
+        for logged in results.values():
+            metrics.update(dict.fromkeys(results._forked_name(logged, on_step=False), float("nan")))
+    return metrics
 
 
 def load_validation(trainer: Trainer) -> None:

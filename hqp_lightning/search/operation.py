@@ -4,26 +4,22 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Collection
 from dataclasses import replace
 from typing import Any
 
-import torch
 from lightning.pytorch import LightningModule, Trainer
-from torch.distributed.optim import ZeroRedundancyOptimizer
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from hqp_lightning.core.calls import Call
 from hqp_lightning.core.search import finish
 from hqp_lightning.core.selection import Caps, propose
-from hqp_lightning.errors import ConfigurationError, SurgeryError
+from hqp_lightning.errors import SurgeryError
 from hqp_lightning.loop.averaging import averages, copies, scored
-from hqp_lightning.loop.batches import batches, prepared
-from hqp_lightning.loop.calls import Receiver
 from hqp_lightning.loop.network import find_network
-from hqp_lightning.loop.options import MAGNITUDE, PruningOptions
+from hqp_lightning.loop.options import PruningOptions
 from hqp_lightning.loop.ranks import average_batchnorm_
-from hqp_lightning.loop.trainer import load_validation, schedulers
-from hqp_lightning.loop.untouched import fixed_seed, forget_compiled
+from hqp_lightning.loop.trainer import schedulers
+from hqp_lightning.loop.untouched import forget_compiled
 from hqp_lightning.records import PruningStep, StepRecord
 from hqp_lightning.search.batchnorm import carry_batchnorm_, references
 from hqp_lightning.search.state import PruningState
@@ -38,53 +34,9 @@ from hqp_lightning.surgery import (
 )
 from hqp_lightning.surgery.strategy import rewrapped
 
-__all__ = ["dense_shadow", "leave_", "magnitudes", "prune_", "undo_"]
+__all__ = ["leave_", "prune_", "undo_"]
 
 _log = logging.getLogger(__name__)
-
-
-def dense_shadow(trainer: Trainer, pl_module: LightningModule, options: PruningOptions) -> tuple[Call, Shadow]:
-    """Trace the network with the first validation batch; returns what it received (on the CPU) and the shadow.
-
-    Raises:
-        ConfigurationError: the batch does not fit, the network can't be traced, or has nothing to prune.
-    """
-    if any(isinstance(o, ZeroRedundancyOptimizer) for o in trainer.optimizers):
-        raise ConfigurationError(
-            "ZeroRedundancyOptimizer keeps a share of the state on every rank, which a prune can't slice; use the "
-            "optimizer that it wraps."
-        )
-    _, network = find_network(pl_module, options.module)
-    load_validation(trainer)
-    receiver = Receiver(trainer, pl_module, network, options.loss_fn)
-    with fixed_seed(), torch.no_grad():
-        batch = next(prepared(trainer, pl_module, "val", 1), None)
-        if batch is None:
-            raise ConfigurationError("the validation loader is empty, so there is nothing to judge a step by.")
-        call = receiver.call(batch)
-        if options.estimator != MAGNITUDE:
-            receiver.check_loss(batch, call)
-        if options.recalibrate_batches and any(isinstance(m, _BatchNorm) for m in network.modules()):
-            of = trainer, pl_module, network, options.loss_fn
-            next(batches(*of, "train", 1, 0, call), None)  # fails now, or never
-    example = call.map(lambda x: (x[:2] if x.dim() else x).cpu().clone())
-    example = trainer.strategy.broadcast(example)  # one shape everywhere
-    shadow = Shadow(network, example, options.ignore)
-    if not shadow.groups():
-        raise ConfigurationError(
-            f"{type(network).__name__} has no prunable channel groups: every convolution and linear layer is a head, "
-            f"ignored ({list(options.ignore) or 'none'}), or of an unsupported kind."
-        )
-    return example, shadow
-
-
-def magnitudes(
-    pl_module: LightningModule, state: PruningState, options: PruningOptions, example: Call
-) -> dict[str, torch.Tensor]:
-    """The group norms of the network's weights as it stands; empty when the search is over."""
-    if state.search.ended is not None:
-        return {}
-    return Shadow(find_network(pl_module, options.module)[1], example, options.ignore).group_norms()
 
 
 def prune_(
@@ -93,8 +45,11 @@ def prune_(
     state: PruningState,
     options: PruningOptions,
     example: Call,
+    twins: Collection[str] = (),
 ) -> StepRecord | None:
     """Propose and make one step; the record is left pending in the state. None if nothing may be removed.
+
+    ``twins`` are names of modules that lose the same channels, see `hqp_lightning.loop.twins.Twins`.
 
     Raises:
         SurgeryError: the step would break the model; the model is as it was, the step is left pending to be closed.
@@ -123,7 +78,7 @@ def prune_(
     state.rejected.append(dict(step.removed))  # until it is kept
     try:
         cut = shadow.cut(step.removed)
-        undo, finished, batchnorm = _operate(trainer, pl_module, cut, options, example)
+        undo, finished, batchnorm = _operate(trainer, pl_module, cut, options, example, twins)
     except SurgeryError:
         raise
     except BaseException:  # also an interrupt: what is saved on the way out must be whole
@@ -138,7 +93,12 @@ def prune_(
 
 
 def _operate(
-    trainer: Trainer, pl_module: LightningModule, cut: Cut, options: PruningOptions, example: Call
+    trainer: Trainer,
+    pl_module: LightningModule,
+    cut: Cut,
+    options: PruningOptions,
+    example: Call,
+    twins: Collection[str],
 ) -> tuple[Snapshot, float, str]:
     """Apply a cut to all that lives, on every rank or on none.
 
@@ -146,14 +106,17 @@ def _operate(
     """
     undo, failure, finished, batchnorm = take(*_everything(trainer, pl_module)), None, 0.0, ""
     # Averaged copies lose the same channels; their old BatchNorm statistics would fit as little as the network's.
-    networks = [find_network(m, options.module)[1] for m in (pl_module, *copies(trainer))]
+    modules = (pl_module, *copies(trainer))
+    networks = [find_network(m, options.module)[1] for m in modules] + [
+        m.get_submodule(n) for m in modules for n in twins
+    ]
     with rewrapped(trainer.strategy, pl_module):
         forget_compiled()
         try:
             before = references(networks, options)
             for network in networks:
                 apply_cut_(network, cut)
-            slice_optimizers_(trainer.optimizers, networks[0], cut)
+                slice_optimizers_(trainer.optimizers, network, cut)
             finished = time.perf_counter()
             batchnorm = carry_batchnorm_(trainer, pl_module, networks, before, cut, options, example)
         except Exception as error:

@@ -1,0 +1,67 @@
+"""The network as the search first sees it: what it receives, its groups, the norms of its weights."""
+
+from __future__ import annotations
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from torch.distributed.optim import ZeroRedundancyOptimizer
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from hqp_lightning.core.calls import Call
+from hqp_lightning.errors import ConfigurationError
+from hqp_lightning.loop.batches import batches, prepared
+from hqp_lightning.loop.calls import Receiver
+from hqp_lightning.loop.network import find_network
+from hqp_lightning.loop.options import MAGNITUDE, PruningOptions
+from hqp_lightning.loop.trainer import load_validation
+from hqp_lightning.loop.twins import check_copies
+from hqp_lightning.loop.untouched import fixed_seed
+from hqp_lightning.search.state import PruningState
+from hqp_lightning.surgery import Shadow
+
+__all__ = ["dense_shadow", "magnitudes"]
+
+
+def dense_shadow(trainer: Trainer, pl_module: LightningModule, options: PruningOptions) -> tuple[Call, Shadow]:
+    """Trace the network with the first validation batch; returns what it received (on the CPU) and the shadow.
+
+    Raises:
+        ConfigurationError: the batch does not fit, the network can't be traced, or has nothing to prune.
+    """
+    if any(isinstance(o, ZeroRedundancyOptimizer) for o in trainer.optimizers):
+        raise ConfigurationError(
+            "ZeroRedundancyOptimizer keeps a share of the state on every rank, which a prune can't slice; use the "
+            "optimizer that it wraps."
+        )
+    _, network = find_network(pl_module, options.module)
+    check_copies(trainer, pl_module, network)
+    load_validation(trainer)
+    receiver = Receiver(trainer, pl_module, network, options.loss_fn)
+    with fixed_seed(), torch.no_grad():
+        batch = next(prepared(trainer, pl_module, "val", 1), None)
+        if batch is None:
+            raise ConfigurationError("the validation loader is empty, so there is nothing to judge a step by.")
+        call = receiver.call(batch)
+        if options.estimator != MAGNITUDE:
+            receiver.check_loss(batch, call)
+        if options.recalibrate_batches and any(isinstance(m, _BatchNorm) for m in network.modules()):
+            of = trainer, pl_module, network, options.loss_fn
+            next(batches(*of, "train", 1, 0, call), None)  # fails now, or never
+    example = call.map(lambda x: (x[:2] if x.dim() else x).cpu().clone())
+    example = trainer.strategy.broadcast(example)  # one shape everywhere
+    shadow = Shadow(network, example, options.ignore)
+    if not shadow.groups():
+        raise ConfigurationError(
+            f"{type(network).__name__} has no prunable channel groups: every convolution and linear layer is a head, "
+            f"ignored ({list(options.ignore) or 'none'}), or of an unsupported kind."
+        )
+    return example, shadow
+
+
+def magnitudes(
+    pl_module: LightningModule, state: PruningState, options: PruningOptions, example: Call
+) -> dict[str, torch.Tensor]:
+    """The group norms of the network's weights as it stands; empty when the search is over."""
+    if state.search.ended is not None:
+        return {}
+    return Shadow(find_network(pl_module, options.module)[1], example, options.ignore).group_norms()
