@@ -14,7 +14,7 @@ from hqp_lightning.loop.calls import Receiver
 from hqp_lightning.loop.network import find_network
 from hqp_lightning.loop.options import MAGNITUDE, PruningOptions
 from hqp_lightning.loop.trainer import load_validation
-from hqp_lightning.loop.twins import check_copies
+from hqp_lightning.loop.twins import Twins, check_copies
 from hqp_lightning.loop.untouched import fixed_seed
 from hqp_lightning.search.state import PruningState
 from hqp_lightning.surgery import Shadow
@@ -22,8 +22,10 @@ from hqp_lightning.surgery import Shadow
 __all__ = ["dense_shadow", "magnitudes"]
 
 
-def dense_shadow(trainer: Trainer, pl_module: LightningModule, options: PruningOptions) -> tuple[Call, Shadow]:
-    """Trace the network with the first validation batch; returns what it received (on the CPU) and the shadow.
+def dense_shadow(trainer: Trainer, pl_module: LightningModule, options: PruningOptions) -> tuple[Call, Twins, Shadow]:
+    """Trace the network with the first validation batch.
+
+    Returns what it received (on the CPU), the modules that may have to be cut along, and the shadow.
 
     Raises:
         ConfigurationError: the batch does not fit, the network can't be traced, or has nothing to prune.
@@ -55,7 +57,7 @@ def dense_shadow(trainer: Trainer, pl_module: LightningModule, options: PruningO
             f"{type(network).__name__} has no prunable channel groups: every convolution and linear layer is a head, "
             f"ignored ({list(options.ignore) or 'none'}), or of an unsupported kind."
         )
-    return example, shadow
+    return example, Twins(pl_module, network, trainer), shadow
 
 
 def magnitudes(
