@@ -57,8 +57,10 @@ def run(cfg: DictConfig) -> Report | None:
     if report is None:
         return None
     if cfg.control and report.control is None:
+        from hqp_lightning.report import publish
+
         report = with_control(report, _dense_figures(cfg, report))
-        _write(report, Path(cfg.export.dirpath))
+        publish(report, Path(cfg.export.dirpath))
     if cfg.compare:
         from hqp_lightning.comparison import compare
 
@@ -150,14 +152,6 @@ def _dense_figures(cfg: DictConfig, report: Report) -> ModelFigures:
         (scores,) = trainer.validate(model, data.test_dataloader(), ckpt_path=best.best_model_path, verbose=False)
         holdout = float(scores[budget.monitor])
     return dataclasses.replace(baseline, accuracy=accuracy, holdout_accuracy=holdout)
-
-
-def _write(report: Report, folder: Path) -> None:
-    from hqp_lightning.report import print_report, write_html, write_json
-
-    write_json(report, folder / "report.json")
-    write_html(report, folder / "report.html")
-    print_report(report)
 
 
 @hydra.main(version_base="1.3", config_path=str(CONFIG_DIR), config_name="config")

@@ -18,7 +18,7 @@ ALLOWED = {
     "core": {"records", "errors"},
     "surgery": {"core", "records", "errors"},
     "export": {"board", "core", "records", "errors"},
-    "report": {"core", "records", "errors"},
+    "report": {"board", "core", "records", "errors"},
     "data": {"records", "errors"},
     "models": {"records", "errors"},
     "loop": {"surgery", "export", "report", "core", "records", "errors"},

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import logging
 import os
-import tempfile
 from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 
 from hqp_lightning.callbacks.pruning import HQPPruning
-from hqp_lightning.core.verdict import check_budget
 from hqp_lightning.errors import ConfigurationError
 from hqp_lightning.export import DEFAULT_METHOD
 from hqp_lightning.export.engines.rtx import CAPABILITIES
@@ -22,13 +20,16 @@ from hqp_lightning.loop.options import ExportOptions
 from hqp_lightning.loop.ranks import first_rank_only
 from hqp_lightning.loop.trainer import check_trainer, load_validation, loose, monitored
 from hqp_lightning.records import Budget, Report
-from hqp_lightning.report import print_report, write_html, write_json
+from hqp_lightning.report import publish
+from hqp_lightning.search.state import PruningState
+from hqp_lightning.shipping.demands import check_devices, check_folder, own_budget
+from hqp_lightning.shipping.keeping import kept, kept_search, save_pruned
+from hqp_lightning.shipping.later import export_later, untrained
 from hqp_lightning.shipping.ship import ship
+from hqp_lightning.shipping.timing import processors
 from hqp_lightning.shipping.trial import check_exportable
 
 __all__ = ["Int8Export"]
-
-_log = logging.getLogger(__name__)
 
 
 class Int8Export(Callback):
@@ -118,23 +119,20 @@ class Int8Export(Callback):
             engines=None if engines is None else tuple(engines),
             rtx=rtx if isinstance(rtx, str) else tuple(rtx),  # type: ignore[arg-type]
             batch_size=batch_size,
-            threads=_processors() if threads is None else threads,
+            threads=processors() if threads is None else threads,
             latency_runs=latency_runs,
             loss_fn=loss_fn,
         )
         self.report: Report | None = None
+        self._left: tuple[Budget, PruningState | None] | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Refuse what can't work before anything is trained."""
         if stage == "fit":
             check_trainer(trainer, self)
             self._budget(trainer)
-            if self.options.recovery_epochs and trainer.world_size > 1:
-                raise ConfigurationError(
-                    f"recovery_epochs={self.options.recovery_epochs} trains on one device, and this run has "
-                    f"{trainer.world_size}: use Trainer(devices=1), or leave it at 0."
-                )
-            _check_writable(self.dirpath)
+            check_devices(trainer, self.options.recovery_epochs)
+            check_folder(self.dirpath)
             carry_structure(pl_module)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -154,21 +152,53 @@ class Int8Export(Callback):
         """Ship."""
         if loose(trainer).fast_dev_run:
             return
-        load_validation(trainer)
-        with first_rank_only(trainer, pl_module) as mine:
-            if mine:
-                network = self.network_path(trainer)
-                pruning, budget = self._pruning(trainer), self._budget(trainer)
-                search = pruning.state if pruning else None
-                self.report = ship(trainer, pl_module, network, budget, search, self.dirpath, self.options)
-        trainer.save_checkpoint(self.dirpath / "pruned.ckpt", weights_only=True)
-        if self.report is None:
-            return
-        write_json(self.report, self.dirpath / "report.json")
-        write_html(self.report, self.dirpath / "report.html")
-        print_report(self.report)
-        if not self.report.within_budget:
-            _log.error("hqp: no INT8 artifact is within the budget; see the notes in %s", self.dirpath / "report.json")
+        network, pruning, budget = self.network_path(trainer), self._pruning(trainer), self._budget(trainer)
+        search, self.report = pruning.state if pruning else self._left and self._left[1], None
+        later = export_later(type(self), self._arguments(network), self.dirpath, trainer, pl_module)
+        with kept(trainer, pl_module, self.dirpath, budget, search, later):
+            load_validation(trainer)
+            with first_rank_only(trainer, pl_module) as mine:
+                if mine:
+                    self.report = ship(trainer, pl_module, network, budget, search, self.dirpath, self.options)
+            save_pruned(trainer, self.dirpath)
+            if self.report is not None:
+                publish(self.report, self.dirpath)
+
+    def export(
+        self,
+        model: LightningModule,
+        train_dataloaders: Any = None,
+        val_dataloaders: Any = None,
+        datamodule: LightningDataModule | None = None,
+        **settings: Any,
+    ) -> Report:
+        """Ship a model as it stands, without training it: one from elsewhere, or what a failed export left behind.
+
+        In a folder where an export failed, the budget, the dense model and the accepted ones are those of that run.
+
+        Args:
+            model: what is exported, from `load_pruned` for a pruned one; it holds what ships afterwards.
+            train_dataloaders: for the calibration; these three as for ``Trainer.fit``.
+            val_dataloaders: for the scores.
+            datamodule: instead of loaders.
+            **settings: of the Trainer that runs the validation, such as ``accelerator`` or ``precision``.
+
+        Returns:
+            The report, which is written to ``dirpath``, too.
+
+        Raises:
+            ConfigurationError: no budget, or the folder is that of another model.
+        """
+        self._left = kept_search(self.dirpath, model)
+        try:
+            untrained(self, settings).fit(model, train_dataloaders, val_dataloaders, datamodule)
+        finally:
+            self._left = None
+        return cast(Report, self.report)
+
+    def _arguments(self, network: str | None) -> dict[str, Any]:
+        given = {f.name: getattr(self.options, f.name) for f in fields(self.options)} | {"module": network}
+        return given if given["threads"] != processors() else {**given, "threads": None}
 
     def _pruning(self, trainer: Trainer) -> HQPPruning | None:
         return next((c for c in loose(trainer).callbacks if isinstance(c, HQPPruning)), None)
@@ -184,24 +214,6 @@ class Int8Export(Callback):
             if loose(trainer).callbacks.index(pruning) > loose(trainer).callbacks.index(self):
                 raise ConfigurationError("Int8Export must come after HQPPruning in Trainer(callbacks=[...]).")
             return pruning.budget
-        if self.monitor is None or self.max_drop is None:
-            raise ConfigurationError(
-                "Int8Export without HQPPruning needs a budget of its own: Int8Export(dirpath, monitor='val_acc', "
-                "max_drop=0.01)."
-            )
-        return check_budget(Budget(self.max_drop, self.monitor, self.mode))
-
-
-def _processors() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _check_writable(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise ConfigurationError(
-            f"dirpath={str(folder)!r} can't be written: {error}. Choose another folder."
-        ) from error
+        if self._left is not None and self.monitor is None:
+            return self._left[0]
+        return own_budget(self.monitor, self.max_drop, self.mode)

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from hqp_lightning.board import provenance
+from hqp_lightning.board.files import write_whole
 from hqp_lightning.board.rtx import GPUS
 from hqp_lightning.errors import ExportError
 from hqp_lightning.records import CompiledEngine, OnnxArtifact
@@ -73,9 +74,10 @@ def write_manifest(
         content["engines"] = [_engine(e, path.parent) for e in engines]
         content["run_engines"] = _how_to_run(engines[0].version)
     try:
-        path.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n")
-    except (TypeError, ValueError, OSError) as error:
+        text = json.dumps(content, indent=2, allow_nan=False)
+    except (TypeError, ValueError) as error:
         raise ExportError(f"could not write the manifest {path}: {error}") from error
+    write_whole(path, f"{text}\n".encode())
     return path
 
 

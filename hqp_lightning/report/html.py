@@ -7,13 +7,14 @@ from importlib.resources import files
 from os import PathLike
 from pathlib import Path
 
+from hqp_lightning.board.files import write_whole
 from hqp_lightning.records import Report
 from hqp_lightning.report.compiled import compiler_html
 from hqp_lightning.report.html_sections import channels, latencies, models, quantization, sensitivity, steps, trajectory
 from hqp_lightning.report.sentences import key_figures, other_drops
 from hqp_lightning.report.units import fraction
 
-__all__ = ["render_html", "write_html"]
+__all__ = ["page", "render_html", "write_html"]
 
 
 def write_html(report: Report, path: str | PathLike[str]) -> Path:
@@ -27,7 +28,7 @@ def write_html(report: Report, path: str | PathLike[str]) -> Path:
         The path.
     """
     path = Path(path)
-    path.write_text(render_html(report), encoding="utf-8")
+    write_whole(path, render_html(report).encode())
     return path
 
 
@@ -40,7 +41,6 @@ def render_html(report: Report) -> str:
     Returns:
         A whole HTML document without any reference to the outside and without scripts.
     """
-    style = files("hqp_lightning.report").joinpath("report.css").read_text(encoding="utf-8")
     sections = (
         _verdict(report),
         _figures(report),
@@ -55,12 +55,18 @@ def render_html(report: Report) -> str:
         _section("Notes", "".join(f"<p>{escape(note)}</p>" for note in report.notes)),
         _section("Versions", _versions(report)),
     )
-    title = f"HQP report: {report.budget.monitor}"
+    heading = "HQP report: pruned and quantized under one budget"
+    return page(f"HQP report: {report.budget.monitor}", heading, "".join(sections))
+
+
+def page(title: str, heading: str, body: str) -> str:
+    """A whole document in the style of the report; ``body`` is HTML, the others are text."""
+    style = files("hqp_lightning.report").joinpath("report.css").read_text(encoding="utf-8")
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f"<title>{escape(title)}</title>\n<style>\n{style}</style>\n</head>\n<body>\n"
-        f"<h1>HQP report: pruned and quantized under one budget</h1>\n{''.join(sections)}</body>\n</html>\n"
+        f"<h1>{escape(heading)}</h1>\n{body}</body>\n</html>\n"
     )
 
 

@@ -11,6 +11,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
+from hqp_lightning.board.files import write_whole
 from hqp_lightning.errors import ConfigurationError
 from hqp_lightning.records import Report
 
@@ -47,8 +48,11 @@ def from_dict(data: Mapping[str, Any]) -> Report:
         A report equal to the one that was written.
 
     Raises:
-        ConfigurationError: for another ``schema_version``, an unknown or missing field, or a value of the wrong type.
+        ConfigurationError: for the report of an export that failed, another ``schema_version``, an unknown or missing
+            field, or a value of the wrong type.
     """
+    if isinstance(data, Mapping) and "failed" in data:
+        raise ConfigurationError(f"the export of that run failed: {data['failed']}. Make it later: {data.get('later')}")
     version = data.get("schema_version") if isinstance(data, Mapping) else None
     if version != SCHEMA_VERSION:
         raise ConfigurationError(
@@ -59,10 +63,10 @@ def from_dict(data: Mapping[str, Any]) -> Report:
 
 
 def write_json(report: Report, path: str | PathLike[str]) -> Path:
-    """Write ``report.json``; equal reports give equal bytes. See `to_dict` for what is raised."""
+    """Write ``report.json``, whole or not at all; equal reports give equal bytes. See `to_dict` for what is raised."""
     text = json.dumps(to_dict(report), indent=2, ensure_ascii=False, allow_nan=False)
     path = Path(path)
-    path.write_text(text + "\n", encoding="utf-8")
+    write_whole(path, f"{text}\n".encode())
     return path
 
 

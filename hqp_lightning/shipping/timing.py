@@ -16,7 +16,12 @@ from hqp_lightning.loop.options import ExportOptions
 from hqp_lightning.records import EngineReport, OnnxArtifact
 from hqp_lightning.shipping.quantizing import Quantized
 
-__all__ = ["build", "time_engines", "time_in_turn", "usable_backends"]
+__all__ = ["build", "processors", "time_engines", "time_in_turn", "usable_backends"]
+
+
+def processors() -> int:
+    """The cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def usable_backends(names: tuple[str, ...] | None, activation_type: str) -> tuple[list[Backend], list[str]]:

@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from hqp_lightning.errors import ConfigurationError
 from hqp_lightning.records import Report
-from hqp_lightning.report import read_json
+from hqp_lightning.report import read_failure, read_json
 
 __all__ = ["FAILURE", "Found", "find_earlier", "note_failure", "note_settings", "set_logs_aside"]
 
@@ -81,7 +81,7 @@ def find_earlier(cfg: DictConfig) -> Found:
             "folder with hydra.run.dir=... (hydra.sweep.dir=... for a sweep)"
         )
     report = Path(cfg.export.dirpath) / "report.json" if cfg.get("export") and "dirpath" in cfg.export else None
-    if report is not None and report.is_file():
+    if report is not None and report.is_file() and read_failure(report) is None:
         return Found(report=read_json(report))
     saved = [p for p in folder.rglob("*.ckpt") if not set(_RESULTS) & set(p.relative_to(folder).parts)]
     newest = max(saved, key=lambda p: p.stat().st_mtime_ns, default=None)
