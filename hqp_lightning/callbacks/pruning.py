@@ -136,7 +136,7 @@ class HQPPruning(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Trace the network once, and measure the baseline if pruning may start at once."""
-        self._example, self._twins, shadow = dense_shadow(trainer, pl_module, self.options)
+        self._example, self._twins, shadow = dense_shadow(trainer, pl_module, self.state, self.options)
         if not self.state.channels:
             self.state.channels = {g.name: g.channels for g in shadow.groups()}
             self.state.dense_macs = shadow.macs

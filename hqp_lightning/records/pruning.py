@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-__all__ = ["Budget", "ChannelGroup", "Consumer", "Filters", "PruningStep", "StepRecord", "Verdict"]
+__all__ = ["Budget", "ChannelGroup", "Consumer", "Filters", "GroupNote", "PruningStep", "StepRecord", "Verdict"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +65,24 @@ class ChannelGroup:
     def gates(self) -> int:
         """Number of independent decisions: one gate per channel, or per tied set of channels."""
         return self.channels // self.blocks
+
+
+@dataclass(frozen=True, slots=True)
+class GroupNote:
+    """A coupled group that is not like the others.
+
+    Attributes:
+        group: its name.
+        channels: its number of channels.
+        status: ``"left out"`` (nothing of it is pruned), or ``"approximate"`` (the pruned network is not exactly the
+            dense one with the channels zeroed at their readers).
+        reason: why.
+    """
+
+    group: str
+    channels: int
+    status: str
+    reason: str
 
 
 @dataclass(frozen=True, slots=True)

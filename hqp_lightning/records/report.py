@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from hqp_lightning.records.export import CompiledEngine, EngineReport, Latency, QuantizedLayer
-from hqp_lightning.records.pruning import Budget, StepRecord
+from hqp_lightning.records.pruning import Budget, GroupNote, StepRecord
 
 __all__ = ["GroupSensitivity", "LayerChannels", "MethodComparison", "MethodFigures", "ModelFigures", "Report"]
 
@@ -73,6 +73,7 @@ class Report:
     compiled: tuple[CompiledEngine, ...] = ()
     channels: tuple[LayerChannels, ...] = ()
     sensitivity: tuple[GroupSensitivity, ...] = ()
+    group_notes: tuple[GroupNote, ...] = ()
     quantization: tuple[QuantizedLayer, ...] = ()
     notes: tuple[str, ...] = ()
     versions: Mapping[str, str] = field(default_factory=dict)

@@ -9,6 +9,7 @@ from hqp_lightning.records import (
     Budget,
     CompiledEngine,
     EngineReport,
+    GroupNote,
     GroupSensitivity,
     LayerChannels,
     ModelFigures,
@@ -118,6 +119,7 @@ def assemble(
     compiled: Iterable[CompiledEngine] = (),
     channels: Iterable[LayerChannels] = (),
     sensitivity: Iterable[GroupSensitivity] = (),
+    group_notes: Iterable[GroupNote] = (),
     quantization: Iterable[QuantizedLayer] = (),
     notes: Iterable[str] = (),
     versions: Mapping[str, str] | None = None,
@@ -137,6 +139,7 @@ def assemble(
         compiled: engines for other machines.
         channels: output channels per layer, before and after.
         sensitivity: what the coupled groups of the dense model are worth.
+        group_notes: the groups that were left out or approximated, with the reason.
         quantization: noise and precision of every layer that can be quantized.
         notes: what a reader must know, one sentence each.
         versions: package versions; see the function `versions`.
@@ -184,6 +187,7 @@ def assemble(
         compiled=tuple(compiled),
         channels=tuple(channels),
         sensitivity=tuple(sensitivity),
+        group_notes=tuple(group_notes),
         quantization=tuple(quantization),
         notes=tuple(notes),
         versions=dict(versions or {}),

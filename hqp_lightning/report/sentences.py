@@ -7,7 +7,16 @@ from hqp_lightning.records import Report, StepRecord
 from hqp_lightning.report.assemble import speed_pair, twin
 from hqp_lightning.report.units import change, count, factor, fraction, ms, size
 
-__all__ = ["fastest", "key_figures", "other_drops", "outcome_words", "step_line", "steps_summary", "verdict"]
+__all__ = [
+    "fastest",
+    "group_lines",
+    "key_figures",
+    "other_drops",
+    "outcome_words",
+    "step_line",
+    "steps_summary",
+    "verdict",
+]
 
 OUTCOMES = {"kept": "kept", "rolled_back": "rolled back", "refused": "refused"}
 
@@ -52,6 +61,15 @@ def step_line(
     if record.outcome != "kept" and record.reason:
         line += f"; {' '.join(record.reason.split())}"
     return line
+
+
+def group_lines(report: Report) -> list[str]:
+    """The groups that are not like the others: one line for each reason."""
+    by_reason: dict[tuple[str, str], list[str]] = {}
+    for n in report.group_notes:
+        by_reason.setdefault((n.status, n.reason), []).append(f"{n.group} ({count(n.channels)} channels)")
+    words = {"left out": "not pruned", "approximate": "pruned approximately"}
+    return [f"{words.get(s, s)}: {', '.join(groups)}: {reason}" for (s, reason), groups in by_reason.items()]
 
 
 def verdict(report: Report) -> str:

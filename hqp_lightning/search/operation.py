@@ -12,7 +12,6 @@ from lightning.pytorch import LightningModule, Trainer
 
 from hqp_lightning.core.calls import Call
 from hqp_lightning.core.search import finish
-from hqp_lightning.core.selection import Caps, propose
 from hqp_lightning.errors import SurgeryError
 from hqp_lightning.loop.averaging import averages, copies, scored
 from hqp_lightning.loop.network import find_network
@@ -20,8 +19,9 @@ from hqp_lightning.loop.options import PruningOptions
 from hqp_lightning.loop.ranks import average_batchnorm_
 from hqp_lightning.loop.trainer import schedulers
 from hqp_lightning.loop.untouched import forget_compiled
-from hqp_lightning.records import PruningStep, StepRecord
+from hqp_lightning.records import StepRecord
 from hqp_lightning.search.batchnorm import carry_batchnorm_, references
+from hqp_lightning.search.proposal import untried
 from hqp_lightning.search.state import PruningState
 from hqp_lightning.surgery import (
     Cut,
@@ -60,7 +60,8 @@ def prune_(
     wanted = state.search.step * state.dense_macs
     if options.target_macs is not None:
         wanted = min(wanted, shadow.macs - options.target_macs * state.dense_macs)
-    step = trainer.strategy.broadcast(_untried(shadow, wanted, state, options))
+    state.note(shadow.notes)
+    step = trainer.strategy.broadcast(untried(shadow, wanted, state, options))
     if not step.channels:
         return None
     planned = StepRecord(
@@ -138,17 +139,6 @@ def _operate(
 def _everything(trainer: Trainer, pl_module: LightningModule) -> tuple[Any, ...]:
     """What a step changes, in the order of the arguments of `take` and `restore_`."""
     return pl_module, trainer.optimizers, schedulers(trainer), averages(trainer)
-
-
-def _untried(shadow: Shadow, wanted: float, state: PruningState, options: PruningOptions) -> PruningStep:
-    """The best step that was not rejected already: whole tiles can make a halved step the same as the last one."""
-    caps, groups = Caps(options.round_to, options.max_channel_ratio, state.channels), list(shadow.groups())
-    while True:
-        step = propose(groups, state.saliency or {}, wanted, caps, options.cost)
-        if not step.channels or dict(step.removed) not in state.rejected:
-            return step
-        last = list(step.removed)[-1]
-        groups = [g for g in groups if g.name != last]
 
 
 def undo_(trainer: Trainer, pl_module: LightningModule, state: PruningState) -> None:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 from torch import Tensor
 
 from hqp_lightning.core.search import Search
-from hqp_lightning.records import StepRecord
+from hqp_lightning.records import GroupNote, StepRecord
 from hqp_lightning.surgery import Snapshot
 
 __all__ = ["Accepted", "PruningState"]
@@ -52,6 +52,7 @@ class PruningState:
         saliency: the scores that the next proposal uses; None until a validation has measured them.
         dense_saliency: the last scores of the dense network, before the first step.
         rejected: removals that were judged too expensive since the last kept step; none is tried twice.
+        notes: the groups that can't be cut, and those whose cuts are approximations.
         rollback_due: the pending step was judged too expensive and goes at the next epoch start.
     """
 
@@ -68,6 +69,17 @@ class PruningState:
     dense_saliency: dict[str, Tensor] | None = None
     rejected: list[dict[str, tuple[int, ...]]] = field(default_factory=list)
     rollback_due: bool = False
+    notes: list[GroupNote] = field(default_factory=list)
+
+    @property
+    def left_out(self) -> set[str]:
+        """Names of the groups that lose nothing."""
+        return {n.group for n in self.notes if n.status == "left out"}
+
+    def note(self, notes: Iterable[GroupNote]) -> None:
+        """Add what is not known yet: one note for each group and status."""
+        known = {(n.group, n.status) for n in self.notes}
+        self.notes += [n for n in notes if (n.group, n.status) not in known]
 
     def rank_by(self, saliency: dict[str, Tensor]) -> None:
         """Take over what a validation has measured, if it has."""
@@ -100,6 +112,7 @@ class PruningState:
             "dense_saliency": self.dense_saliency,
             "rejected": [{n: list(c) for n, c in r.items()} for r in self.rejected],
             "rollback_due": self.rollback_due,
+            "notes": [asdict(n) for n in self.notes],
         }
 
     @classmethod
@@ -114,6 +127,7 @@ class PruningState:
                 "records": [StepRecord(**r) for r in plain["records"]],
                 "pending": plain["pending"] and StepRecord(**plain["pending"]),
                 "rejected": [{n: tuple(c) for n, c in r.items()} for r in plain["rejected"]],
+                "notes": [GroupNote(**n) for n in plain.get("notes", ())],
                 "undo": plain["undo"] and Snapshot.from_plain(plain["undo"]),
             }
         )

@@ -22,8 +22,10 @@ from hqp_lightning.surgery import Shadow
 __all__ = ["dense_shadow", "magnitudes"]
 
 
-def dense_shadow(trainer: Trainer, pl_module: LightningModule, options: PruningOptions) -> tuple[Call, Twins, Shadow]:
-    """Trace the network with the first validation batch.
+def dense_shadow(
+    trainer: Trainer, pl_module: LightningModule, state: PruningState, options: PruningOptions
+) -> tuple[Call, Twins, Shadow]:
+    """Trace the network with the first validation batch; groups that can't be cut are noted in the state.
 
     Returns what it received (on the CPU), the modules that may have to be cut along, and the shadow.
 
@@ -52,10 +54,12 @@ def dense_shadow(trainer: Trainer, pl_module: LightningModule, options: PruningO
     example = call.map(lambda x: (x[:2] if x.dim() else x).cpu().clone())
     example = trainer.strategy.broadcast(example)  # one shape everywhere
     shadow = Shadow(network, example, options.ignore)
+    state.note(shadow.notes)
     if not shadow.groups():
+        left = "".join(f" {n.group}: {n.reason}." for n in shadow.notes[:3])
         raise ConfigurationError(
             f"{type(network).__name__} has no prunable channel groups: every convolution and linear layer is a head, "
-            f"ignored ({list(options.ignore) or 'none'}), or of an unsupported kind."
+            f"ignored ({list(options.ignore) or 'none'}), or can't be cut.{left}"
         )
     return example, Twins(pl_module, network, trainer), shadow
 

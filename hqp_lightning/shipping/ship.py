@@ -73,6 +73,7 @@ class _Shipping(Exporting):
             compiled=compiled,
             channels=_channels(dense.snapshot.structure, shipped.snapshot.structure, self.prefix),
             sensitivity=_sensitivity(self.search),
+            group_notes=self.search.notes if self.search else (),
             quantization=made.layers,
             notes=self.notes,
             versions=versions(),

@@ -5,7 +5,7 @@ from hqp_lightning.surgery.copying import duplicated
 from hqp_lightning.surgery.cost import layer_macs
 from hqp_lightning.surgery.cut import Cut, apply_cut_, slice_optimizers_
 from hqp_lightning.surgery.fake_quantization import fake_quantized
-from hqp_lightning.surgery.graph import Shadow
+from hqp_lightning.surgery.shadow import Shadow
 from hqp_lightning.surgery.snapshot import Snapshot, restore_, take
 from hqp_lightning.surgery.structure import Structure, apply_structure_, record
 

@@ -48,7 +48,9 @@ def layer_macs(
 
 def _counter(name: str, macs: dict[str, float]) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
     def count(layer: nn.Module, args: tuple[Tensor, ...], out: Tensor) -> None:
-        per_output = layer.get_parameter("weight").shape[1:].numel()  # in_channels / groups x kernel, or in_features
+        # in_channels / groups x kernel, or in_features; a reparametrized layer's weight is no parameter
+        weight: Tensor = layer.weight  # type: ignore[assignment]
+        per_output = weight.shape[1:].numel()
         macs[name] = macs.get(name, 0.0) + out.numel() / out.shape[0] * per_output
 
     return count

@@ -1,219 +1,198 @@
-"""The dependency graph of a network: coupled channel groups, and cuts. The only import of torch_pruning.
+"""The coupled channel groups of a network, as plain data. The only import of torch_pruning.
 
-All of it happens on a *shadow*, a copy on the CPU; the live model is neither traced nor touched. Before a cut the
-shadow's tensors are filled with their own flat indices, so that whatever torch-pruning does to them (grouped,
-depthwise, transposed, unwrapped parameters) is read back exactly: the surviving indices are the cut.
+torch-pruning traces the layers, and how an index at one becomes an index at the next. Which channels go together is
+walked by `walk`: its own walk keeps a list for every path, and never ends where channels are mixed by position (a 1-d
+convolution over the channel vector), split and added, or multiplied with each other. There every channel of a layer is
+reached once: whoever reaches it from a second channel of the root goes together with the first. Whether an index means
+what the graph says is not asked here, but proved (`proof`).
 """
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from math import lcm
+from types import SimpleNamespace
+from typing import Any
 
-import torch
 import torch_pruning as tp
 from torch import Tensor, nn
 
-from hqp_lightning.core.calls import Call
-from hqp_lightning.errors import ConfigurationError, SurgeryError
 from hqp_lightning.records import ChannelGroup, Consumer, Filters
-from hqp_lightning.surgery.copying import copied, floating_tensors, on_cpu, training_shapes
-from hqp_lightning.surgery.cost import layer_macs
-from hqp_lightning.surgery.cut import Cut
-from hqp_lightning.surgery.structure import record
+from hqp_lightning.surgery.slicing import IN, OUT, THROUGH, Slice
+from hqp_lightning.surgery.ties import Ties
+from hqp_lightning.surgery.walk import Reached, walk
 
-__all__ = ["Shadow"]
+__all__ = ["Coupled", "coupled_groups", "group_norm"]
 
-_MIXING = (tp.ops.OPTYPE.CONV, tp.ops.OPTYPE.LINEAR)
-_UNSUPPORTED = (tp.ops.OPTYPE.MHA, tp.ops.OPTYPE.LSTM, tp.ops.OPTYPE.EMBED, tp.ops.OPTYPE.GN)
+_OPS = tp.ops.OPTYPE
+_MIXING = (_OPS.CONV, _OPS.LINEAR)
+_UNSUPPORTED = (_OPS.MHA, _OPS.LSTM, _OPS.EMBED, _OPS.GN)
+_SLICED = (*_MIXING, _OPS.DEPTHWISE_CONV, _OPS.BN, _OPS.IN, _OPS.LN, _OPS.PRELU, _OPS.PARAMETER)
 
 
-class Shadow:
-    """A traced copy of a network.
+@dataclass(frozen=True)
+class Coupled:
+    """A group with all that goes with it.
 
-    Args:
-        module: the network; it is copied, not changed.
-        example: a call of it, or its inputs by place, for one or more samples.
-        ignore: module names whose output channels must stay (the head is found without being told).
-
-    Raises:
-        ConfigurationError: the module can't be copied or traced, or ``ignore`` names no module.
+    Attributes:
+        group: name, readers, writers and gates.
+        slices: the layers (and bare parameters) that lose channels.
+        parts: numbers of equal parts that a split on the way may make of the channels.
+        normalised: whether a LayerNorm normalises over its channels.
+        problem: why the group can't be cut, as far as the graph says; empty if it may be tried.
     """
 
-    def __init__(self, module: nn.Module, example: Call | Sequence[Tensor], ignore: Sequence[str] = ()) -> None:
-        with torch.inference_mode(False), torch.enable_grad(), torch.autocast("cpu", enabled=False):
-            self._example = on_cpu(example)
-            self._module = copied(module)
-            names = dict(self._module.named_modules())
-            unknown = [n for n in ignore if n not in names]
-            if unknown:
-                raise ConfigurationError(f"ignore={unknown} names no module of the network; it has {_some(names)}.")
-            self._ignored = {m for n in ignore for m in names[n].modules()}
-            self._layers, self._output_shape, self._graph = self._trace()
-        self._names = {m: n for n, m in names.items()}
+    group: ChannelGroup
+    slices: tuple[Slice, ...]
+    parts: tuple[int, ...] = ()
+    normalised: bool = False
+    problem: str = ""
 
-    @property
-    def macs(self) -> float:
-        """MACs of the network for one sample."""
-        return sum(self._layers.values())
 
-    @property
-    def params(self) -> int:
-        """Number of parameters of the network."""
-        return sum(p.numel() for p in self._module.parameters())
+def coupled_groups(
+    network: nn.Module, run: Callable[[nn.Module], Any], ignored: set[nn.Module], macs: Mapping[str, float]
+) -> list[Coupled]:
+    """Trace ``network`` and walk its groups; a head's and those of ignored layers are not among them.
 
-    def groups(self) -> tuple[ChannelGroup, ...]:
-        """The coupled groups that may lose channels, in the order of the network; the head's is not among them."""
-        return tuple(self._group(g) for g in self._prunable())
+    Args:
+        network: in eval mode, on the CPU, all parameters with gradients; what is not looked into stands in (`opaque`).
+        run: runs it on its example inputs.
+        ignored: layers whose output channels stay.
+        macs: layer name to MACs.
+    """
+    graph = tp.DependencyGraph()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        graph.build_dependency(network, None, lambda m, _: run(m), verbose=False)
+    return list(_Walker(graph, {m: n for n, m in network.named_modules()}, macs).groups(ignored))
 
-    def group_norms(self) -> dict[str, Tensor]:
-        """Squared L2 norm of each gate's weights over the group's mean, by group name: the usual magnitude criterion.
 
-        It is Torch-Pruning's ``GroupMagnitudeImportance`` as it stands; tied channels count by their mean.
-        """
-        norm, traced = tp.importance.GroupMagnitudeImportance(), list(self._prunable())
-        groups = [self._group(t) for t in traced]
-        return {g.name: norm(t).view(g.blocks, g.gates).mean(0) for g, t in zip(groups, traced, strict=True)}
-
-    def cut(self, removed: Mapping[str, Sequence[int]]) -> Cut:
-        """Prune the shadow, try it in eval and in training mode, and report what survived. A shadow serves one cut.
-
-        Args:
-            removed: group name to the channels to remove.
-
-        Raises:
-            SurgeryError: the pruned network would not run, or would change its output shape; or the channels are
-                not a group's.
-        """
-        groups = {self._names[g[0].dep.target.module]: g for g in self._prunable()}
-        missing = sorted(set(removed) - set(groups))
-        if missing:
-            raise SurgeryError(f"no prunable group is named {missing}; the network has {_some(groups)}.")
-        for name, channels in removed.items():
-            _check_channels(self._group(groups[name]), channels)
-        counts = {n: len(c) for n, c in removed.items()}
-        with torch.inference_mode(False), torch.autocast("cpu", enabled=False):
-            training = training_shapes(self._module, self._example)
-            try:
-                kept = self._prune({groups[n]: list(c) for n, c in removed.items() if c})
-                structure = record(self._module)
-                layers, shape = layer_macs(self._module, self._example)
-            except Exception as error:
-                raise SurgeryError(f"pruning {counts} would break the network: {error}") from error
-            if shape != self._output_shape:
-                raise SurgeryError(f"pruning {counts} would change the output from {self._output_shape} to {shape}.")
-            if training is not None and training_shapes(self._module, self._example) != training:
-                raise SurgeryError(
-                    f"pruning {counts} would break the network in training mode, where it worked before."
-                )
-        return Cut(kept, structure, sum(layers.values()), self.params)
-
-    def _prune(self, removed: Mapping[tp.Group, list[int]]) -> dict[str, Tensor]:
-        """Prune the shadow; returns the flat indices that survive of every tensor."""
-        values = {n: t.detach().clone() for n, t in floating_tensors(self._module)}
-        for _, t in floating_tensors(self._module):
-            t.data = torch.arange(t.numel(), dtype=torch.float64).view(t.shape)
-        for group, channels in removed.items():
-            group.prune(channels)
-        kept = {n: t.detach().long() for n, t in floating_tensors(self._module)}
-        for n, t in floating_tensors(self._module):
-            t.data = values[n].flatten()[kept[n]]
-        return kept
-
-    def _trace(self) -> tuple[dict[str, float], tuple[tuple[int, ...], ...], tp.DependencyGraph]:
-        graph = tp.DependencyGraph()
+def group_norm(network: nn.Module, slices: Iterable[Slice]) -> Tensor:
+    """Torch-Pruning's ``GroupMagnitudeImportance`` of a group, one value for each channel."""
+    items = []
+    for s in slices:
         try:
-            layers, shape = layer_macs(self._module, self._example)
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                graph.build_dependency(self._module, self._example, lambda m, call: call.on(m), verbose=False)
-        except Exception as error:
-            raise ConfigurationError(
-                f"could not run and trace {type(self._module).__name__} with inputs of shape "
-                f"{list(self._example.shapes())}: {error}"
-            ) from error
-        return layers, shape, graph
+            layer = network.get_submodule(s.name)
+        except AttributeError:  # a bare parameter, which it does not count
+            continue
+        pruner = tp.function.PrunerBox[tp.ops.module2type(layer)]
+        function = pruner.prune_in_channels if s.side == IN else pruner.prune_out_channels
+        items.append(_Item((SimpleNamespace(layer=layer, pruning_fn=function), list(s.inputs)), list(s.channels)))
+    return tp.importance.GroupMagnitudeImportance()(items)
 
-    def _prunable(self) -> Iterator[tp.Group]:
-        for group in self._graph.get_all_groups(
-            ignored_layers=list(self._ignored), root_module_types=[nn.Conv2d, nn.Linear]
-        ):
-            if not self._writes_output(group) and _consistent(group) and self._consumers(group):
-                yield group
 
-    def _writes_output(self, group: tp.Group) -> bool:
-        """Whether pruning would remove network outputs: the group is a head's."""
-        for dep, _ in group:
-            out = self._graph.is_out_channel_pruning_fn(dep.handler)
-            if dep.target.type == tp.ops.OPTYPE.OUTPUT or (out and not dep.target.outputs):
-                return True
-        return False
+class _Item(tuple):
+    """A pair (dependency, indices) that also knows the root's indices, as torch-pruning's."""
 
-    def _consumers(self, group: tp.Group) -> tuple[Consumer, ...]:
-        readers = []
-        for item in group:
-            node = item.dep.target
-            if (
-                node.type in _MIXING
-                and item.dep.handler == self._graph.get_pruner_of_module(node.module).prune_in_channels
-            ):
-                readers.append(Consumer(self._names[node.module], tuple(item.idxs), tuple(item.root_idxs)))
-        return tuple(readers)
+    root_idxs: list[int]
 
-    def _group(self, group: tp.Group) -> ChannelGroup:
-        root = group[0].dep.target.module
-        channels = len(group[0].idxs)
-        filters, blocks, macs = [], 1, 0.0
-        for item in group:
-            layer, name = item.dep.target.module, self._names.get(item.dep.target.module, "")
-            if name not in self._layers:
+    def __new__(cls, pair: tuple[Any, list[int]], root_idxs: list[int]) -> _Item:
+        item = super().__new__(cls, pair)
+        item.root_idxs = root_idxs
+        return item
+
+
+class _Walker:
+    def __init__(self, graph: tp.DependencyGraph, names: dict[nn.Module, str], macs: Mapping[str, float]) -> None:
+        self.graph, self.names, self.macs = graph, names, macs
+
+    def groups(self, ignored: set[nn.Module]) -> Iterator[Coupled]:
+        seen: set[nn.Module] = set()
+        for module, node in list(self.graph.module2node.items()):
+            if module in ignored or module in seen or not isinstance(module, (nn.Conv2d, nn.Linear)):
                 continue
-            reads = (
-                item.dep.target.type in _MIXING
-                and item.dep.handler == self._graph.get_pruner_of_module(layer).prune_in_channels
-            )
-            width = _width(layer, reads)
-            macs += self._layers[name] * len(item.idxs) / width / channels
-            if item.dep.target.type == tp.ops.OPTYPE.CONV:
-                blocks = lcm(blocks, layer.groups)
-            if not reads:
-                keys = ["weight"] if layer.bias is None else ["weight", "bias"]
-                filters += [Filters(f"{name}.{k}", 0, tuple(item.idxs), tuple(item.root_idxs)) for k in keys]
-        return ChannelGroup(self._names[root], channels, self._consumers(group), tuple(filters), macs, blocks)
+            pruner = self.graph.get_pruner_of_module(module)
+            reached, ties, hidden = walk(node, pruner.prune_out_channels, pruner.get_out_channels(module))
+            written = {r.node.module for r in reached if self.graph.is_out_channel_pruning_fn(r.handler)}
+            seen |= written
+            if not written & ignored and not self._is_head(reached):
+                yield self._coupled(reached, ties, hidden)
 
-
-def _consistent(group: tp.Group) -> bool:
-    """Whether the group can be cut by channel: supported layers, and grouped convolutions aligned with the root."""
-    for item in group:
-        node = item.dep.target
-        if node.type in _UNSUPPORTED:
-            return False
-        if node.type == tp.ops.OPTYPE.CONV and node.module.groups > 1 and list(item.idxs) != list(item.root_idxs):
-            return False
-    return True
-
-
-def _width(layer: nn.Module, reads: bool) -> int:
-    if isinstance(layer, nn.Linear):
-        return layer.in_features if reads else layer.out_features
-    return int(getattr(layer, "in_channels" if reads else "out_channels"))
-
-
-def _check_channels(group: ChannelGroup, channels: Sequence[int]) -> None:
-    chosen = set(channels)
-    outside = sorted(c for c in chosen if not 0 <= c < group.channels)
-    if outside or len(chosen) == group.channels:
-        raise SurgeryError(
-            f"group {group.name!r} has channels 0 to {group.channels - 1}, of which one must stay; "
-            f"got {f'{outside[:5]}' if outside else 'all of them'}."
+    def _is_head(self, reached: list[Reached]) -> bool:
+        """Whether cutting would take outputs of the network."""
+        return any(
+            r.node.type == _OPS.OUTPUT or (self.graph.is_out_channel_pruning_fn(r.handler) and not r.node.outputs)
+            for r in reached
         )
-    torn = [c for c in chosen if any(k not in chosen for k in range(c % group.gates, group.channels, group.gates))]
-    if torn:
-        tied = tuple(range(torn[0] % group.gates, group.channels, group.gates))
-        raise SurgeryError(f"a grouped convolution ties channels {tied} of group {group.name!r}: remove all or none.")
+
+    def _coupled(self, reached: list[Reached], ties: Ties, hidden: set[str]) -> Coupled:
+        root = reached[0].node.module
+        blocks, slices, problem = ties.blocks(), [], ""
+        for r in reached:
+            layer = r.node.module
+            if r.node.type in _UNSUPPORTED:
+                hidden.add(f"{self.names.get(layer, '')!r} ({type(layer).__name__} is not supported)")
+            elif r.node.type in _SLICED and not (r.node.type == _OPS.PRELU and layer.num_parameters == 1):
+                slices.append(self._slice(r))
+                problem = problem or self._misread(r)
+        if hidden:
+            problem = f"its channels go into or come from what can't be cut: {_listed(hidden)}"
+        elif blocks is None:
+            problem = problem or "its channels go together in sets of different sizes"
+        blocks = lcm(blocks or 1, *(r.node.module.groups for r in reached if r.node.type == _OPS.CONV))
+        if not problem and blocks == len(reached[0].roots) > 1:
+            problem = "all of its channels go together"
+        group = ChannelGroup(
+            self.names[root],
+            len(reached[0].roots),
+            tuple(Consumer(s.name, s.inputs, s.channels) for s in slices if s.side == IN),
+            tuple(self._filters(reached)),
+            self._macs(reached),
+            blocks,
+        )
+        if not group.consumers:
+            problem = problem or "no convolution or linear layer reads it"
+        normalised = any(r.node.type == _OPS.LN for r in reached)
+        return Coupled(group, tuple(slices), tuple(sorted(self._parts(reached))), normalised, problem)
+
+    def _slice(self, r: Reached) -> Slice:
+        layer = r.node.module
+        sides = {True: IN, False: OUT} if r.node.type in _MIXING else {}
+        side = sides.get(r.handler == self.graph.get_pruner_of_module(layer).prune_in_channels, THROUGH)
+        name = self.graph._param_to_name[layer] if r.node.type == _OPS.PARAMETER else self.names[layer]
+        return Slice(name, side, r.node.pruning_dim, tuple(r.roots), tuple(r.roots.values()))
+
+    def _misread(self, r: Reached) -> str:
+        """Why the indices of a layer can't be right; empty if they may be."""
+        node = r.node
+        reads = r.handler == self.graph.get_pruner_of_module(node.module).prune_in_channels
+        count = (self.graph.get_in_channels if reads else self.graph.get_out_channels)(node)
+        name = self.names.get(node.module) or self.graph._param_to_name.get(node.module, "")
+        if max(r.roots, default=0) >= count:
+            return (
+                f"channel {max(r.roots)} of {name!r} would have to go, which has {count}: on the way channels are "
+                "mixed by their position, repeated or flattened with others"
+            )
+        if node.type == _OPS.CONV and node.module.groups > 1 and list(r.roots) != list(r.roots.values()):
+            return f"the grouped convolution {name!r} sees its channels in another order"
+        return ""
+
+    def _filters(self, reached: list[Reached]) -> Iterator[Filters]:
+        for r in reached:
+            layer, name = r.node.module, self.names.get(r.node.module, "")
+            if name in self.macs and self._slice(r).side != IN:
+                for key in ["weight"] if layer.bias is None else ["weight", "bias"]:
+                    dim = 1 if key == "weight" and getattr(layer, "transposed", False) else 0
+                    yield Filters(f"{name}.{key}", dim, tuple(r.roots), tuple(r.roots.values()))
+
+    def _macs(self, reached: list[Reached]) -> float:
+        total = 0.0
+        for r in reached:
+            name = self.names.get(r.node.module, "")
+            if name in self.macs:
+                reads = self._slice(r).side == IN
+                count = (self.graph.get_in_channels if reads else self.graph.get_out_channels)(r.node)
+                total += self.macs[name] * len(r.roots) / count
+        return total / len(reached[0].roots)
+
+    def _parts(self, reached: list[Reached]) -> set[int]:
+        splits = {len(r.node.outputs) for r in reached if r.node.type == _OPS.SPLIT}
+        slices = {2} if any(r.node.type == _OPS.SLICE for r in reached) else set()
+        return {n for n in splits | slices if n > 1 and len(reached[0].roots) % n == 0}
 
 
-def _some(names: Mapping[str, object]) -> str:
-    shown = [n for n in names if n]
-    return ", ".join(shown[:12]) + (", ..." if len(shown) > 12 else "")
+def _listed(names: set[str]) -> str:
+    shown = sorted(names)
+    return ", ".join(shown[:3]) + (f" and {len(shown) - 3} more" if len(shown) > 3 else "")

@@ -260,15 +260,16 @@ class Reshaping(nn.Module):
         return self.head(x.reshape(-1, 64, 64).mean(2))
 
 
-def test_a_step_that_would_break_the_model_is_refused_and_recorded(loaders, make_trainer):
+def test_a_group_that_would_break_the_model_is_left_out_and_the_others_are_pruned(loaders, make_trainer):
     model = Scripted([0.9])
     model.net = Reshaping()
     pruning = HQPPruning("val_acc", 0.05, step=0.5, min_step=0.4)
     make_trainer(1, [pruning]).fit(model, *loaders)
-    assert "refused" in [r.outcome for r in pruning.records]
-    refused = next(r for r in pruning.records if r.outcome == "refused")
-    assert "would break the network" in refused.reason
+    assert [r.outcome for r in pruning.records] == ["kept"]
+    assert [(n.group, n.status) for n in pruning.state.notes] == [("conv", "left out")]
+    assert "holds a number of channels as a constant" in pruning.state.notes[0].reason
     assert model.net.conv.out_channels == 64
+    assert model.net.stem.out_channels < 32
     assert model.net(torch.rand(2, 1, 8, 8)).shape == (2, 10)
 
 

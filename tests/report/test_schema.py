@@ -95,6 +95,7 @@ def test_every_field_is_documented_and_no_other():
         "Latency",
         "LayerChannels",
         "GroupSensitivity",
+        "GroupNote",
         "QuantizedLayer",
     )
     assert set(sections) == set(names)

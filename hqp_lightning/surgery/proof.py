@@ -1,0 +1,176 @@
+"""Proof of a cut: the pruned network equals the whole one with the same channels zeroed at their readers.
+
+In eval mode and float64, on the example and on a random input. What normalises over channels (LayerNorm, GRN, weight
+standardisation, a softmax or a mean over channels) makes that an approximation by nature. Then it is proved that the
+group's channels are what the graph says in another way: to exchange them with each other, wherever they are written,
+carried and read, leaves the network's function as it is. A shuffle, a flip, a shifted pad or a convolution over the
+channel vector fails both.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+from torch.utils._pytree import tree_leaves
+
+from hqp_lightning.core.calls import Call
+from hqp_lightning.surgery.copying import training_shapes
+from hqp_lightning.surgery.graph import Coupled
+from hqp_lightning.surgery.slicing import IN, indices
+from hqp_lightning.surgery.twin import Removed, exchanged_sides, kept_sides, pruned_twin
+
+__all__ = ["Proof"]
+
+_EXACT, _SINGLE = 1e-9, 1e-4
+"""Relative differences that rounding makes in float64, and in a network that computes in float32 anyway."""
+
+
+class Proof:
+    """Tries cuts on copies of a network.
+
+    Args:
+        network: a float32 copy on the CPU in eval mode; it is not changed.
+        call: an example of two samples.
+        coupled: the groups by name.
+        training: output shapes in training mode, or None if it does not run there.
+    """
+
+    def __init__(
+        self, network: nn.Module, call: Call, coupled: Mapping[str, Coupled], training: tuple[Any, ...] | None
+    ) -> None:
+        self.coupled, self._training, self._call = coupled, training, call
+        generator = torch.Generator().manual_seed(0)
+        self._calls = [call, call.map(lambda x: torch.randn(x.shape, generator=generator) if _floats(x) else x)]
+        self._whole, self._tolerance = copy.deepcopy(network), _EXACT
+        _wake_(self._whole)
+        try:
+            self._whole.double()
+            self._calls = [c.map(lambda x: x.double() if _floats(x) else x) for c in self._calls]
+            self._expected = self._outputs(self._whole)
+            single = any(o.dtype != torch.float64 for out in self._expected for o in out)
+        except Exception:  # a forward that asks for float32
+            self._whole.float()
+            self._calls = [c.map(lambda x: x.float() if _floats(x) else x) for c in self._calls]
+            self._expected, single = self._outputs(self._whole), True
+        if single:
+            self._tolerance = _SINGLE
+
+    def masks(self, removed: Removed) -> str:
+        """Why the network without these channels is not the one with them zeroed at their readers; empty if it is."""
+        try:
+            return self._compare(self._outputs(self._pruned(removed)), self._masked(removed))
+        except Exception as error:
+            return _in_words(error)
+
+    def exchanges(self, removed: Removed) -> str:
+        """Why these channels can't be exchanged with the others of their groups; empty if they can."""
+        try:
+            moved = pruned_twin(self._whole, exchanged_sides(self._whole, self.coupled, removed))
+            return self._compare(self._outputs(moved), self._expected)
+        except Exception as error:
+            return _in_words(error)
+
+    def runs(self, removed: Removed) -> str:
+        """Why the network without these channels does not run, or not with its outputs; empty if it does."""
+        try:
+            pruned = self._pruned(removed)
+            before, after = ([o.shape for o in out[0]] for out in (self._expected, self._outputs(pruned, 1)))
+            if before != after:
+                return f"it would change the output from {_shapes(before)} to {_shapes(after)}"
+            own = copy.deepcopy(pruned, {id(p): p for p in pruned.parameters()})  # training would move shared buffers
+            if self._training is not None and training_shapes(own, self._calls[0]) != self._training:
+                return "it would break the network in training mode, where it worked before"
+        except Exception as error:
+            return _in_words(error)
+        return ""
+
+    def _pruned(self, removed: Removed) -> nn.Module:
+        return pruned_twin(self._whole, kept_sides(self._whole, self.coupled, removed))
+
+    def _masked(self, removed: Removed) -> list[list[Tensor]]:
+        handles = []
+        for group, channels in removed.items():
+            for name, side, _, index in indices(self.coupled[group].slices, set(channels)):
+                if side == IN and index:
+                    layer = self._whole.get_submodule(name)
+                    handles.append(layer.register_forward_pre_hook(_zero(layer, torch.tensor(index))))
+        try:
+            return self._outputs(self._whole)
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _outputs(self, network: nn.Module, calls: int = 2) -> list[list[Tensor]]:
+        found = []
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            for call in self._calls[:calls]:
+                torch.manual_seed(0)
+                out = tree_leaves(call.map(torch.clone).on(network))
+                found.append([o for o in out if isinstance(o, Tensor) and _floats(o)])
+        return found
+
+    def _compare(self, found: list[list[Tensor]], expected: list[list[Tensor]]) -> str:
+        for a, b in zip(sum(found, []), sum(expected, []), strict=True):
+            if a.shape != b.shape:
+                return f"it would change the output from {tuple(b.shape)} to {tuple(a.shape)}"
+            largest = b[b.isfinite()].abs().max() if b.isfinite().any() else b.new_zeros(())
+            if not torch.allclose(a, b, rtol=0.0, atol=float(largest) * self._tolerance, equal_nan=True):
+                off = float((a - b).abs().nan_to_num().max() / largest.clamp_min(1e-300))
+                return (
+                    "without them the network would compute another function: on the way channels are permuted, "
+                    f"shifted or mixed by their position (the outputs differ by {off:.1e} of the largest)"
+                )
+        return ""
+
+
+def _zero(layer: nn.Module, index: Tensor) -> Callable[..., Any]:
+    def before(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        dim = -1 if isinstance(layer, nn.Linear) else 1 - layer.get_parameter("weight").dim()
+        return (args[0].index_fill(dim, index, 0.0), *args[1:])
+
+    return before
+
+
+@torch.no_grad()
+def _wake_(network: nn.Module) -> None:
+    """Give values to what starts as a constant: behind a scale of zero every cut would look right."""
+    generator = torch.Generator().manual_seed(1)
+
+    def draw(t: Tensor, low: float, high: float) -> None:
+        t.copy_(torch.empty(t.shape).uniform_(low, high, generator=generator))
+
+    for p in network.parameters():
+        if p.is_floating_point() and p.numel() and bool((p == p.flatten()[0]).all()):
+            zero = float(p.flatten()[0]) == 0
+            if p.numel() > 1 or zero:
+                draw(p, *((-0.3, 0.3) if zero and p.numel() > 1 else (0.5, 1.5)))
+    for m in network.modules():
+        if isinstance(m, _NormBase) and m.running_mean is not None and m.running_var is not None:
+            if not m.running_mean.any():
+                draw(m.running_mean, -0.3, 0.3)
+            if bool((m.running_var == 1).all()):
+                draw(m.running_var, 0.5, 1.5)
+
+
+def _in_words(error: Exception) -> str:
+    text = (str(error) or type(error).__name__).strip().splitlines()[0]
+    known = {
+        "integer division or modulo by zero": "a number of channels in the forward becomes zero",
+        "split_with_sizes": "the forward splits its channels at fixed numbers",
+        "is invalid for input of size": "the forward holds a number of channels as a constant",
+    }
+    meaning = next((words for part, words in known.items() if part in text), "the network would not run")
+    return f"{meaning} ({text[:160]})"
+
+
+def _floats(x: Tensor) -> bool:
+    return x.is_floating_point()
+
+
+def _shapes(shapes: list[torch.Size]) -> list[tuple[int, ...]]:
+    return [tuple(s) for s in shapes]

@@ -1,0 +1,191 @@
+"""From a network to the groups that may be cut: traced once for each structure, every group proved."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from torch import nn
+
+from hqp_lightning.core.calls import Call
+from hqp_lightning.errors import ConfigurationError
+from hqp_lightning.records import GroupNote
+from hqp_lightning.surgery.copying import training_shapes
+from hqp_lightning.surgery.cost import layer_macs
+from hqp_lightning.surgery.culprit import busy_module, spans
+from hqp_lightning.surgery.graph import Coupled, coupled_groups
+from hqp_lightning.surgery.limit import time_limit
+from hqp_lightning.surgery.opaque import standing_in, unreadable
+from hqp_lightning.surgery.proof import Proof
+
+__all__ = ["APPROXIMATE", "LEFT_OUT", "LIMIT_S", "Trace", "failing", "trace"]
+
+LEFT_OUT, APPROXIMATE = "left out", "approximate"
+
+LIMIT_S = 60.0
+"""How long a trace may take, in seconds."""
+
+_BY_NATURE = "a layer normalises or averages over its channels, so that removing some changes the others a little"
+
+
+@dataclass(frozen=True)
+class Trace:
+    """What is known of one structure of a network.
+
+    Attributes:
+        coupled: the groups that may be cut, by name.
+        notes: groups left out, and groups whose cuts are approximations, each with the reason.
+        macs: layer name to MACs, for one sample.
+        outputs: shapes of the outputs.
+        training: shapes of the outputs in training mode; None if it does not run in that mode.
+    """
+
+    coupled: Mapping[str, Coupled]
+    notes: tuple[GroupNote, ...]
+    macs: Mapping[str, float]
+    outputs: tuple[tuple[int, ...], ...]
+    training: tuple[tuple[int, ...], ...] | None
+
+    @property
+    def approximate(self) -> set[str]:
+        """Names of the groups whose cuts are approximations."""
+        return {n.group for n in self.notes if n.status == APPROXIMATE}
+
+
+def trace(
+    network: nn.Module, call: Call, ignore: Sequence[str], known: Iterable[GroupNote] = (), limit_s: float | None = None
+) -> Trace:
+    """Trace a private copy of a network and prove its groups.
+
+    Args:
+        network: a float32 copy on the CPU, in eval mode.
+        call: an example.
+        ignore: names of modules whose output channels stay.
+        known: notes of an earlier structure: groups that were left out then stay out.
+        limit_s: see `LIMIT_S`.
+
+    Raises:
+        ConfigurationError: it does not run, or takes longer.
+    """
+    limit_s = LIMIT_S if limit_s is None else limit_s
+    try:
+        macs, outputs = layer_macs(network, call)
+    except Exception as error:
+        raise _untraceable(network, call, error) from error
+    try:
+        found = _coupled(network, call, ignore, (), macs, limit_s)
+    except ConfigurationError:
+        if not ignore:
+            raise
+        found = _coupled(network, call, ignore, ignore, macs, limit_s)  # what is ignored need not be looked into
+    training = training_shapes(network, call)
+    out = {n.group: n for n in known if n.status == LEFT_OUT}
+    notes = [out.get(c.group.name) or _note(c, LEFT_OUT, c.problem) for c in found if _hopeless(c, out)]
+    tried = {c.group.name: c for c in found if not _hopeless(c, out)}
+    proved, more = _prove(Proof(network, call, tried, training), tried) if tried else ({}, [])
+    return Trace(proved, (*notes, *more), macs, outputs, training)
+
+
+def failing(names: Sequence[str], test: Callable[[Sequence[str]], str]) -> dict[str, str]:
+    """The groups without which ``test`` finds nothing wrong, each with what it says; found by halving.
+
+    >>> failing("abcde", lambda names: "bad" if {"b", "e"} & set(names) else "")
+    {'b': 'bad', 'e': 'bad'}
+    """
+    bad = _halved(names, test)
+    good = [n for n in names if n not in bad]
+    while bad and good and (reason := test(good)):  # each alone is right, but not together
+        bad |= _halved(good, test) or {good[-1]: reason}
+        good = [n for n in good if n not in bad]
+    return bad
+
+
+def _halved(names: Sequence[str], test: Callable[[Sequence[str]], str]) -> dict[str, str]:
+    reason = test(names) if names else ""
+    if not reason or len(names) == 1:
+        return dict.fromkeys(names, reason) if reason else {}
+    half = len(names) // 2
+    return _halved(names[:half], test) | _halved(names[half:], test) or {names[-1]: reason}
+
+
+def some(coupled: Coupled) -> list[int]:
+    """A quarter of the gates of a group, one at least, with all the channels that are tied to them.
+
+    More of them lie in the first half than in the second: what is split on the way must be seen to be.
+    """
+    gates, draw = coupled.group.gates, random.Random(coupled.group.name)
+    count, half = max(gates // 4, 1), gates // 2
+    late = count // 4
+    picked = draw.sample(range(half or gates), count - late) + draw.sample(range(half, gates), late)
+    return sorted(g + b * gates for g in picked for b in range(coupled.group.blocks))
+
+
+def _prove(proof: Proof, tried: dict[str, Coupled]) -> tuple[dict[str, Coupled], list[GroupNote]]:
+    def on(test: Callable[[Mapping[str, Sequence[int]]], str]) -> Callable[[Sequence[str]], str]:
+        return lambda names: test({n: some(proof.coupled[n]) for n in names})
+
+    wrong = failing([n for n, c in tried.items() if not c.normalised], on(proof.masks))
+    wrong |= {n: _BY_NATURE for n, c in tried.items() if c.normalised}
+    for name in wrong:  # parts of a split may be right if all of them lose the same channels
+        for parts in tried[name].parts:
+            split = tried[name]
+            split = replace(split, group=replace(split.group, blocks=split.group.blocks * parts))
+            if split.group.gates > 1 and split.group.channels % split.group.blocks == 0:
+                proof.coupled = {**proof.coupled, name: split}
+                if not on(proof.masks)([name]):
+                    break
+        else:
+            proof.coupled = {**proof.coupled, name: tried[name]}
+    wrong = {n: r for n, r in wrong.items() if proof.coupled[n] is tried[n]}
+    unlike = failing(list(wrong), on(proof.exchanges))
+    right = [n for n in tried if n not in unlike]
+    broken = failing(right, on(proof.runs))
+    bad = {**{n: r if tried[n].normalised else wrong[n] for n, r in unlike.items()}, **broken}
+    notes = [_note(tried[n], LEFT_OUT, r) for n, r in bad.items()]
+    notes += [_note(tried[n], APPROXIMATE, _BY_NATURE) for n in wrong if n not in bad]
+    return {n: proof.coupled[n] for n in tried if n not in bad}, notes
+
+
+def _coupled(
+    network: nn.Module,
+    call: Call,
+    ignore: Sequence[str],
+    closed: Sequence[str],
+    macs: Mapping[str, float],
+    limit: float,
+) -> list[Coupled]:
+    hidden = {n: "ignored" for n in closed}
+    hidden |= {n: r for n, r in unreadable(network).items() if not any(_inside(n, c) for c in closed)}
+    ignored = {m for n in ignore for m in network.get_submodule(n).modules()}
+    with standing_in(network, hidden), spans(network) as seen:
+        try:
+            with time_limit(limit):
+                return coupled_groups(network, call.on, ignored, macs)
+        except TimeoutError as error:
+            name = busy_module(error, network, seen)
+            raise ConfigurationError(
+                f"tracing {type(network).__name__} took longer than {limit:g} s, in {name!r}. "
+                f"Put it into ignore: HQPPruning(..., ignore=[{name!r}]) leaves it as it is and prunes the rest."
+            ) from error
+        except Exception as error:
+            raise _untraceable(network, call, error) from error
+
+
+def _untraceable(network: nn.Module, call: Call, error: Exception) -> ConfigurationError:
+    return ConfigurationError(
+        f"could not run and trace {type(network).__name__} with inputs of shape {list(call.shapes())}: {error}"
+    )
+
+
+def _hopeless(coupled: Coupled, out: Mapping[str, Any]) -> bool:
+    return bool(coupled.problem) or coupled.group.name in out
+
+
+def _note(coupled: Coupled, status: str, reason: str) -> GroupNote:
+    return GroupNote(coupled.group.name, coupled.group.channels, status, reason)
+
+
+def _inside(name: str, outer: str) -> bool:
+    return name == outer or name.startswith(f"{outer}.")
