@@ -14,7 +14,7 @@ from processes import exit_codes
 
 from hqp_lightning import HQPPruning, load_pruned
 from hqp_lightning.search import batchnorm as search_batchnorm
-from hqp_lightning.search import operation
+from hqp_lightning.search import operation, proposal
 from hqp_lightning.surgery import Shadow, batchnorm, cut, record, snapshot
 
 
@@ -143,7 +143,7 @@ DEATHS = {
         operation, "slice_optimizers_", dies(operation.slice_optimizers_, 2)
     ),
     "while_rolling_back": lambda: setattr(operation, "restore_", dies(operation.restore_, 1)),
-    "after_rolling_back": lambda: setattr(operation, "propose", dies(operation.propose, 3)),
+    "after_rolling_back": lambda: setattr(proposal, "propose", dies(proposal.propose, 3)),
     "while_writing": lambda: setattr(LocalFileOpener, "write", half_written(LocalFileOpener.write, 4)),
 }
 
