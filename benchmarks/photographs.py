@@ -5,6 +5,7 @@ from __future__ import annotations
 from itertools import chain
 
 import numpy as np
+import torch
 
 from hqp_lightning.data import ImagenetteDataModule
 
@@ -30,3 +31,17 @@ def photographs(root: str, px: int, calibration: int, images: int) -> tuple[np.n
 
     judging = [data.val_dataloader(), *([data.test_dataloader()] if every else [])]
     return first(data.train_dataloader(), calibration)[0], *first(chain(*judging), _VALIDATION)
+
+
+def batches_of(root: str, px: int, counts: tuple[int, int, int]) -> list[list[tuple[torch.Tensor, torch.Tensor]]]:
+    """Batches of training images, of validation images to score by, and of other validation images to judge by."""
+    torch.manual_seed(0)
+    part = counts[1] / _VALIDATION
+    data = ImagenetteDataModule(root, image_size=px, batch_size=64, decision_fraction=part, cache=False, min_crop=0.7)
+    data.setup("fit")
+    data.setup("test")
+    loaders = data.train_dataloader(), data.val_dataloader(), data.test_dataloader()
+    found = []
+    for loader, count in zip(loaders, counts, strict=True):
+        found.append([batch for batch, _ in zip(loader, range(-(-count // 64)), strict=False)])
+    return found

@@ -47,7 +47,9 @@ def compare(cfg: DictConfig, report: Report, build: Callable[..., tuple[Any, Any
         _log.info("compare: pruning by magnitude, with the same schedule and for the same epochs")
         kept = sum(record.outcome == "kept" for record in report.steps)
         step = min(max(cfg.hqp.step, _MARGIN * (1 - left) / kept), 0.95)
-        pruning = instantiate(cfg.hqp, estimator="magnitude", cost="none", step=step, target_macs=left)
+        pruning = instantiate(
+            cfg.hqp, estimator="magnitude", cost="none", step=step, target_macs=left, compensate=False
+        )
         lift_budget_(pruning)
         callbacks.insert(0, pruning)
     epochs = cfg.trainer.max_epochs if left < 1 else 0  # nothing to train: only the INT8 form is missing

@@ -54,8 +54,8 @@ class HQPPruning(Callback):
         max_channel_ratio: at most this fraction of a group's channels is ever removed.
         round_to: kept channels per group are a multiple of this.
         fisher_batches: validation batches used for the scores; all by default.
-        recalibrate_batches: training batches on which BatchNorm's statistics are corrected after a step by what the cut
-            changed; 0 for none. Frozen layers stay.
+        recalibrate_batches: training batches that tell BatchNorm what a cut changed; 0 for none. Frozen layers stay.
+        compensate: whether readers of removed channels take over what those did, by a regression on 512 images.
         baseline: the score that drops are measured from; by default the best score of the dense model.
         loss_fn: see `FisherAccumulator`; for batches that are not ``(x, y)``, or a loss that the targets do not tell.
         max_snapshots: accepted models kept in memory for `Int8Export` to walk back to.
@@ -84,6 +84,7 @@ class HQPPruning(Callback):
         round_to: int = 8,
         fisher_batches: int | None = None,
         recalibrate_batches: int = 8,
+        compensate: bool = True,
         baseline: float | None = None,
         loss_fn: LossFn | None = None,
         max_snapshots: int = 5,
@@ -104,6 +105,7 @@ class HQPPruning(Callback):
             round_to=round_to,
             fisher_batches=fisher_batches,
             recalibrate_batches=recalibrate_batches,
+            compensate=compensate,
             baseline=baseline,
             loss_fn=loss_fn,
             max_snapshots=max_snapshots,
@@ -176,8 +178,6 @@ class HQPPruning(Callback):
             by_weights = options.estimator == MAGNITUDE
             scores = magnitudes(pl_module, state, options, self._example) if by_weights else self._fisher.saliency()
             state.rank_by(scores)
-
-    # -- epoch start: act -----------------------------------------------------------------------------------------
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Roll back what was judged too expensive, then make the next step."""

@@ -37,6 +37,7 @@ class PruningOptions:
     round_to: int
     fisher_batches: int | None
     recalibrate_batches: int
+    compensate: bool
     baseline: float | None
     loss_fn: LossFn | None
     max_snapshots: int
@@ -49,7 +50,7 @@ class PruningOptions:
         if self.min_step > self.step:
             raise ConfigurationError(f"min_step={self.min_step} is larger than step={self.step}.")
         _at_least(self, every_n_epochs=1, patience=0, start_epoch=0, round_to=1, recalibrate_batches=0, max_snapshots=1)
-        _one_of(self, estimator=(*ESTIMATORS, MAGNITUDE), cost=COSTS)
+        _one_of(self, estimator=(*ESTIMATORS, MAGNITUDE), cost=COSTS, compensate=(False, True))
 
 
 @dataclass(frozen=True, slots=True)

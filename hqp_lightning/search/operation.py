@@ -21,6 +21,7 @@ from hqp_lightning.loop.trainer import schedulers
 from hqp_lightning.loop.untouched import forget_compiled
 from hqp_lightning.records import StepRecord
 from hqp_lightning.search.batchnorm import carry_batchnorm_, references
+from hqp_lightning.search.compensating import compensations
 from hqp_lightning.search.proposal import untried
 from hqp_lightning.search.state import PruningState
 from hqp_lightning.surgery import (
@@ -32,6 +33,7 @@ from hqp_lightning.surgery import (
     slice_optimizers_,
     take,
 )
+from hqp_lightning.surgery.compensation import add_
 from hqp_lightning.surgery.strategy import rewrapped
 
 __all__ = ["leave_", "prune_", "undo_"]
@@ -115,8 +117,10 @@ def _operate(
         forget_compiled()
         try:
             before = references(networks, options)
-            for network in networks:
+            gained = compensations(trainer, pl_module, networks, cut, options, example)  # they still read all
+            for network, gain in zip(networks, gained, strict=True):
                 apply_cut_(network, cut)
+                add_(network, gain)
                 slice_optimizers_(trainer.optimizers, network, cut)
             finished = time.perf_counter()
             batchnorm = carry_batchnorm_(trainer, pl_module, networks, before, cut, options, example)

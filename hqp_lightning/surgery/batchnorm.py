@@ -79,7 +79,9 @@ class _Tap:
 
     def __init__(self, layer: _BatchNorm, before: _BatchNorm, kept: Tensor | None) -> None:
         self.layer, self.before, self.kept = layer, before, kept
-        self.mean, self.variance = _running(layer)[0].clone(), _running(layer)[1].clone()
+        # Not the layer's own as they stand: compensation may have shifted its mean already.
+        self.mean, self.variance = (s if kept is None else s[kept.to(s.device)] for s in _running(before))
+        self._own = [s.clone() for s in _running(layer)]
         self.seen: list[Moments] = []  # by the layer before the prune, call by call of a batch
         self.now: list[Moments] = []
         self.pairs: list[tuple[Moments, Moments]] = []
@@ -111,7 +113,7 @@ class _Tap:
             self._set_(*(merge(side) for side in zip(*self.pairs, strict=True)))
 
     def reset_(self) -> None:
-        for buffer, value in zip(_running(self.layer), (self.mean, self.variance), strict=True):
+        for buffer, value in zip(_running(self.layer), self._own, strict=True):
             buffer.copy_(value)
 
     def _set_(self, before: Moments, after: Moments) -> None:

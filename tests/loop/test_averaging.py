@@ -47,7 +47,9 @@ class ByHand(Callback):
 
 
 def test_the_average_is_that_of_the_formula_through_prune_and_rollback(loaders, make_trainer):
-    pruning = HQPPruning("val_acc", 0.02, step=0.2, min_step=0.05, start_epoch=1, recalibrate_batches=0)
+    pruning = HQPPruning(
+        "val_acc", 0.02, step=0.2, min_step=0.05, start_epoch=1, recalibrate_batches=0, compensate=False
+    )
     hand = ByHand()
     model = Scripted([0.9, 0.9, 0.89, 0.5, 0.885])
     trainer = make_trainer(4, [EMAWeightAveraging(decay=DECAY), pruning, hand])

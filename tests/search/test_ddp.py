@@ -157,7 +157,7 @@ def test_two_processes_give_the_result_of_one_through_prune_roll_back_prune(digi
         return without_batchnorm(Scripted(scores, lr=0.05, optimizer="sgd"))
 
     def pruning():
-        return HQPPruning("val_acc", 0.02, step=0.2, min_step=0.05)
+        return HQPPruning("val_acc", 0.02, step=0.2, min_step=0.05, compensate=False)
 
     # Rank r of a batch of 16 takes every second sample of the batch of 32, and both ranks of the last batch 12.
     ranks = run(make_trainer, tmp_path / "two", model(), batched(digits, 16), pruning(), epochs=3, in_order=True)
@@ -168,6 +168,25 @@ def test_two_processes_give_the_result_of_one_through_prune_roll_back_prune(digi
     assert ranks[0]["records"] == single["records"]
     assert ranks[0]["predicted"] == pytest.approx(single["predicted"], rel=1e-4)
     assert_close(ranks[0], single, rtol=1e-5, atol=1e-6)
+
+
+def test_two_processes_compensate_as_one_does(digits, make_trainer, tmp_path):
+    """The first page: right after the step. A regression in float32 agrees less closely than what is only cut."""
+    folders = {"two": batched(digits, 16), "one": batched(digits, 32, padded=1)}
+    two, one, plain = [
+        run(make_trainer, tmp_path / folder, without_batchnorm(Scripted([0.9], lr=0.05, optimizer="sgd")), loaders,
+            HQPPruning("val_acc", 0.02, step=0.4, compensate=compensate), epochs=1, distributed=folder == "two",
+            in_order=True)
+        for folder, compensate in (("two", True), ("one", True), ("one", False))
+        for loaders in (folders[folder],)
+    ]  # fmt: skip
+    assert_equal_ranks(two)
+    first, second, cut = (ranks[0]["pages"][0] for ranks in (two, one, plain))
+    changed = {n for n, t in second.items() if not torch.equal(t, cut[n])}
+    assert "net.2.weight" in changed
+    for name in first:
+        torch.testing.assert_close(first[name], second[name], rtol=0, atol=1e-3 if name in changed else 0)
+    assert (second["net.2.weight"] - cut["net.2.weight"]).abs().max() > 0.03
 
 
 class Sum(torch.autograd.Function):
@@ -209,7 +228,8 @@ def test_synchronised_batchnorm_gives_the_result_of_one_process(digits, make_tra
 
     def once(folder, loaders, **kwargs):
         torch.manual_seed(0)
-        pruning, model = HQPPruning("val_acc", 0.02, step=0.2, min_step=0.05), Scripted(scores, optimizer="sgd")
+        pruning = HQPPruning("val_acc", 0.02, step=0.2, min_step=0.05, compensate=False)
+        model = Scripted(scores, optimizer="sgd")
         return run(make_trainer, tmp_path / folder, model, loaders, pruning, epochs=3, **kwargs)
 
     settings = {"sync_batchnorm": True}

@@ -15,7 +15,7 @@ from processes import exit_codes
 from hqp_lightning import HQPPruning, load_pruned
 from hqp_lightning.search import batchnorm as search_batchnorm
 from hqp_lightning.search import operation, proposal
-from hqp_lightning.surgery import Shadow, batchnorm, cut, record, snapshot
+from hqp_lightning.surgery import Shadow, batchnorm, compensation, cut, record, snapshot
 
 
 def failing(error, after, original):
@@ -36,6 +36,9 @@ def failing(error, after, original):
 STAGES = {
     "planning": (Shadow, "cut", 1),
     "snapshot": (snapshot, "_optimizer_state", 1),
+    "compensation": (compensation.Seen, "solve", 1),
+    "after_some_readers_gained": (compensation, "best", 2),
+    "gaining": (operation, "add_", 1),
     "first_tensor": (cut, "replace_data_", 1),
     "middle_of_the_network": (cut, "replace_data_", 9),
     "between": (operation, "slice_optimizers_", 1),

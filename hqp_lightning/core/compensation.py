@@ -1,0 +1,203 @@
+"""Let the inputs that stay take over what the removed ones did: a ridge regression on what a layer reads.
+
+With *x* what the layer goes on reading, *y* = *W*ᵣ *x*ᵣ what the inputs that go contributed to its outputs, and *G* and
+*C* the covariances of *x* and of *y* with *x*, the weights of the inputs that stay become
+
+    W' = Wₚ + C (G + λ d I)⁻¹,        d = mean of diag G
+
+and the bias takes *E*[*y*] less what the new weights make of *E*[*x*]. It is the same as regressing the whole output,
+W' = (W G[:,P] + λ d Wₚ)(G[P,P] + λ d I)⁻¹ with *G* over all inputs: pulled towards the old weights, not towards zero,
+so that λ → ∞ is the plain cut. (GRAIL, arXiv 2602.23795, is this regression with one *G* for all offsets of a kernel
+and without that pull; the idea is that of channel pruning by reconstruction, He et al., 2017, arXiv 1707.06168.)
+
+Blocks are those of a grouped convolution, each of which reads inputs of its own; other layers have one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+__all__ = ["STRENGTHS", "Held", "Moments", "Takeover", "best", "error", "exact_products", "pool_", "ridge", "update_"]
+
+STRENGTHS = (1e-3, 1e-2, 1e-1, 1.0)
+"""The grid of λ; `best` has the plain cut beside them."""
+_UNSEEN = 1e-1
+"""λ where nothing was held back to choose it by."""
+
+
+@dataclass
+class Moments:
+    """Means and centred second moments of *x* and *y* over ``count`` rows; float32 at least.
+
+    Attributes:
+        count: number of rows.
+        x: mean of the inputs that stay, ``(blocks, inputs)``.
+        y: mean of what the removed ones contributed, ``(blocks, outputs)``.
+        xx: Σ (x - mean)(x - mean)ᵀ, ``(blocks, inputs, inputs)``.
+        yx: Σ (y - mean)(x - mean)ᵀ, ``(blocks, outputs, inputs)``.
+    """
+
+    count: float
+    x: Tensor
+    y: Tensor
+    xx: Tensor
+    yx: Tensor
+
+    @classmethod
+    def zeros(cls, blocks: int, inputs: int, outputs: int, like: Tensor | None = None) -> Moments:
+        """Of no rows; of the type and on the device of ``like``."""
+        like = torch.empty(0) if like is None else like
+        shapes = (inputs,), (outputs,), (inputs, inputs), (outputs, inputs)
+        return cls(0.0, *(like.new_zeros(blocks, *shape) for shape in shapes))
+
+
+@dataclass
+class Held:
+    """Rows that made no moments, to choose λ by: ``x`` and ``y`` as for `update_`, and a ``weight`` of 1 or 0 each."""
+
+    x: Tensor
+    y: Tensor
+    weight: Tensor
+
+
+@dataclass(frozen=True)
+class Takeover:
+    """What a layer's weights and bias gain.
+
+    Attributes:
+        weight: ``(blocks, outputs, inputs)``.
+        shift: ``(blocks, outputs)``; zero if nothing behind the layer can take a mean.
+        strength: the λ; infinite for the plain cut.
+    """
+
+    weight: Tensor
+    shift: Tensor
+    strength: float
+
+
+def update_(moments: Moments, x: Tensor, y: Tensor) -> None:
+    """Add rows, in place: squares of inputs are the largest thing here, and there is one copy of them.
+
+    Means are moved along (Chan et al., 1983), so that nothing large is ever subtracted from something large.
+
+    Args:
+        moments: of the rows so far.
+        x: ``(blocks, rows, inputs)``.
+        y: ``(blocks, rows, outputs)``.
+    """
+    rows = x.shape[1]
+    if rows == 0:
+        return
+    mean_x, mean_y = x.mean(1), y.mean(1)
+    total = moments.count + rows
+    x, y = x - mean_x[:, None], y - mean_y[:, None]
+    dx, dy = mean_x - moments.x, mean_y - moments.y
+    moments.xx.baddbmm_(x.mT, x).baddbmm_(dx[:, :, None], dx[:, None], alpha=moments.count * rows / total)
+    moments.yx.baddbmm_(y.mT, x).baddbmm_(dy[:, :, None], dx[:, None], alpha=moments.count * rows / total)
+    moments.x += dx * (rows / total)
+    moments.y += dy * (rows / total)
+    moments.count = total
+
+
+def pool_(moments: Moments, add: Callable[[Tensor], Tensor]) -> None:
+    """Make the moments of this process's rows those of all processes' rows together, in place.
+
+    Args:
+        moments: of this process.
+        add: sums a tensor over the processes; for one alone it returns what it is given.
+    """
+    count = float(add(torch.tensor(moments.count, dtype=torch.float64)))
+    share = moments.count / max(count, 1.0)
+    mean_x, mean_y = add(moments.x * share), add(moments.y * share)
+    dx, dy = moments.x - mean_x, moments.y - mean_y
+    moments.xx.baddbmm_(dx[:, :, None], dx[:, None], alpha=moments.count)
+    moments.yx.baddbmm_(dy[:, :, None], dx[:, None], alpha=moments.count)
+    moments.count, moments.x, moments.y = count, mean_x, mean_y
+    moments.xx, moments.yx = add(moments.xx), add(moments.yx)
+
+
+def ridge(moments: Moments, strength: float, centred: bool = True) -> Takeover | None:
+    """The regression of *y* on *x* with λ = ``strength``; None if it has no finite solution.
+
+    Args:
+        moments: of what the layer read.
+        strength: λ, relative to the mean variance of the inputs (of those that vary at all).
+        centred: whether a mean can go into a bias. If not, moments about zero take the place of covariances.
+
+    Examples:
+        >>> moments, x = Moments.zeros(1, 1, 1), torch.tensor([[[1.0], [2.0], [4.0]]])
+        >>> update_(moments, x, 3 * x + 5)  # the removed input was three times the one that stays, and five
+        >>> gained = ridge(moments, 0.0)
+        >>> round(gained.weight.item(), 3), round(gained.shift.item(), 3)
+        (3.0, 5.0)
+    """
+    xx, yx = moments.xx, moments.yx
+    if not centred:
+        xx = xx + moments.count * moments.x[:, :, None] * moments.x[:, None]
+        yx = yx + moments.count * moments.y[:, :, None] * moments.x[:, None]
+    varying = (xx.diagonal(dim1=1, dim2=2) > 0).any(0)
+    if not bool(varying.all()):  # dead channels, offsets that see nothing but padding
+        xx, yx = xx[:, varying][:, :, varying], yx[:, :, varying]
+    factor = xx.clone()
+    diagonal = factor.diagonal(dim1=1, dim2=2)
+    diagonal += strength * diagonal.mean(1, keepdim=True)
+    factor, failed = torch.linalg.cholesky_ex(factor)
+    found = torch.cholesky_solve(yx.mT, factor).mT
+    if bool(failed.any()) or not bool(found.isfinite().all()):
+        return None
+    weight = torch.zeros_like(moments.yx)
+    weight[:, :, varying] = found
+    return Takeover(weight, _shift(moments, weight, centred), strength)
+
+
+def error(takeover: Takeover, held: Held) -> float:
+    """Σ (y - what was taken over)² over the rows held back."""
+    left = held.y - torch.baddbmm(takeover.shift[:, None], held.x, takeover.weight.mT)
+    return float((left.square().sum(2) * held.weight).sum())
+
+
+def best(moments: Moments, held: Held, centred: bool = True, strengths: Sequence[float] = STRENGTHS) -> Takeover:
+    """The regression whose λ does best on rows that did not make it; the plain cut where none does better than that."""
+    plain = torch.zeros_like(moments.yx)
+    shift = _shift(moments, plain, centred)
+    nothing = Takeover(plain, shift if bool(shift.isfinite().all()) else torch.zeros_like(shift), float("inf"))
+    if not bool(held.weight.any()):
+        return ridge(moments, _UNSEEN, centred) or nothing
+    found, least = nothing, error(nothing, held)
+    for strength in strengths:
+        tried = ridge(moments, strength, centred)
+        if tried is not None and (value := error(tried, held)) < least:
+            found, least = tried, value
+    return found
+
+
+@contextmanager
+def exact_products() -> Iterator[None]:
+    """Inside, products of float32 matrices are of float32, whatever precision the user gave up for speed."""
+    backends: list[Any] = [getattr(b, "matmul", None) for b in (torch.backends.cuda, torch.backends.mkldnn)]
+    owners = [b for b in backends if hasattr(b, "fp32_precision")]  # torch has it since 2.9
+    before = [o.fp32_precision for o in owners]
+    legacy = None if owners else torch.get_float32_matmul_precision()
+    try:
+        for owner in owners:
+            owner.fp32_precision = "ieee"
+        if legacy is not None:
+            torch.set_float32_matmul_precision("highest")
+        yield
+    finally:
+        for owner, precision in zip(owners, before, strict=True):
+            owner.fp32_precision = precision
+        if legacy is not None:
+            torch.set_float32_matmul_precision(legacy)
+
+
+def _shift(moments: Moments, weight: Tensor, centred: bool) -> Tensor:
+    if not centred:
+        return torch.zeros_like(moments.y)
+    return torch.baddbmm(moments.y[:, :, None], weight, moments.x[:, :, None], alpha=-1).squeeze(2)

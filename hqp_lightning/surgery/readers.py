@@ -1,0 +1,157 @@
+"""The layers that read channels which a cut removes, and what they read: rows of inputs, sampled and unfolded."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from hqp_lightning.surgery.cut import Cut
+
+__all__ = ["Reader", "readers", "rows_of"]
+
+WIDEST = 4608
+"""Inputs times offsets up to which a convolution's windows are unfolded: 512 channels of a 3x3 kernel."""
+_KINDS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
+
+
+@dataclass(frozen=True)
+class Reader:
+    """A layer whose weight loses inputs by a cut.
+
+    Attributes:
+        name: qualified name.
+        windows: whether its rows are whole windows, one column for each input and offset of the kernel. Else they are
+            the inputs at one position, one regression for all offsets.
+        kept: columns that stay, ``(blocks, inputs)``, in the numbering of `rows_of`.
+        lost: columns that go, ``(blocks, inputs)``.
+        weight: of the columns that go, ``(blocks, inputs, outputs)``; without windows an output for each offset.
+        shape: of the layer's weight after the cut.
+    """
+
+    name: str
+    windows: bool
+    kept: Tensor
+    lost: Tensor
+    weight: Tensor
+    shape: tuple[int, ...]
+
+    def split(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Rows ``(n, columns)`` as what stays ``(blocks, n, inputs)``, and what the rest contributes."""
+        blocks, n = len(self.kept), len(rows)
+        kept = rows[:, self.kept.flatten()].view(n, blocks, -1).transpose(0, 1)
+        lost = rows[:, self.lost.flatten()].view(n, blocks, -1).transpose(0, 1)
+        return kept, lost @ self.weight
+
+    def as_weight(self, gained: Tensor) -> Tensor:
+        """Gained weights ``(blocks, outputs, inputs)`` in the shape of the layer's weight."""
+        if self.windows:
+            return gained.reshape(self.shape)
+        outputs, inputs, *kernel = self.shape
+        return gained.view(outputs, math.prod(kernel), inputs).transpose(1, 2).reshape(self.shape)
+
+    def as_bias(self, shift: Tensor) -> Tensor:
+        """A gained mean ``(blocks, outputs)`` in the shape of the layer's bias."""
+        return shift.reshape(self.shape[0], -1).sum(1)
+
+
+def readers(network: nn.Module, cut: Cut) -> list[Reader]:
+    """The readers of what ``cut`` removes, in the order of ``network``, which is not cut yet.
+
+    Left alone are layers with a forward of their own, whose outputs need not be linear in what they read; layers that
+    have their weight from a parametrization; and weights that several layers hold.
+    """
+    modules = dict(network.named_modules())
+    holders: dict[int, int] = {}
+    for m in modules.values():
+        for p in m._parameters.values():
+            holders[id(p)] = holders.get(id(p), 0) + 1
+    found = []
+    for name, layer in modules.items():
+        weight, index = layer._parameters.get("weight"), cut.kept.get(f"{name}.weight" if name else "weight")
+        stock = any(type(layer).forward is k.forward and isinstance(layer, k) for k in _KINDS)
+        if stock and weight is not None and index is not None and index.shape[1] < weight.shape[1]:
+            reader = _reader(name, layer, weight, index) if holders[id(weight)] == 1 else None
+            found += [reader] if reader is not None else []
+    return found
+
+
+def _reader(name: str, layer: nn.Module, weight: Tensor, index: Tensor) -> Reader | None:
+    blocks, (outputs, inputs), offsets = int(getattr(layer, "groups", 1)), weight.shape[:2], weight[0, 0].numel()
+    index = index.flatten(1)
+    rows, columns = index[:, 0] // (inputs * offsets), index % (inputs * offsets)
+    if len(rows) % blocks or not torch.equal(
+        rows // (outputs // blocks), torch.arange(blocks).repeat_interleave(len(rows) // blocks)
+    ):
+        return None  # whole blocks went
+    kept = columns.view(blocks, -1, columns.shape[1])
+    if not torch.equal(kept, kept[:, :1].expand_as(kept)):
+        return None
+    windows = isinstance(layer, nn.Linear) or isinstance(layer, nn.Conv2d) and inputs * offsets <= WIDEST
+    flat = weight.detach().to(torch.promote_types(weight.dtype, torch.float32))[rows.to(weight.device)]
+    flat = flat.view(blocks, -1, inputs, offsets)
+    kept = kept[:, 0] if windows else kept[:, 0, ::offsets] // offsets
+    flat = flat.flatten(2) if windows else flat.transpose(2, 3).flatten(1, 2)
+    width = flat.shape[2]
+    gone = torch.ones(blocks, width, dtype=torch.bool).scatter_(1, kept, False)
+    lost = gone.nonzero()[:, 1].view(blocks, -1)
+    base, device = width * torch.arange(blocks)[:, None], weight.device
+    taken = flat.mT.gather(1, lost.to(device)[:, :, None].expand(-1, -1, flat.shape[1]))
+    shape = (len(rows), index.shape[1] // offsets, *weight.shape[2:])
+    return Reader(name, windows, (kept + base).to(device), (lost + base).to(device), taken, shape)
+
+
+def rows_of(layer: nn.Module, windows: bool, x: Tensor, positions: int, seed: int, most: int) -> Iterator[Tensor]:
+    """What the layer reads at some positions, the same in every sample: pieces ``(samples, positions, columns)``.
+
+    Args:
+        layer: a stock convolution or linear layer.
+        windows: whole windows, or only the inputs at a position.
+        x: its input.
+        positions: how many; where there are no more, all.
+        seed: chooses them.
+        most: numbers in a piece, unless a sample has more.
+    """
+    if isinstance(layer, nn.Linear):
+        x = x.reshape(len(x) if x.dim() > 1 else 1, -1, x.shape[-1]).mT
+    elif x.dim() == layer.get_parameter("weight").dim() - 1:
+        x = x[None]  # a convolution takes one sample without a batch axis
+    if windows and isinstance(layer, nn.Conv2d):
+        x = _padded(layer, x)
+        height, width = (_places(x, layer, d) for d in (0, 1))
+        chosen = _chosen(height * width, positions, seed)
+        rows = _seen(layer, 0, chosen // width)[:, :, None].to(x.device)
+        columns = _seen(layer, 1, chosen % width)[:, None].to(x.device)
+        per_sample = len(chosen) * x.shape[1] * math.prod(layer.kernel_size)
+        for part in x.split(max(1, most // max(1, per_sample))):
+            yield part[:, :, rows, columns].transpose(1, 2).flatten(2)
+        return
+    x = x.flatten(2)
+    chosen = _chosen(x.shape[2], positions, seed).to(x.device)
+    for part in x.split(max(1, most // max(1, len(chosen) * x.shape[1]))):
+        yield part[:, :, chosen].mT
+
+
+def _chosen(places: int, positions: int, seed: int) -> Tensor:
+    return torch.randperm(places, generator=torch.Generator().manual_seed(seed))[:positions]
+
+
+def _places(x: Tensor, layer: nn.Conv2d, dim: int) -> int:
+    reach = layer.dilation[dim] * (layer.kernel_size[dim] - 1)
+    return (x.shape[2 + dim] - reach - 1) // layer.stride[dim] + 1
+
+
+def _seen(layer: nn.Conv2d, dim: int, place: Tensor) -> Tensor:
+    """Rows or columns of the padded input under the kernel, ``(places, kernel)``."""
+    return place[:, None] * layer.stride[dim] + torch.arange(layer.kernel_size[dim]) * layer.dilation[dim]
+
+
+def _padded(layer: nn.Conv2d, x: Tensor) -> Tensor:
+    # torch's own resolution of padding="same" and of the padding modes
+    padding = layer._reversed_padding_repeated_twice
+    mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
+    return F.pad(x, padding, mode=mode) if any(padding) else x
