@@ -10,6 +10,7 @@ from hqp_lightning.core.calibration import Range
 from hqp_lightning.export.artifact import describe
 from hqp_lightning.export.board_files import board_files, write_program
 from hqp_lightning.export.manifest import data_sha256, read_manifest, write_manifest
+from hqp_lightning.export.paying import unprofitable
 from hqp_lightning.export.placement import Placement, placements, quantized_tensors
 from hqp_lightning.export.quantize import quantize
 from hqp_lightning.export.ranges import DEFAULT_METHOD, collect_ranges
@@ -36,6 +37,7 @@ __all__ = [
     "quantize",
     "quantized_tensors",
     "read_manifest",
+    "unprofitable",
     "write_manifest",
     "write_program",
 ]

@@ -10,6 +10,7 @@ import onnx
 from onnx import helper, numpy_helper, version_converter
 
 from hqp_lightning.errors import ExportError
+from hqp_lightning.export.squeeze_excite import with_float_gates
 
 __all__ = ["FORMS", "with_float16", "with_float_weights", "write_form"]
 
@@ -17,7 +18,7 @@ _FLOAT16_OPSET = 19  # the first whose QuantizeLinear and DequantizeLinear know 
 
 
 def write_form(onnx_path: str | os.PathLike[str], form: str, out_path: str | os.PathLike[str]) -> Path:
-    """Write another form of a model.
+    """Write another form of a model, with the layers of squeeze-excite in float (`with_float_gates`).
 
     Args:
         onnx_path: a float or Q/DQ model.
@@ -29,7 +30,7 @@ def write_form(onnx_path: str | os.PathLike[str], form: str, out_path: str | os.
     """
     out_path = Path(out_path)
     try:
-        model = FORMS[form](onnx.load(onnx_path))
+        model = FORMS[form](with_float_gates(onnx.load(onnx_path)))
         onnx.checker.check_model(model, full_check=True)
         out_path.parent.mkdir(parents=True, exist_ok=True)
         onnx.save(model, out_path)

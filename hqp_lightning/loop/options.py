@@ -15,6 +15,8 @@ from hqp_lightning.loop.network import LossFn
 
 __all__ = ["MAGNITUDE", "ExportOptions", "PruningOptions"]
 
+PLACEMENTS = ("paying", "compiled", "all")
+
 MAGNITUDE = "magnitude"
 """The estimator that looks at the weights alone, to compare with."""
 
@@ -61,6 +63,7 @@ class ExportOptions:
     calibration_data: str
     method: str
     activation_type: str
+    placement: str
     max_float_layers: int
     quantize_hardswish: bool
     quantize_se: bool
@@ -84,6 +87,7 @@ class ExportOptions:
         )
         if isinstance(self.recovery_lr_scale, bool) or not 0 < self.recovery_lr_scale <= 1:
             raise ConfigurationError(f"recovery_lr_scale={self.recovery_lr_scale!r} must lie in (0, 1].")
+        _one_of(self, placement=PLACEMENTS)
         _one_of(self, method=METHODS, activation_type=ACTIVATION_TYPES, calibration_data=("train", "val"))
         unread = [n for n in self.engines or () if self.activation_type not in known[n].activation_types]
         if unread:

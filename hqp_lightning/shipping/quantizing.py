@@ -13,6 +13,7 @@ from hqp_lightning.core.mixed_precision import fewest
 from hqp_lightning.export.engines import Engine
 from hqp_lightning.loop.options import ExportOptions
 from hqp_lightning.records import OnnxArtifact, QuantizedLayer, Verdict
+from hqp_lightning.shipping.placing import left_in_float
 
 __all__ = ["Quantized", "quantize_within"]
 
@@ -21,12 +22,13 @@ _NOISE_SAMPLES = 32
 
 @dataclass(frozen=True)
 class Quantized:
-    """An INT8 model on its engine, what its score means, and what became of every layer."""
+    """An INT8 model on its engine, what its score means, what became of every layer, and what INT8 wins nothing for."""
 
     artifact: OnnxArtifact
     engine: Engine
     verdict: Verdict
     layers: tuple[QuantizedLayer, ...]
+    by_rule: tuple[str, ...] = ()
 
 
 def quantize_within(
@@ -37,7 +39,7 @@ def quantize_within(
     options: ExportOptions,
     max_float_layers: int,
 ) -> Quantized:
-    """Quantize every layer; if that is over budget, leave the noisiest ones in float, as few as bring it within.
+    """Quantize what pays; if that is over budget, leave the noisiest layers in float, as few as bring it within.
 
     Args:
         float_onnx: the model.
@@ -48,7 +50,7 @@ def quantize_within(
         max_float_layers: how many layers may stay in float; 0: none.
 
     Returns:
-        What is within the budget; or else, with its engine closed, what came of quantizing every layer.
+        What is within the budget; or else, with its engine closed, what came of quantizing all of these layers.
     """
     where = {"quantize_hardswish": options.quantize_hardswish, "quantize_se": options.quantize_se}
     threads = options.threads
@@ -62,13 +64,14 @@ def quantize_within(
     )
     sample = next(calibration())[:_NOISE_SAMPLES]
     noise = export.quantization_noise(float_onnx.path, ranges, sample, threads=threads, **where)
-    noisiest = sorted(noise, key=lambda name: noise[name], reverse=True)
+    rule = left_in_float(float_onnx, ranges, options, out_path.parent)
+    noisiest = sorted(set(noise) - set(rule), key=lambda name: noise[name], reverse=True)
 
     def attempt(in_float: int) -> Quantized:
-        kept = set(noisiest[:in_float])
+        kept = {*rule, *noisiest[:in_float]}
         artifact = export.quantize(float_onnx.path, ranges, out_path, exclude=sorted(kept), **where)
         layers = (QuantizedLayer(n, v, "float" if n in kept else "int8") for n, v in noise.items())
-        return Quantized(artifact, *measure(artifact), tuple(layers))
+        return Quantized(artifact, *measure(artifact), tuple(layers), rule)
 
     def enough(in_float: int) -> bool:
         tried = attempt(in_float)

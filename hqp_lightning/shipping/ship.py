@@ -141,8 +141,13 @@ class _Shipping(Exporting):
         return model, *self._attempt(model, self.options.max_float_layers)
 
     def _say_what_is_in_float(self, made: Quantized) -> None:
+        if made.by_rule:
+            self.notes.append(
+                f"{len(made.by_rule)} of {len(made.layers)} quantizable nodes are left in float, where INT8 wins "
+                "nothing: depthwise and thin layers (docs/int8.md)."
+            )
         layers = sorted(made.layers, key=lambda q: q.noise, reverse=True)
-        if names := [q.layer for q in layers if q.precision == "float"]:
+        if names := [q.layer for q in layers if q.precision == "float" and q.layer not in made.by_rule]:
             self._note(f"Left in float to stay within the budget, noisiest layers first: {', '.join(names)}.")
 
     def _for_the_board(self, dense: OnnxArtifact, artifact: OnnxArtifact, verdict: Verdict) -> list[CompiledEngine]:

@@ -27,7 +27,13 @@ def run(make_trainer, tmp_path):
             nn.Conv2d(3, 16, 3), nn.ReLU(), nn.Conv2d(16, 32, 3), nn.Flatten(), nn.Linear(512, 10)
         )
         data = DataLoader(TensorDataset(torch.randn(32, 3, 8, 8), torch.arange(32) % 10), 16)
-        common = {"calibration_batches": 2, "engines": ["onnxruntime"], "latency_runs": 2, "threads": 1}
+        common = {
+            "placement": "all",
+            "calibration_batches": 2,
+            "engines": ["onnxruntime"],
+            "latency_runs": 2,
+            "threads": 1,
+        }
         callback = Int8Export(tmp_path / "deploy", "val_acc", 0.99, **common, **options)
         make_trainer(1, [callback]).fit(model, data, data)
         return callback.report, tmp_path / "deploy"

@@ -1,0 +1,114 @@
+"""Which layers stay in float before any score is asked: by rule, or by what NVIDIA's compiler makes of the file."""
+
+from __future__ import annotations
+
+import json
+import logging
+import tempfile
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+
+from hqp_lightning import export
+from hqp_lightning.errors import ExportError
+from hqp_lightning.export.board_files import write_whole
+from hqp_lightning.export.engines.rtx import compile_engines, missing
+from hqp_lightning.export.forms import write_form
+from hqp_lightning.loop.options import ExportOptions
+from hqp_lightning.records import OnnxArtifact
+
+__all__ = ["fewer_kernels", "left_in_float"]
+
+_log = logging.getLogger(__name__)
+
+Cost = tuple[int, int]
+"""Kernels of one call, and the bytes that they move."""
+
+
+def left_in_float(
+    float_onnx: OnnxArtifact, ranges: Mapping[str, export.Range], options: ExportOptions, folder: Path
+) -> tuple[str, ...]:
+    """Names of the nodes that no quantizer shall stand at, as ``options.placement`` says.
+
+    ``"compiled"`` writes what it measured to ``placement.json`` in ``folder`` and goes on from there; where the
+    compiler is missing or refuses the file, it is ``"paying"``.
+    """
+    if options.placement == "all":
+        return ()
+    paying = export.unprofitable(float_onnx.path)
+    if options.placement == "paying" or options.activation_type != "int8":
+        return paying
+    if (reason := missing()) is not None or not options.rtx:
+        _log.warning("hqp: placement='compiled' is 'paying' here: %s", reason or "rtx is empty")
+        return paying
+    layers = [p.node for p in export.placements(float_onnx.path) if p.weight_axis is not None]
+    where = {"quantize_hardswish": options.quantize_hardswish, "quantize_se": options.quantize_se}
+    known = _Known(folder / "placement.json", float_onnx.sha256, options.rtx[0])
+
+    def cost(exclude: Iterable[str]) -> Cost:
+        def compiled() -> Cost:
+            with tempfile.TemporaryDirectory() as scratch:
+                at = Path(scratch)
+                file = export.quantize(float_onnx.path, ranges, at / "q.onnx", exclude=sorted(exclude), **where)
+                form = write_form(file.path, "fp16", at / "q.fp16.onnx")
+                made, refused = compile_engines({("pruned", "int8"): form}, at, options.rtx[:1])
+                if not made:
+                    raise ExportError("; ".join(refused))
+                return made[0].kernels, made[0].bytes_moved
+
+        return known.get(exclude, compiled)
+
+    try:
+        return fewer_kernels(paying, [n for n in layers if n not in paying], cost)
+    except ExportError as error:
+        _log.warning("hqp: placement='compiled' is 'paying' here: %s", error)
+        return paying
+
+
+def fewer_kernels(
+    left: tuple[str, ...], layers: Iterable[str], cost: Callable[[Iterable[str]], Cost]
+) -> tuple[str, ...]:
+    """Take layers out of INT8, one after the other, as long as kernels or bytes fall and neither rises.
+
+    Neighbours are tried together first: a layer between two INT8 ones hands on what it saves only with them.
+
+    Args:
+        left: what is in float from the start.
+        layers: the others, in graph order.
+        cost: of a file with these nodes in float.
+
+    Returns:
+        What to leave in float; never all, since then FP16 is the answer, which the report gives.
+    """
+    layers = list(layers)
+    found, best = set(left), cost(left)
+    regions = [layers[k : k + size] for size in (4, 1) for k in range(0, len(layers), size)]
+    for region in regions:
+        tried = found.union(region)
+        if tried == found or set(layers) <= tried:
+            continue
+        now = cost(tried)
+        if now != best and now[0] <= best[0] and now[1] <= best[1]:
+            found, best = tried, now
+    return tuple(n for n in (*left, *layers) if n in found)
+
+
+class _Known:
+    """Costs that were measured, on disk: an interrupted search goes on where it was."""
+
+    def __init__(self, path: Path, model: str, capability: str) -> None:
+        self._path, self._head = path, {"model": model, "capability": capability}
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            content = {}
+        same = isinstance(content, dict) and content.get("of") == self._head
+        self._costs: dict[str, list[int]] = content["costs"] if same else {}
+
+    def get(self, exclude: Iterable[str], measure: Callable[[], Cost]) -> Cost:
+        key = "|".join(sorted(exclude))
+        if key not in self._costs:
+            self._costs[key] = list(measure())
+            content = {"of": self._head, "costs": self._costs}
+            write_whole(self._path, json.dumps(content, indent=1).encode())
+        kernels, moved = self._costs[key]
+        return kernels, moved
