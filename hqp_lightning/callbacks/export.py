@@ -49,18 +49,16 @@ class Int8Export(Callback):
         mode: ``"max"`` or ``"min"``, if there is no `HQPPruning`.
         module: the network's attribute name in the LightningModule; found if it is the only one with parameters.
         calibration_batches: batches that set the ranges, the same for every model that is tried.
-        calibration_data: of which loader they are, ``"train"`` or ``"val"``. Training batches are augmented, but scores
-            are then of images that set no range.
+        calibration_data: of which loader they are: ``"train"``, augmented but not scored, or ``"val"``.
         method: range estimator, one of ``"mse"``, ``"max"``, ``"percentile"``, ``"entropy"``.
         activation_type: ``"int8"``, symmetric, what TensorRT reads; or ``"uint8"``, with zero points, finer, where the
             model ships to a CPU (OpenVINO, onnxruntime).
-        placement: ``"paying"``: layers for which INT8 wins nothing stay in float: depthwise and thin ones;
-            ``"compiled"``: so do those without which NVIDIA's compiler makes fewer kernels or moves fewer bytes
-            (extra ``rtx``); ``"all"``: every layer is quantized.
+        placement: ``"paying"``: layers for which INT8 wins nothing stay in float; ``"compiled"``: so do others by what
+            NVIDIA's compiler makes of the file (``docs/int8.md``); ``"all"``: every layer is quantized.
         max_float_layers: if the INT8 score is over budget, so many layers at most stay in float, the noisiest first and
             as few as bring it within the budget, before the export walks back to an earlier model; 0 for none.
-        quantize_hardswish: quantize the inputs of hard-swish, too; they stay float by default.
-        quantize_se: quantize the squeeze and the gate of squeeze-excite blocks, too; they stay float by default.
+        quantize_hardswish: quantize the inputs of hard-swish, too.
+        quantize_se: quantize the squeeze and the gate of squeeze-excite blocks, too.
         recovery_epochs: if quantization costs more than a third of the budget, train the model for so many epochs with
             fake quantization, by a second ``fit`` of the same module and data, and keep the result if its INT8 score is
             better (``docs/int8.md``); 0: never.
@@ -68,10 +66,8 @@ class Int8Export(Callback):
             gives, in (0, 1], and falls linearly to zero; schedulers are left out.
         holdout: loaders of data that no decision saw, or ``"test"`` for the datamodule's ``test_dataloader``; scored
             by ``validation_step`` and reported beside the budget.
-        engines: backends to time, by name; by default TensorRT where there is a GPU, and OpenVINO, or onnxruntime
-            where OpenVINO is not installed.
-        rtx: compute capabilities of NVIDIA GPUs for which engines are compiled here, without a GPU, where TensorRT for
-            RTX is installed (extra ``rtx``); () for none.
+        engines: backends to time, by name; by default TensorRT with a GPU, and OpenVINO, or onnxruntime without it.
+        rtx: compute capabilities to compile engines for, without a GPU, with the extra ``rtx``; () for none.
         batch_size: images per timed call.
         threads: CPU threads of the timed engines; all by default.
         latency_runs: timed calls per engine.
