@@ -10,8 +10,9 @@ import pickle
 
 import torch
 
-_context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(["lightning.pytorch", "torchmetrics.classification", "hqp_lightning"])
+PRELOAD = ("lightning.pytorch", "torchmetrics.classification", "hqp_lightning")
+context = multiprocessing.get_context("forkserver")
+context.set_forkserver_preload(list(PRELOAD))
 
 
 def exit_codes(work, environments=({},), timeout=240):
@@ -20,7 +21,7 @@ def exit_codes(work, environments=({},), timeout=240):
     ``work`` is pickled, so that every process has tensors of its own (multiprocessing would share their memory).
     """
     content = pickle.dumps((torch.get_num_threads(), work))
-    processes = [_context.Process(target=_call, args=(content, variables)) for variables in environments]
+    processes = [context.Process(target=_call, args=(content, variables)) for variables in environments]
     for process in processes:
         process.start()
     for process in processes:
