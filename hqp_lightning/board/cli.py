@@ -33,7 +33,9 @@ def bench(engine: Path, batch_size: int | None = None, warmup: int = 50, runs: i
     loaded, note, said = load(engine)
     with loaded:
         n = loaded.batch_size if batch_size is None else batch_size
-        batch = np.random.default_rng(0).standard_normal((n, *loaded.sample_shape), dtype=np.float32)
+        random, shape = np.random.default_rng(0), (n, *loaded.sample_shape)
+        pictures = loaded.input_dtype == np.uint8
+        batch = random.integers(0, 256, shape) if pictures else random.standard_normal(shape, dtype=np.float32)
         times = loaded.time(batch, warmup=warmup, runs=runs)
     return [
         *said,

@@ -18,7 +18,7 @@ _SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp"}
 _STEPS = {"crop", "central_square", "resize", "center_crop", "interpolation", "mean", "std"}
 
 
-def preprocess(image: Any, steps: dict[str, Any]) -> np.ndarray:
+def preprocess(image: Any, steps: dict[str, Any], dtype: str = "float32") -> np.ndarray:
     """Turn an image into what the model takes.
 
     Args:
@@ -28,9 +28,10 @@ def preprocess(image: Any, steps: dict[str, Any]) -> np.ndarray:
             shorter side, or ``[height, width]``), ``center_crop`` (px, or ``[height, width]``), then to [0, 1], then
             ``(x - mean) / std`` for R, G, B. ``interpolation``: "bilinear" (antialiased, the default), "bicubic" or
             "nearest".
+        dtype: of the model's input; to ``"uint8"``, bytes, nothing is done behind the cut.
 
     Returns:
-        float32 ``(3, height, width)``.
+        ``(3, height, width)`` of that type.
 
     Raises:
         ExportError: a step that is not known, or no PIL.
@@ -60,6 +61,8 @@ def preprocess(image: Any, steps: dict[str, Any]) -> np.ndarray:
     if (size := steps.get("center_crop")) is not None:
         size = size if isinstance(size, (list, tuple)) else (size, size)
         image = _cut(image, int(size[0]), int(size[1]))
+    if dtype == "uint8":
+        return np.ascontiguousarray(np.asarray(image, np.uint8).transpose(2, 0, 1))
     values: Any = np.asarray(image, np.float32) / np.float32(255)
     values = (values - np.asarray(steps.get("mean", 0.0), np.float32)) / np.asarray(steps.get("std", 1.0), np.float32)
     return np.ascontiguousarray(values.transpose(2, 0, 1))
@@ -68,7 +71,7 @@ def preprocess(image: Any, steps: dict[str, Any]) -> np.ndarray:
 def labelled_batches(
     source: Path, manifest: dict[str, Any] | None, batch_size: int, limit: int | None = None
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Yield ``(images, labels)``: float32 ``(n, 3, height, width)`` and class indices ``(n,)``.
+    """Yield ``(images, labels)``: ``(n, 3, height, width)`` of the model's type, and class indices ``(n,)``.
 
     Args:
         source: a folder ``class/image.jpg``, or a .npz with ``images`` and ``labels``: float32 images
@@ -104,10 +107,12 @@ def labelled_batches(
         raise ExportError(f"limit={limit}: expected at least 1 image")
     if limit is not None and limit < len(samples):
         samples = [samples[k * len(samples) // limit] for k in range(limit)]
-    shape = None if prepared else tuple((manifest or {}).get("model", {}).get("input_shape", ())) or None
+    model = (manifest or {}).get("model", {})
+    shape = None if prepared else tuple(model.get("input_shape", ())) or None
+    kind = model.get("input_dtype", "float32")
     for start in range(0, len(samples), batch_size):
         part = samples[start : start + batch_size]
-        images = [image if prepared else preprocess(_open(image), steps or {}) for image, _ in part]
+        images = [image if prepared else preprocess(_open(image), steps or {}, kind) for image, _ in part]
         for (source_image, _), image in zip(part, images):
             if image.shape != (shape := shape or image.shape):
                 what = source_image if isinstance(source_image, Path) else "an image"

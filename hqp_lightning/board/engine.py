@@ -49,7 +49,7 @@ class LoadedEngine:
         gpu: the name of the GPU.
 
     Raises:
-        ExportError: the plan does not load, or has not one float32 input and one output.
+        ExportError: the plan does not load, or has not one input of float32 or uint8 and one output of float32.
     """
 
     def __init__(self, trt: Any, cuda: Any, plan: bytes, name: str | Path) -> None:
@@ -69,8 +69,11 @@ class LoadedEngine:
         if len(inputs) != 1 or len(outputs) != 1:
             raise ExportError(f"{name} has {len(inputs)} inputs and {len(outputs)} outputs, expected one of each")
         self._in, self._out = inputs[0], outputs[0]
-        if any(self._engine.get_tensor_dtype(n) != trt.DataType.FLOAT for n in names):
-            raise ExportError(f"{name}: input and output must be float32")
+        kinds = [self._engine.get_tensor_dtype(n) for n in (self._in, self._out)]
+        bytes_ = getattr(trt.DataType, "UINT8", None)  # of inputs, since 8.5
+        if kinds[1] != trt.DataType.FLOAT or kinds[0] not in (trt.DataType.FLOAT, bytes_):
+            raise ExportError(f"{name}: the input must be float32 or uint8, the output float32")
+        self.input_dtype = np.dtype(np.float32 if kinds[0] == trt.DataType.FLOAT else np.uint8)
         _, best, most = (tuple(s) for s in self._engine.get_tensor_profile_shape(self._in, 0))
         self.sample_shape, self.batch_size, self.max_batch = most[1:], best[0], most[0]
         self._buffers: dict[str, tuple[int, int]] = {}  # tensor -> address, bytes
@@ -131,7 +134,7 @@ class LoadedEngine:
             expected = ("1.." + str(self.max_batch), *self.sample_shape)
             raise ExportError(f"{self.name}: batch of shape {batch.shape}, expected {expected}")
         self._cuda.activate()
-        values = np.ascontiguousarray(batch, dtype=np.float32)
+        values = np.ascontiguousarray(batch, dtype=self.input_dtype)
         self._context.set_input_shape(self._in, values.shape)
         result = np.empty(tuple(self._context.get_tensor_shape(self._out)), np.float32)
         for name, nbytes in ((self._in, values.nbytes), (self._out, result.nbytes)):

@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 
 import onnx
+from onnx import helper
 
 from hqp_lightning.errors import ExportError
 from hqp_lightning.records import OnnxArtifact
@@ -38,6 +39,7 @@ def describe(path: str | os.PathLike[str]) -> OnnxArtifact:
     shape = tuple(d.dim_value for d in inputs[0].type.tensor_type.shape.dim)[1:]
     if not shape or not all(shape):
         raise ExportError(f"{path}: input {inputs[0].name!r} has no fixed sample shape: only the batch may be dynamic")
+    kind = helper.tensor_dtype_to_np_dtype(inputs[0].type.tensor_type.elem_type).name
     return OnnxArtifact(
         path=str(path),
         file_bytes=path.stat().st_size,
@@ -46,6 +48,7 @@ def describe(path: str | os.PathLike[str]) -> OnnxArtifact:
         input_shape=shape,
         output_name=graph.output[0].name,
         opset=next(o.version for o in model.opset_import if o.domain in ("", "ai.onnx")),
+        input_dtype=kind,
     )
 
 

@@ -61,7 +61,7 @@ def write_manifest(
     content = {
         "schema_version": provenance.SCHEMA_VERSION,
         "model": model,
-        "input": _input(artifact.input_shape, preprocessing),
+        "input": _input(artifact, preprocessing),
         "preprocessing": preprocessing,
         "classes": None if classes is None else list(classes),
         "accuracy": accuracy,
@@ -107,12 +107,15 @@ def _how_to_run(version: str) -> dict[str, str]:
     }
 
 
-def _input(shape: Sequence[int], preprocessing: Mapping[str, Any] | None) -> dict[str, Any]:
+def _input(artifact: OnnxArtifact, preprocessing: Mapping[str, Any] | None) -> dict[str, Any]:
     """What the name and the shape leave open: who knows only the folder would have to guess."""
-    facts: dict[str, Any] = {"dtype": "float32", "layout": {1: "NC", 3: "NCHW"}.get(len(shape))}
-    if preprocessing is None:
-        return facts
-    return {**facts, "channels": "RGB", "divide_by": 255}  # of `hqp_lightning.board.data.preprocess`, before the mean
+    layout = {1: "NC", 3: "NCHW"}.get(len(artifact.input_shape))
+    facts: dict[str, Any] = {"dtype": artifact.input_dtype, "layout": layout}
+    if preprocessing is not None:
+        facts["channels"] = "RGB"
+        if artifact.input_dtype != "uint8":  # bytes go in as they are
+            facts["divide_by"] = 255  # of `hqp_lightning.board.data.preprocess`, before the mean
+    return facts
 
 
 def read_manifest(path: str | os.PathLike[str], *, verify: bool = True) -> dict[str, Any]:

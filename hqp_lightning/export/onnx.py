@@ -35,7 +35,8 @@ def export_onnx(
 
     Args:
         module: takes one tensor, returns one tensor ``(batch, classes)``; float32 parameters.
-        example: an input, ``(batch, ...)``, on any device; only its shape matters to the file.
+        example: an input, ``(batch, ...)``, on any device; its shape matters to the file, and whether it is of floats
+            or, for pictures as bytes, uint8.
         path: the file to write; its folder is created.
         opset: ONNX operator set; 17 or lower is for TensorRT 8.
 
@@ -62,8 +63,12 @@ def export_onnx(
             torch.autocast(device.type, None, False),
         ):
             # Cloned here, or an inference tensor could not be traced.
-            example = example.detach().to(device=device, dtype=torch.float32, copy=True)
-            batch = torch.cat([example[:1], -example[:1], 0.5 * example[:1]])
+            dtype = torch.float32 if example.is_floating_point() else example.dtype
+            example = example.detach().to(device=device, dtype=dtype, copy=True)
+            others = (
+                (-example[:1], 0.5 * example[:1]) if dtype == torch.float32 else (example[:1] // 2, example[:1] // 3)
+            )
+            batch = torch.cat([example[:1], *others])
             reference = module(batch)
             if not isinstance(reference, Tensor):
                 raise ExportError(

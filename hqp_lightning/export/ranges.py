@@ -18,6 +18,7 @@ from hqp_lightning.core.calibration import Range, compute_range
 from hqp_lightning.errors import ExportError
 from hqp_lightning.export.artifact import describe, load_model
 from hqp_lightning.export.placement import quantized_tensors
+from hqp_lightning.records import OnnxArtifact
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -76,7 +77,7 @@ def collect_ranges(
 
     with ThreadPoolExecutor(1) as beside:  # one part is counted while the model runs on the next
         counting = None
-        for part in _parts(batches, artifact.input_shape):
+        for part in _parts(batches, artifact):
             values = dict(zip(inner, session.run(inner, {artifact.input_name: part}), strict=True)) if inner else {}
             values[artifact.input_name] = part
             if counting is not None:
@@ -93,13 +94,14 @@ def collect_ranges(
     }
 
 
-def _parts(batches: Iterable[np.ndarray], shape: tuple[int, ...]) -> Iterator[np.ndarray]:
+def _parts(batches: Iterable[np.ndarray], artifact: OnnxArtifact) -> Iterator[np.ndarray]:
+    shape = artifact.input_shape
     for batch in batches:
         if batch.shape[1:] != shape:
             raise ExportError(f"calibration batch has shape {batch.shape}, expected (batch, *{shape})")
         for part in np.array_split(batch, math.ceil(len(batch) / _PASS) or 1):
             if len(part):
-                yield np.ascontiguousarray(part, dtype=np.float32)
+                yield np.ascontiguousarray(part, dtype=artifact.input_dtype)
 
 
 def _session(path: str | os.PathLike[str], outputs: Iterable[str], threads: int | None) -> onnxruntime.InferenceSession:

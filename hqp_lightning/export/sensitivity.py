@@ -7,6 +7,7 @@ from collections.abc import Mapping
 
 import numpy as np
 import onnx
+from onnx import helper
 
 from hqp_lightning.core.calibration import Range
 from hqp_lightning.errors import ExportError
@@ -70,6 +71,8 @@ def _logits(model: onnx.ModelProto, batch: np.ndarray, threads: int | None) -> n
     if threads is not None:
         options.intra_op_num_threads = threads
     session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    (logits,) = session.run(None, {model.graph.input[0].name: np.ascontiguousarray(batch, dtype=np.float32)})
+    entry = model.graph.input[0]
+    dtype = helper.tensor_dtype_to_np_dtype(entry.type.tensor_type.elem_type)
+    (logits,) = session.run(None, {entry.name: np.ascontiguousarray(batch, dtype=dtype)})
     logits = logits.reshape(len(batch), -1).astype(np.float64)
     return logits - logits.mean(axis=1, keepdims=True)

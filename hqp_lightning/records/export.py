@@ -9,7 +9,10 @@ __all__ = ["CompiledEngine", "EngineReport", "Latency", "OnnxArtifact", "Quantiz
 
 @dataclass(frozen=True, slots=True)
 class OnnxArtifact:
-    """An ONNX file with what one needs to run it. ``input_shape`` is of one sample, without the batch axis."""
+    """An ONNX file with what one needs to run it. ``input_shape`` is of one sample, without the batch axis.
+
+    ``input_dtype`` is ``"float32"``, or ``"uint8"`` of a network that takes pictures as bytes.
+    """
 
     path: str
     file_bytes: int
@@ -18,6 +21,7 @@ class OnnxArtifact:
     input_shape: tuple[int, ...]
     output_name: str
     opset: int
+    input_dtype: str = "float32"
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,7 +30,7 @@ from hqp_lightning.shipping.quantizing import Quantized, quantize_within
 from hqp_lightning.shipping.scoring import holdout_loaders, score
 from hqp_lightning.shipping.standing_in import counting, running_on
 from hqp_lightning.shipping.timing import build, time_engines, usable_backends
-from hqp_lightning.shipping.trial import CALIBRATION_SEED, exportable
+from hqp_lightning.shipping.trial import CALIBRATION_SEED, exportable, on_cpu
 from hqp_lightning.surgery import restore_
 
 __all__ = ["Exporting"]
@@ -158,8 +158,8 @@ class Exporting:
         return self._asked()[1]
 
     def example(self) -> torch.Tensor:
-        """One input, with its batch axis, in float32 on the CPU."""
-        return self.call().tensors()[0].float().cpu()
+        """One input, with its batch axis, on the CPU; floats in float32."""
+        return on_cpu(self.call().tensors()[0])
 
     def calibration(self) -> Iterator[np.ndarray]:
         """The calibration batches, on the CPU, the same at every call and after every training."""
@@ -169,7 +169,7 @@ class Exporting:
                 *of, self.options.calibration_data, self.options.calibration_batches, seed, self.call()
             ):
                 (x,) = call.tensors()
-                yield x.float().cpu().numpy()
+                yield on_cpu(x).numpy()
 
     def _asked(self) -> tuple[Call, Way]:
         if self._received is None:

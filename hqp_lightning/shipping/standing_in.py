@@ -30,7 +30,9 @@ def running_on(way: Way, engine: Engine) -> Iterator[None]:
     def run(x: Tensor) -> Tensor:
         nonlocal calls
         calls += 1
-        logits = torch.from_numpy(engine.run(x.detach().float().cpu().numpy())).to(x.device)
+        logits = torch.from_numpy(engine.run((x.float() if x.is_floating_point() else x).detach().cpu().numpy())).to(
+            x.device
+        )
         return logits.double() if x.dtype == torch.float64 else logits
 
     def forward(*args: Any, **kwargs: Any) -> Tensor:

@@ -21,7 +21,7 @@ from hqp_lightning.loop.trainer import load_validation
 from hqp_lightning.loop.untouched import fixed_seed
 from hqp_lightning.surgery.copying import copied
 
-__all__ = ["CALIBRATION_SEED", "check_exportable", "exportable"]
+__all__ = ["CALIBRATION_SEED", "check_exportable", "exportable", "on_cpu"]
 
 CALIBRATION_SEED = 0
 
@@ -63,7 +63,7 @@ def exportable(network: nn.Module, call: Call) -> tuple[nn.Module, Tensor]:
     Raises:
         ConfigurationError: the call has not one tensor, or does not return one.
     """
-    twin, call = copied(network), call.map(_on_cpu)
+    twin, call = copied(network), call.map(on_cpu)
     tensors = call.tensors()
     out = call.on(twin) if len(tensors) == 1 else None
     if len(tensors) != 1 or not isinstance(out, Tensor):
@@ -78,7 +78,8 @@ def exportable(network: nn.Module, call: Call) -> tuple[nn.Module, Tensor]:
     return OneTensor(twin, call).eval(), tensors[0]
 
 
-def _on_cpu(x: Tensor) -> Tensor:
+def on_cpu(x: Tensor) -> Tensor:
+    """On the CPU; floats in float32, bytes as they are."""
     return x.detach().cpu().float() if x.is_floating_point() else x.detach().cpu()
 
 

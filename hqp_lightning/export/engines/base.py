@@ -38,7 +38,7 @@ class Engine(ABC):
 
     @abstractmethod
     def run(self, batch: np.ndarray) -> np.ndarray:
-        """Return the logits ``(batch, classes)`` of a float32 batch of any size."""
+        """Return the logits ``(batch, classes)`` of a batch of any size, float32 or of the model's own type."""
 
     def latency_ms(self, batch: np.ndarray) -> float:
         """Run one batch and return how long it took, milliseconds: wall time, unless the runtime has a better clock."""

@@ -37,12 +37,13 @@ class _OnnxRuntimeEngine(Engine):
         self._session: onnxruntime.InferenceSession | None = onnxruntime.InferenceSession(
             str(onnx), options, providers=["CPUExecutionProvider"]
         )
-        self._input = self._session.get_inputs()[0].name
+        entry = self._session.get_inputs()[0]
+        self._input, self._dtype = entry.name, np.uint8 if entry.type == "tensor(uint8)" else np.float32
 
     def run(self, batch: np.ndarray) -> np.ndarray:
         if self._session is None:
             raise ExportError(f"the engine of {self.path} is closed: build it again")
-        (logits,) = self._session.run(None, {self._input: np.ascontiguousarray(batch, dtype=np.float32)})
+        (logits,) = self._session.run(None, {self._input: np.ascontiguousarray(batch, dtype=self._dtype)})
         return logits
 
     def close(self) -> None:

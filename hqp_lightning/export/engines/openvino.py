@@ -55,6 +55,7 @@ class _OpenVINOEngine(Engine):
 
     def _compile(self, batch: int) -> Any:
         model = self._core.read_model(self.path)
+        self._dtype = model.input(0).get_element_type().to_dtype()
         shape = model.input(0).get_partial_shape()
         shape[0] = batch
         model.reshape({model.input(0): shape})
@@ -74,7 +75,7 @@ class _OpenVINOEngine(Engine):
         if key not in self._requests:
             self._requests[key] = self._compile(key)
         request = self._requests[key]
-        request.infer({0: np.ascontiguousarray(batch, dtype=np.float32)}, share_inputs=True)
+        request.infer({0: np.ascontiguousarray(batch, dtype=self._dtype)}, share_inputs=True)
         return request.get_output_tensor(0).data.copy()  # the request reuses its own buffer
 
     def close(self) -> None:
