@@ -1,16 +1,18 @@
-"""The code that the documentation shows runs."""
+"""The code that the documentation shows runs, and so does every line of its table, with both callbacks."""
 
 import re
 from pathlib import Path
 
 import pytest
 import torch
-from classifier import Classifier
+from classifier import Classifier, accuracy_by_hand, macs_of
+from habits import HABITS
 from lightning.pytorch import LightningDataModule, seed_everything
 from sklearn.datasets import load_digits
 from torch.utils.data import DataLoader, TensorDataset
 
-from hqp_lightning import load_pruned
+from hqp_lightning import HQPPruning, Int8Export, load_pruned
+from hqp_lightning.callbacks import export as export_callback
 from hqp_lightning.report import read_json
 
 DOCS = Path(__file__).parents[1] / "docs"
@@ -54,3 +56,58 @@ def test_the_loop_with_everything_in_it(tmp_path, monkeypatch, capsys):
     loaded = load_pruned(Classifier, "deploy/pruned.ckpt")
     assert sum(p.numel() for p in loaded.net.parameters()) == report.pruned.params
     assert all(torch.equal(t, loaded.state_dict()[n]) for n, t in names["pruned"].state_dict().items())
+
+
+TABLE = (DOCS / "supported.md").read_text(encoding="utf-8").partition("| part of the loop |")[2].partition("\n\n")[0]
+ROWS = re.findall(r"^\| (.*?) \|", TABLE, re.MULTILINE)
+EXPORT = {"engines": ["onnxruntime"], "rtx": (), "threads": 1, "latency_runs": 1, "calibration_batches": 2}
+
+
+def test_every_line_of_the_table_is_run():
+    assert list(HABITS) == ROWS
+
+
+@pytest.mark.filterwarnings("ignore")  # of Lightning and torch, on habits that they would rather not see
+@pytest.mark.parametrize(("row", "habit"), [(r, h) for r, habits in HABITS.items() for h in habits])
+def test_a_line_of_the_table_with_both_callbacks(make_trainer, tmp_path, digits, monkeypatch, row, habit):
+    monkeypatch.setattr(export_callback, "write_html", lambda *_: None)  # a second, and the same for all
+    x, y = habit.data(*digits)
+    pair = [DataLoader(TensorDataset(x[a:b], y[a:b]), 32) for a, b in ((0, 96), (1200, 1264))]
+    data = habit.loaders(*pair)
+    data = data if isinstance(data, tuple) else (data,)
+    settings = {k: v(tmp_path) if callable(v) else v for k, v in habit.settings.items()}
+    epochs = settings.pop("max_epochs", 2)
+    trained, folder = habit.model(), tmp_path / "deploy"
+
+    def fit(epochs, model, **kwargs):
+        pruning = HQPPruning("val_acc", 0.9, **{"step": 0.2, "recalibrate_batches": 1, **habit.pruning})
+        export = Int8Export(folder, **EXPORT)
+        trainer = make_trainer(epochs, [*habit.before(), pruning, export, *habit.after()], **settings)
+        trainer.fit(habit.fitted(model), *data, **kwargs)
+        return trainer, pruning, export
+
+    if row.startswith("a process that is killed"):
+        with pytest.raises(SystemExit):
+            fit(epochs, trained)
+    if row.startswith(("a process that is killed", "`fit(ckpt_path")):
+        fit(1, habit.model()) if "killed" not in row else None
+        (last,) = tmp_path.rglob("last.ckpt")
+        trained = habit.model()
+        trainer, pruning, export = fit(epochs, trained, ckpt_path=last)
+    else:
+        trainer, pruning, export = fit(epochs, trained)
+    outcomes = {r.outcome for r in pruning.records}
+    if habit.outcome is None:
+        assert (outcomes, export.report) == (set(), None)
+        return
+    assert outcomes == {habit.outcome}
+    kept = [r.macs for r in pruning.records if r.outcome == "kept"]
+    macs = kept[-1] if kept else export.report.baseline.macs
+    assert export.report.int8.macs == macs == macs_of(folder / "model.onnx")
+    if y.dim() == 1 and y.max() == 9:
+        images, labels = habit.prepared(x[1200:1264]), y[1200:1264]
+        half = settings.get("limit_val_batches") == 1
+        images, labels = (images[:32], labels[:32]) if half else (images, labels)
+        by_hand = accuracy_by_hand(folder / "model.int8.onnx", images, labels)
+        assert export.report.int8.accuracy == pytest.approx(by_hand, abs=0.04 if "true" in row else 1e-6)
+    habit.then(trainer, trained, folder)

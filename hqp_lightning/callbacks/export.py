@@ -71,7 +71,7 @@ class Int8Export(Callback):
         batch_size: images per timed call.
         threads: CPU threads of the timed engines; all by default.
         latency_runs: timed calls per engine.
-        loss_fn: needed for batches that are not ``(x, y)``, see `FisherAccumulator`.
+        loss_fn: asked what the network receives of a batch where ``validation_step`` does not tell.
 
     Raises:
         ConfigurationError: an argument out of range; before training: an unwritable ``dirpath``, no budget, or a

@@ -18,7 +18,7 @@ from hqp_lightning.loop.calls import Receiver, first_call, step_arguments
 from hqp_lightning.loop.parts import Way
 from hqp_lightning.loop.untouched import untouched
 
-EXPORT = {"engines": ["onnxruntime"], "threads": 1, "latency_runs": 1, "calibration_batches": 2}
+EXPORT = {"engines": ["onnxruntime"], "rtx": (), "threads": 1, "latency_runs": 1, "calibration_batches": 2}
 
 
 class ByName(nn.Module):
