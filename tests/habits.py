@@ -35,6 +35,7 @@ class Habit:
         fitted: what ``trainer.fit`` gets for the module.
         prepared: what the network receives of an image.
         outcome: of the steps; None: nothing is pruned or exported.
+        fails: the export does.
         then: ``then(trainer, model, folder)`` after ``fit``.
     """
 
@@ -48,6 +49,7 @@ class Habit:
     fitted: Callable = lambda model: model
     prepared: Callable = lambda x: x
     outcome: str | None = "kept"
+    fails: bool = False
     then: Callable = lambda trainer, model, folder: None
 
 
@@ -119,6 +121,23 @@ class Stopped(Classifier):
             Stopped.ended = True
             raise SystemExit
         return super().training_step(batch, batch_idx)
+
+
+class Attentive(Classifier):
+    def __init__(self):
+        super().__init__()
+        encoder = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True)
+        self.net = nn.Sequential(*small_net()[:7], Tokens(), nn.Linear(64, 16), encoder, Mean(), nn.Linear(16, 10))
+
+
+class Tokens(nn.Module):
+    def forward(self, x):
+        return x.flatten(2).transpose(1, 2)
+
+
+class Mean(nn.Module):
+    def forward(self, x):
+        return x.mean(1)
 
 
 class Late(Classifier):
@@ -316,7 +335,11 @@ HABITS = {
         Habit(settings={"accumulate_grad_batches": 2, "gradient_clip_val": 0.5, "precision": "bf16-mixed"}),
         Habit(settings={"plugins": lambda folder: [MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu"))]}),
     ],
-    "`bf16-true`, `64-true`": [Habit(settings={"precision": p}) for p in ("bf16-true", "64-true")],
+    "`bf16-true`, `64-true`, attention layers": [
+        Habit(settings={"precision": "bf16-true"}),
+        Habit(settings={"precision": "64-true"}),
+        Habit(Attentive),
+    ],
     "Fisher scores under `bf16-mixed`, `16-mixed`": [
         Habit(settings={"precision": "bf16-mixed"}, pruning={"estimator": "weight"})
     ],
@@ -376,6 +399,7 @@ HABITS = {
     "`val_check_interval` < 1, `check_val_every_n_epoch` > 1, `limit_val_batches`, `overfit_batches`": [
         Habit(settings={"val_check_interval": 0.5, "limit_val_batches": 1})
     ],
+    "an export that fails": [Habit(fails=True)],
     "several validation loaders": [
         Habit(TwoLoaders, loaders=lambda train, val: (train, [val, train]), settings={"num_sanity_val_steps": 2})
     ],
