@@ -10,7 +10,7 @@ import numpy as np
 from hqp_lightning.core.histogram import Histogram
 from hqp_lightning.errors import ConfigurationError
 
-__all__ = ["ACTIVATION_TYPES", "LEAST_SCALE", "METHODS", "Range", "compute_range"]
+__all__ = ["ACTIVATION_TYPES", "LEAST_SCALE", "METHODS", "Range", "compute_range", "quantization_errors"]
 
 METHODS = ("max", "percentile", "mse", "entropy")
 """How a range is chosen from a histogram, see `compute_range`."""
@@ -25,7 +25,11 @@ _CANDIDATES, _FINER = 256, 32
 
 @dataclass(frozen=True, slots=True)
 class Range:
-    """``[low, high]``, that holds zero, on an equidistant grid: ``x ≈ scale * (q - zero_point)``.
+    """``[low, high]``, that holds zero, on an equidistant grid: ``x ≈ factor * scale * (q - zero_point) + shift``.
+
+    What is rounded is ``(x - shift) / factor``, and its range is ``[low, high]``. ``factors`` and ``shifts`` have one
+    for each channel of an activation, or are empty; the readers take the factors into their weights, the shifts into
+    their biases, see `hqp_lightning.core.equalization`.
 
     >>> Range(-0.375, 6.0, "uint8").zero_point, Range(-2.54, 2.54).scale
     (15, 0.02)
@@ -34,6 +38,8 @@ class Range:
     low: float
     high: float
     activation_type: str = "int8"
+    factors: tuple[float, ...] = ()
+    shifts: tuple[float, ...] = ()
 
     @classmethod
     def symmetric(cls, amax: float) -> Range:
@@ -141,21 +147,34 @@ def _near(best: float, end: float) -> np.ndarray:
     return candidates[np.abs(candidates) <= abs(end)]
 
 
-def _errors(edges: np.ndarray, counts: np.ndarray, low: np.ndarray, high: np.ndarray, *, levels: int) -> np.ndarray:
-    """Squared quantization error of each candidate, if values are spread evenly over each bin.
+def quantization_errors(edges: np.ndarray, low: np.ndarray, high: np.ndarray, *, levels: int) -> np.ndarray:
+    """Squared quantization error within each bin, for each candidate range, if values are spread evenly over a bin.
 
     With the step *s* and the level *n* = round(x/s), kept within the integers, the error's integral over *x* is
     ∫₀ˣ (t - n(t)·s)² dt = n·s³/12 + (x - n·s)³/3.
+
+    Args:
+        edges: of the bins, ``(bins + 1,)``.
+        low: ``(candidates,)``, at most 0.
+        high: ``(candidates,)``.
+        levels: the largest integer minus that of ``low``.
+
+    Returns:
+        ``(candidates, bins)``, for one value a bin and up to the width of the bins.
     """
-    return np.array([_error(edges, counts, *ends, levels) for ends in zip(low, high, strict=True)])
+    return np.array([_bin_errors(edges, *ends, levels) for ends in zip(low, high, strict=True)])
 
 
-def _error(edges: np.ndarray, counts: np.ndarray, low: float, high: float, levels: int) -> float:
+def _errors(edges: np.ndarray, counts: np.ndarray, low: np.ndarray, high: np.ndarray, *, levels: int) -> np.ndarray:
+    return np.array([counts @ _bin_errors(edges, *ends, levels) for ends in zip(low, high, strict=True)])
+
+
+def _bin_errors(edges: np.ndarray, low: float, high: float, levels: int) -> np.ndarray:
     step = (high - low) / levels
     zero = round(-low / step)
     level = np.rint(edges / step).clip(-zero, levels - zero)
     rest = edges - level * step
-    return float(counts @ np.diff(level * (step**3 / 12) + rest * rest * rest / 3))
+    return np.diff(level * (step**3 / 12) + rest * rest * rest / 3)
 
 
 def _entropy(hist: Histogram) -> float:

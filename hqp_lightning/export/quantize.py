@@ -18,6 +18,7 @@ from onnx import helper, numpy_helper
 from hqp_lightning.core.calibration import LEAST_SCALE, Range
 from hqp_lightning.errors import ExportError
 from hqp_lightning.export.artifact import describe, load_model
+from hqp_lightning.export.equalize import rescale_
 from hqp_lightning.export.placement import Placement, placements
 from hqp_lightning.records import OnnxArtifact
 
@@ -65,7 +66,7 @@ def quantize(
 
 
 def insert_qdq_(model: onnx.ModelProto, placed: Iterable[Placement], ranges: Mapping[str, Range]) -> onnx.ModelProto:
-    """Put the quantizers into a float model, in place, and return it.
+    """Put the quantizers into a float model, in place, and return it; factors and shifts of the ranges are carried out.
 
     Args:
         model: what `load_model` read.
@@ -75,13 +76,14 @@ def insert_qdq_(model: onnx.ModelProto, placed: Iterable[Placement], ranges: Map
     Raises:
         ExportError: a range is missing.
     """
-    graph = model.graph
+    graph, placed = model.graph, list(placed)
+    missing = sorted({p.tensor for p in placed} - set(ranges))
+    if missing:
+        raise ExportError(f"no range for tensor {missing[0]!r} ({len(missing)} missing): collect_ranges on this file")
+    placed, ranges = rescale_(model, placed, ranges)
     places: dict[str, list[Placement]] = {}
     for place in placed:
         places.setdefault(place.node, []).append(place)
-    missing = sorted({p.tensor for at_node in places.values() for p in at_node} - set(ranges))
-    if missing:
-        raise ExportError(f"no range for tensor {missing[0]!r} ({len(missing)} missing): collect_ranges on this file")
     stored = {i.name: i for i in graph.initializer}
     floors = _bias_floors(graph.node, stored, places, ranges)
     pairs: dict[tuple[str, int | None], str] = {}

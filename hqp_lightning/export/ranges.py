@@ -5,19 +5,22 @@ from __future__ import annotations
 import math
 import os
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx
 from onnx import helper
 
-from hqp_lightning.core import histogram
+from hqp_lightning.core import equalization, histogram
 from hqp_lightning.core.calibration import Range, compute_range
+from hqp_lightning.core.equalization import offset
 from hqp_lightning.errors import ExportError
 from hqp_lightning.export.artifact import describe, load_model
-from hqp_lightning.export.placement import quantized_tensors
+from hqp_lightning.export.choosing import least_noise, rescaled
+from hqp_lightning.export.equalize import centrable, equalizable, shiftable
+from hqp_lightning.export.placement import placements
 from hqp_lightning.records import OnnxArtifact
 
 if TYPE_CHECKING:
@@ -29,6 +32,8 @@ __all__ = ["DEFAULT_METHOD", "collect_ranges"]
 DEFAULT_METHOD = "mse"
 """How `collect_ranges` chooses a range; `hqp_lightning.core.calibration.METHODS` are the others."""
 
+_JUDGED = 16  # samples on which ranges with and without factors are compared
+_OFFSET = 0.25
 _PASS = 8  # samples whose activations are in memory at a time, however large the batches are
 
 
@@ -65,21 +70,35 @@ def collect_ranges(
         ExportError: no batches, or a batch of the wrong shape.
         ConfigurationError: unknown method or type, or an activation is NaN or infinite.
     """
-    artifact = describe(onnx_path)
-    names = quantized_tensors(onnx_path, quantize_hardswish=quantize_hardswish, quantize_se=quantize_se)
+    artifact, model = describe(onnx_path), load_model(onnx_path)
+    placed = placements(onnx_path, quantize_hardswish=quantize_hardswish, quantize_se=quantize_se)
+    names = list(dict.fromkeys(p.tensor for p in placed))
     inner = [name for name in names if name != artifact.input_name]
     session = _session(onnx_path, [name for name in inner if name != artifact.output_name], threads)
     histograms = {name: histogram.init() for name in names}
+    channels = {name: equalization.init(count) for name, count in equalizable(model, placed).items()}
+    shifted = shiftable(model, placed) if activation_type == "int8" else {}
+    ends = {name: (np.full(count, np.inf), np.full(count, -np.inf)) for name, count in shifted.items()}
+    judged: list[np.ndarray] = []
 
     def count(values: dict[str, np.ndarray]) -> None:
         for name in names:  # popped, so that the activations are freed as they are counted
-            histograms[name] = histogram.update(histograms[name], values.pop(name))
+            tensor = values.pop(name)
+            histograms[name] = histogram.update(histograms[name], tensor)
+            if name in channels:
+                channels[name] = equalization.update(channels[name], tensor)
+            if name in ends:
+                others = (0, *range(2, tensor.ndim))
+                low, high = ends[name]
+                ends[name] = np.minimum(low, tensor.min(others)), np.maximum(high, tensor.max(others))
 
     with ThreadPoolExecutor(1) as beside:  # one part is counted while the model runs on the next
         counting = None
         for part in _parts(batches, artifact):
             values = dict(zip(inner, session.run(inner, {artifact.input_name: part}), strict=True)) if inner else {}
             values[artifact.input_name] = part
+            if sum(map(len, judged)) < _JUDGED:
+                judged.append(part)
             if counting is not None:
                 counting.result()
             counting = beside.submit(count, values)
@@ -88,10 +107,18 @@ def collect_ranges(
                 "no calibration batches: pass an iterable that yields at least one (is it used up already?)"
             )
         counting.result()
-    return {
+    del session
+    plain = {
         name: compute_range(hist, method, percentile=percentile, activation_type=activation_type)
         for name, hist in histograms.items()
     }
+    given: dict[str, Any] = {"activation_type": activation_type, "method": method, "percentile": percentile}
+    far = [n for n, h in channels.items() if offset(h) > _OFFSET and centrable(model, placed, n)]
+    kinds: list[tuple[float, Sequence[str]]] = [(1.0, ()), (0.5, ())]
+    if far and activation_type == "int8":
+        kinds.insert(0, (1.0, far))
+    candidates = [rescaled(plain, channels, histograms, ends, *kind, **given) for kind in kinds]
+    return least_noise(model, placed, [*candidates, plain], np.concatenate(judged), threads)
 
 
 def _parts(batches: Iterable[np.ndarray], artifact: OnnxArtifact) -> Iterator[np.ndarray]:

@@ -7,11 +7,11 @@ from collections.abc import Mapping
 
 import numpy as np
 import onnx
-from onnx import helper
 
 from hqp_lightning.core.calibration import Range
 from hqp_lightning.errors import ExportError
 from hqp_lightning.export.artifact import load_model
+from hqp_lightning.export.logits import logits, noise
 from hqp_lightning.export.placement import Placement, placements
 from hqp_lightning.export.quantize import insert_qdq_
 
@@ -52,27 +52,12 @@ def quantization_noise(
     shape = [d.dim_value for d in model.graph.input[0].type.tensor_type.shape.dim][1:]
     if list(batch.shape[1:]) != shape:
         raise ExportError(f"the batch has shape {batch.shape}, expected (batch, {', '.join(map(str, shape))})")
-    reference = _logits(model, batch, threads)
-    signal = float((reference**2).sum()) or 1.0
+    reference = logits(model, batch, threads)
 
-    def noise(placed: list[Placement]) -> float:
+    def alone(placed: list[Placement]) -> float:
         changed = onnx.ModelProto()
         changed.CopyFrom(model)
-        return float(((_logits(insert_qdq_(changed, placed, ranges), batch, threads) - reference) ** 2).sum()) / signal
+        return noise(logits(insert_qdq_(changed, placed, ranges), batch, threads), reference)
 
     placed = placements(onnx_path, quantize_hardswish=quantize_hardswish, quantize_se=quantize_se)
-    return {node: noise([p for p in placed if p.node == node]) for node in dict.fromkeys(p.node for p in placed)}
-
-
-def _logits(model: onnx.ModelProto, batch: np.ndarray, threads: int | None) -> np.ndarray:
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    if threads is not None:
-        options.intra_op_num_threads = threads
-    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    entry = model.graph.input[0]
-    dtype = helper.tensor_dtype_to_np_dtype(entry.type.tensor_type.elem_type)
-    (logits,) = session.run(None, {entry.name: np.ascontiguousarray(batch, dtype=dtype)})
-    logits = logits.reshape(len(batch), -1).astype(np.float64)
-    return logits - logits.mean(axis=1, keepdims=True)
+    return {node: alone([p for p in placed if p.node == node]) for node in dict.fromkeys(p.node for p in placed)}
