@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from math import lcm
 from types import SimpleNamespace
@@ -26,7 +27,7 @@ from hqp_lightning.surgery.walk import Reached, walk
 
 __all__ = ["Coupled", "coupled_groups", "group_norm"]
 
-_OPS = tp.ops.OPTYPE
+_OPS, _index_maps = tp.ops.OPTYPE, tp.dependency.index_mapping.update_index_mapping
 _MIXING = (_OPS.CONV, _OPS.LINEAR)
 _UNSUPPORTED = (_OPS.MHA, _OPS.LSTM, _OPS.EMBED, _OPS.GN)
 _SLICED = (*_MIXING, _OPS.DEPTHWISE_CONV, _OPS.BN, _OPS.IN, _OPS.LN, _OPS.PRELU, _OPS.PARAMETER)
@@ -65,7 +66,17 @@ def coupled_groups(
     graph = tp.DependencyGraph()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        graph.build_dependency(network, None, lambda m, _: run(m), verbose=False)
+        try:
+            graph.build_dependency(network, None, lambda m, _: run(m), verbose=False)
+        except (ArithmeticError, LookupError, TypeError):
+            # One operation whose channels it can't count ends its last part, the maps of indices, for all of them.
+            if not hasattr(graph, "module2node"):
+                raise
+            counted = {"get_out_channels": graph.get_out_channels, "get_in_channels": graph.get_in_channels}
+            for module, node in graph.module2node.items():
+                for part in (tp.dependency.shape_infer.init_shape_information, _index_maps):
+                    with suppress(ArithmeticError, LookupError, TypeError):
+                        part(SimpleNamespace(module2node={module: node}, _2d_4d=graph._2d_4d, **counted))
     return list(_Walker(graph, {m: n for n, m in network.named_modules()}, macs).groups(ignored))
 
 
@@ -97,6 +108,10 @@ class _Item(tuple):
 class _Walker:
     def __init__(self, graph: tp.DependencyGraph, names: dict[nn.Module, str], macs: Mapping[str, float]) -> None:
         self.graph, self.names, self.macs = graph, names, macs
+        self.widest = 0
+        for node in graph.module2node.values():
+            if node.type in _SLICED:
+                self.widest = max(self.widest, graph.get_in_channels(node) or 0, graph.get_out_channels(node) or 0)
 
     def groups(self, ignored: set[nn.Module]) -> Iterator[Coupled]:
         seen: set[nn.Module] = set()
@@ -104,11 +119,19 @@ class _Walker:
             if module in ignored or module in seen or not isinstance(module, (nn.Conv2d, nn.Linear)):
                 continue
             pruner = self.graph.get_pruner_of_module(module)
-            reached, ties, hidden = walk(node, pruner.prune_out_channels, pruner.get_out_channels(module))
+            width = pruner.get_out_channels(module)
+            reached, ties, hidden = walk(node, pruner.prune_out_channels, width, self._count)
             written = {r.node.module for r in reached if self.graph.is_out_channel_pruning_fn(r.handler)}
             seen |= written
             if not written & ignored and not self._is_head(reached):
                 yield self._coupled(reached, ties, hidden)
+
+    def _count(self, node: Any, handler: Any) -> int:
+        """The channels where ``handler`` prunes ``node``; the widest layer's where it has no number of its own."""
+        if node.type not in _SLICED:
+            return self.widest
+        reads = handler == self.graph.get_pruner_of_module(node.module).prune_in_channels
+        return (self.graph.get_in_channels if reads else self.graph.get_out_channels)(node) or self.widest
 
     def _is_head(self, reached: list[Reached]) -> bool:
         """Whether cutting would take outputs of the network."""
@@ -127,6 +150,8 @@ class _Walker:
             elif r.node.type in _SLICED and not (r.node.type == _OPS.PRELU and layer.num_parameters == 1):
                 slices.append(self._slice(r))
                 problem = problem or self._misread(r)
+            elif self.widest in r.roots:
+                problem = problem or "on the way positions are taken for channels"
         if hidden:
             problem = f"its channels go into or come from what can't be cut: {_listed(hidden)}"
         elif blocks is None:
@@ -157,8 +182,7 @@ class _Walker:
     def _misread(self, r: Reached) -> str:
         """Why the indices of a layer can't be right; empty if they may be."""
         node = r.node
-        reads = r.handler == self.graph.get_pruner_of_module(node.module).prune_in_channels
-        count = (self.graph.get_in_channels if reads else self.graph.get_out_channels)(node)
+        count = self._count(node, r.handler)
         name = self.names.get(node.module) or self.graph._param_to_name.get(node.module, "")
         if max(r.roots, default=0) >= count:
             return (
@@ -182,9 +206,7 @@ class _Walker:
         for r in reached:
             name = self.names.get(r.node.module, "")
             if name in self.macs:
-                reads = self._slice(r).side == IN
-                count = (self.graph.get_in_channels if reads else self.graph.get_out_channels)(r.node)
-                total += self.macs[name] * len(r.roots) / count
+                total += self.macs[name] * len(r.roots) / self._count(r.node, r.handler)
         return total / len(reached[0].roots)
 
     def _parts(self, reached: list[Reached]) -> set[int]:

@@ -175,7 +175,8 @@ def _coupled(
 
 def _untraceable(network: nn.Module, call: Call, error: Exception) -> ConfigurationError:
     return ConfigurationError(
-        f"could not run and trace {type(network).__name__} with inputs of shape {list(call.shapes())}: {error}"
+        f"could not run and trace {type(network).__name__} with inputs of shape {list(call.shapes())}: "
+        f"{str(error) or type(error).__name__}"
     )
 
 

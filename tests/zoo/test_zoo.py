@@ -1,4 +1,4 @@
-"""Published classifiers as they are: prune, train a step, roll back, prune again, export; at 64 px, random weights."""
+"""Published classifiers as they are: prune, train a step, roll back, prune again, export; at 32 px, random weights."""
 
 import copy
 
@@ -12,14 +12,14 @@ from torchvision import models
 from hqp_lightning.export import export_onnx
 from hqp_lightning.surgery import Shadow, apply_cut_, apply_structure_, record, restore_, slice_optimizers_, take
 
-PX = 64
+PX = 32
 
 
 def vgg16_bn():
     network = models.vgg16_bn(num_classes=10)
-    # 128 wide instead of 4096: half a gigabyte of random weights would test nothing more. And at 64 px there are 2x2
-    # positions, which ONNX can't pool to 7x7; 2x2 keeps several inputs per channel.
-    network.avgpool = nn.AdaptiveAvgPool2d(2)
+    # 128 wide instead of 4096: half a gigabyte of random weights would test nothing more. And at 32 px there is one
+    # position, which ONNX can't pool to 7x7; without the last pooling it is 2x2: several inputs per channel.
+    network.features[-1], network.avgpool = nn.Identity(), nn.AdaptiveAvgPool2d(2)
     network.classifier[0], network.classifier[3] = nn.Linear(512 * 4, 128), nn.Linear(128, 128)
     network.classifier[6] = nn.Linear(128, 10)
     return network

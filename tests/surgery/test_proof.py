@@ -1,0 +1,152 @@
+"""What a proof finds: kinds of networks whose channels a graph that goes by sizes follows wrongly."""
+
+import logging
+import threading
+import time
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.utils import parametrizations
+
+from hqp_lightning.errors import ConfigurationError, SurgeryError
+from hqp_lightning.surgery import Shadow, apply_cut_, tracing
+from hqp_lightning.surgery.limit import time_limit
+
+X = torch.randn(2, 3, 8, 8)
+
+
+class Way(nn.Module):
+    """Two convolutions with something between them."""
+
+    def __init__(self, way, read=16):
+        super().__init__()
+        self.first, self.norm = nn.Conv2d(3, 16, 3, padding=1), nn.BatchNorm2d(16)
+        self.way, self.second, self.head = way, nn.Conv2d(read, 8, 1), nn.Linear(8, 4)
+
+    def forward(self, x):
+        return self.head(self.second(self.way(self.norm(self.first(x)).relu())).relu().mean((2, 3)))
+
+
+def shuffled(x):
+    n, c, h, w = x.shape
+    return x.view(n, 4, c // 4, h, w).transpose(1, 2).reshape(n, c, h, w)
+
+
+def convolved(x):
+    kernel = torch.tensor([[[0.2, 0.5, 0.3]]], dtype=x.dtype)
+    vector = nn.functional.conv1d(x.mean((2, 3))[:, None], kernel, padding=1)
+    return x * vector.sigmoid()[:, 0, :, None, None]
+
+
+WRONG = {
+    "shuffle": (shuffled, 16),
+    "flip": (lambda x: x.flip(1), 16),
+    "roll": (lambda x: x.roll(1, 1), 16),
+    "convolution over the channel vector": (convolved, 16),
+    "constant": (lambda x: x.view(-1, 16, x.shape[2], x.shape[3]), 16),
+    "fixed split": (lambda x: x.split([4, 12], 1)[1], 12),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_groups_that_would_compute_something_else_are_left_out_and_told_once(name, caplog):
+    network = Way(*WRONG[name])
+    with caplog.at_level(logging.WARNING):
+        shadow = Shadow(network, [X])
+        Shadow(network, [X])
+    assert [(n.group, n.status) for n in shadow.notes] == [("first", "left out")]
+    assert [g.name for g in shadow.groups()] == ["second"]
+    assert len(caplog.records) == 1
+    assert "first: " in caplog.text
+
+
+def multiplied(x):
+    u, v = x.chunk(2, 1)
+    return u * v.sigmoid()
+
+
+def apart(x):
+    u, v = x.chunk(2, 1)
+    return torch.cat([u.tanh(), v.sigmoid()], 1)
+
+
+GATED = {"halves that are multiplied": (multiplied, 8), "halves that go different ways": (apart, 16)}
+
+
+@pytest.mark.parametrize("name", GATED)
+def test_halves_lose_the_same_channels(name):
+    network = Way(*GATED[name])
+    shadow = Shadow(network, [X])
+    group = next(g for g in shadow.groups() if g.name == "first")
+    assert (group.blocks, group.gates) == (2, 8)
+    with pytest.raises(SurgeryError, match="go together"):
+        shadow.cut({"first": (0, 1)})
+    apply_cut_(network, shadow.cut({"first": (0, 3, 8, 11)}))
+    assert network.first.out_channels == 12
+    assert network(X).shape == (2, 4)
+
+
+def test_a_softmax_over_channels_is_an_approximation():
+    shadow = Shadow(Way(lambda x: x.softmax(1)), [X])
+    assert [(n.group, n.status) for n in shadow.notes] == [("first", "approximate")]
+    assert {g.name for g in shadow.groups()} == {"first", "second"}
+
+
+@pytest.mark.parametrize("normed", [parametrizations.weight_norm, parametrizations.spectral_norm])
+def test_reparametrized_layers_are_left_alone_and_the_rest_is_pruned(normed):
+    network = Way(nn.Sequential(normed(nn.Conv2d(16, 16, 1)), nn.ReLU(), nn.Conv2d(16, 16, 1)))
+    shadow = Shadow(network, [X])
+    assert all("a parametrization" in n.reason for n in shadow.notes)
+    assert {n.group for n in shadow.notes} == {"first", "way.0"}
+    assert {g.name for g in shadow.groups()} == {"way.2", "second"}
+
+
+def test_a_branch_that_starts_at_zero_hides_nothing():
+    network = Way(shuffled)
+    nn.init.zeros_(network.norm.weight)  # as zero-initialised residual branches
+    assert [n.group for n in Shadow(network, [X]).notes] == ["first"]
+
+
+class Slow(nn.Module):
+    """Takes its time in every forward that autograd follows, as a trace does."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner = nn.Sequential(nn.Conv2d(16, 16, 1))
+
+    def forward(self, x):
+        for _ in range(500 if torch.is_grad_enabled() else 0):
+            time.sleep(0.01)
+        return self.inner(x)
+
+
+def test_a_trace_that_takes_too_long_names_the_module_and_works_without_it(monkeypatch):
+    monkeypatch.setattr(tracing, "LIMIT_S", 0.2)
+    with pytest.raises(ConfigurationError, match=r"longer than 0.2 s, in 'way'.*ignore=\['way'\]"):
+        Shadow(Way(Slow()), [X])
+    shadow = Shadow(Way(Slow()), [X], ignore=["way"])
+    assert [g.name for g in shadow.groups()] == ["second"]
+
+
+def test_the_limit_interrupts_any_thread_and_leaves_nothing_behind():
+    said = []
+
+    def work():
+        try:
+            with time_limit(0.1):
+                while True:
+                    try:
+                        time.sleep(0.01)
+                    except Exception:  # what catches everything must not catch this
+                        continue
+        except TimeoutError as error:
+            said.append(str(error))
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join(10)
+    with time_limit(0.05):
+        pass
+    time.sleep(0.1)
+    assert said == ["not finished after 0.1 s"]
