@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -9,7 +10,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from hqp_lightning.callbacks.fisher import FisherAccumulator, shared
 from hqp_lightning.core.calls import Call
-from hqp_lightning.core.search import Search, advance, finish
+from hqp_lightning.core.search import advance, finish
 from hqp_lightning.core.verdict import check_budget
 from hqp_lightning.errors import SurgeryError
 from hqp_lightning.loop.averaging import scored
@@ -19,10 +20,11 @@ from hqp_lightning.loop.options import MAGNITUDE, PruningOptions
 from hqp_lightning.loop.trainer import check_trainer, loose, monitored, validate_now
 from hqp_lightning.loop.twins import Twins
 from hqp_lightning.records import Budget, StepRecord
-from hqp_lightning.search.judging import healed, judge_, may_step_, note_
-from hqp_lightning.search.operation import leave_, prune_, undo_
+from hqp_lightning.search.fits import enter_, leave_, opened
+from hqp_lightning.search.judging import doubts, may_step_, weigh_
+from hqp_lightning.search.operation import prune_, undo_
 from hqp_lightning.search.state import PruningState
-from hqp_lightning.search.telling import announce, show_saliency
+from hqp_lightning.search.telling import announce, say, say_once, show_saliency
 from hqp_lightning.search.tracing import dense_shadow, magnitudes
 
 __all__ = ["HQPPruning"]
@@ -112,23 +114,26 @@ class HQPPruning(Callback):
         )
         of = module, ignore, loss_fn, fisher_batches
         self.own_fisher = FisherAccumulator("gate" if estimator == MAGNITUDE else estimator, *of)
-        self.state = PruningState(Search(step, min_step), baseline)
+        self.state = opened(self.options)
         self._fisher = self.own_fisher
         self._example = Call()
         self._twins: Twins | None = None
+        self._module: weakref.ref[LightningModule] | None = None
+        self._told: set[str] = set()
 
     @property
     def records(self) -> tuple[StepRecord, ...]:
         """Every step so far, with its outcome and reason."""
         return tuple(self.state.records)
 
-    # -- before training ------------------------------------------------------------------------------------------
-
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Refuse what can't work, and make checkpoints carry the structure."""
         if stage == "fit":
             check_trainer(trainer, self)
-            self._example = Call()
+            self._example, self._told = Call(), set()
+            if self._module is not None and self._module() is not pl_module:
+                self.state = opened(self.options)  # of another module; that of a checkpoint is loaded later
+            self._module = weakref.ref(pl_module)
             self._fisher = shared(trainer, self, self.own_fisher, self.options.estimator)
             carry_structure(pl_module)
 
@@ -138,6 +143,8 @@ class HQPPruning(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Trace the network once, and measure the baseline if pruning may start at once."""
+        if (line := enter_(trainer, pl_module, self.state)) is not None:
+            say(trainer, line)
         self._example, self._twins, shadow = dense_shadow(trainer, pl_module, self.state, self.options)
         if not self.state.channels:
             self.state.channels = {g.name: g.channels for g in shadow.groups()}
@@ -146,13 +153,11 @@ class HQPPruning(Callback):
         if due and self.state.dense is None and not loose(trainer).fast_dev_run:
             validate_now(trainer)
 
-    # -- validation: measure and decide ---------------------------------------------------------------------------
-
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Scores are only measured when a step may follow."""
         if self._fisher is self.own_fisher:
             soon = trainer.current_epoch + 1 >= self.options.start_epoch
-            self.own_fisher.active = soon and self.state.search.ended is None and self.options.estimator != MAGNITUDE
+            self.own_fisher.active = soon and self.state.search.stopped is None and self.options.estimator != MAGNITUDE
             self.own_fisher.on_validation_start(trainer, pl_module)
 
     def on_validation_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any, **kwargs: Any) -> None:
@@ -168,16 +173,14 @@ class HQPPruning(Callback):
         if self._fisher is self.own_fisher:
             self.own_fisher.on_validation_end(trainer, pl_module)
         state, options, model = self.state, self.options, scored(trainer, pl_module)
-        if state.pending is None:
-            note_(state, model, find_network(pl_module, options.module)[1], score, self.budget.mode)
-        elif healed(trainer, state.pending, options.every_n_epochs):
-            record = judge_(state, trainer, model, score, self.budget, options)
-            if record is not None:
-                self._tell(trainer, record)
+        network, saliency = find_network(pl_module, options.module)[1], {}
+        if (record := weigh_(state, trainer, model, network, score, self.budget, options)) is not None:
+            self._tell(trainer, record)
         if state.pending is None and not state.rollback_due:
             by_weights = options.estimator == MAGNITUDE
-            scores = magnitudes(pl_module, state, options, self._example) if by_weights else self._fisher.saliency()
-            state.rank_by(scores)
+            saliency = magnitudes(pl_module, state, options, self._example) if by_weights else self._fisher.saliency()
+            state.rank_by(saliency)
+        say_once(trainer, self._told, doubts(state, score, saliency, self.budget))
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Roll back what was judged too expensive, then make the next step."""
@@ -205,8 +208,6 @@ class HQPPruning(Callback):
         """A checkpoint of the last epoch leaves nothing to train: then no hook of training was called."""
         if self._example == Call():
             self.on_train_end(trainer, pl_module)
-
-    # -- checkpoints and telling ----------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
         """The whole search, so that a resumed run goes on as if it had not been interrupted."""

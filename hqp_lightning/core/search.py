@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-__all__ = ["Search", "advance", "finish"]
+__all__ = ["Search", "advance", "finish", "pause", "resume"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,12 +16,19 @@ class Search:
         min_step: below this step the search ends.
         index: number of the next step, from 1.
         ended: the reason why no further step is tried, or None.
+        paused: the reason why none is tried in this ``fit``; a further one goes on.
     """
 
     step: float
     min_step: float
     index: int = 1
     ended: str | None = None
+    paused: str | None = None
+
+    @property
+    def stopped(self) -> str | None:
+        """Why no step is tried now, or None."""
+        return self.ended or self.paused
 
 
 def advance(search: Search, kept: bool) -> Search:
@@ -44,3 +51,19 @@ def advance(search: Search, kept: bool) -> Search:
 def finish(search: Search, reason: str) -> Search:
     """The search, ended for a reason; the first reason stays."""
     return search if search.ended else replace(search, ended=reason)
+
+
+def pause(search: Search, reason: str) -> Search:
+    """The search, stopped for as long as this ``fit`` lasts; the first reason stays.
+
+    Examples:
+        >>> s = pause(Search(0.05, 0.02), "fit ended")
+        >>> s.stopped, resume(s).stopped, resume(finish(s, "too small")).stopped
+        ('fit ended', None, 'too small')
+    """
+    return replace(search, paused=search.paused or reason)
+
+
+def resume(search: Search) -> Search:
+    """The search in another ``fit``: what ended for good stays so."""
+    return replace(search, paused=None)

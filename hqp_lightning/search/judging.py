@@ -2,24 +2,47 @@
 
 from __future__ import annotations
 
-from lightning.pytorch import Trainer
-from torch import nn
+import math
+from collections.abc import Iterator, Mapping
 
-from hqp_lightning.core.search import advance, finish
+from lightning.pytorch import Trainer
+from torch import Tensor, nn
+
+from hqp_lightning.core.search import advance, finish, pause
 from hqp_lightning.core.verdict import judge, score_drop
 from hqp_lightning.loop.options import PruningOptions
 from hqp_lightning.records import Budget, StepRecord
-from hqp_lightning.search.state import Accepted, PruningState
+from hqp_lightning.search.state import NO_EPOCHS, Accepted, PruningState
 from hqp_lightning.surgery import take
 
-__all__ = ["healed", "judge_", "may_step_", "note_"]
+__all__ = ["doubts", "healed", "judge_", "may_step_", "note_", "still_learning", "weigh_"]
+
+
+def weigh_(
+    state: PruningState,
+    trainer: Trainer,
+    module: nn.Module,
+    network: nn.Module,
+    score: float,
+    budget: Budget,
+    options: PruningOptions,
+) -> StepRecord | None:
+    """What a validation's score means: returns the step that it closed, if it did."""
+    if state.pending is None:
+        note_(state, module, network, score, budget.mode)
+    elif healed(trainer, state.pending, options.every_n_epochs):
+        return judge_(state, trainer, module, score, budget, options)
+    return None
 
 
 def note_(state: PruningState, module: nn.Module, network: nn.Module, score: float, mode: str) -> None:
     """A score without a pending step: keep the weights if they are the best of their structure.
 
-    The dense model's best score is the baseline, unless the user gave one. ``module`` is what was scored.
+    A score that is not a number says nothing, and keeps nothing. ``module`` is what was scored.
     """
+    if not math.isfinite(score):
+        return
+    state.reached(score, mode)
     best = state.accepted[-1] if state.accepted else state.dense
     if best is not None and score_drop(best.score, score, mode) >= 0:
         return
@@ -40,17 +63,21 @@ def judge_(
     options: PruningOptions,
 ) -> StepRecord | None:
     """Judge the pending step: keep it, or mark it for rollback, and move the search on; None if it may heal further."""
-    verdict = judge(_baseline(state), score, budget)
+    if (baseline := state.reference) is None:
+        raise RuntimeError("a step was made before the dense model was validated")
+    verdict = judge(baseline, score, budget)
     kept = trainer.strategy.reduce_boolean_decision(verdict.kept)
     if not kept and state.pending is not None:
         epochs = trainer.current_epoch - state.pending.epoch + 1
         if epochs < options.every_n_epochs + options.patience:
             return None
+    state.first = baseline if state.first is None else state.first
     outcome = "kept" if kept else "rolled_back"
     record = state.close(outcome, verdict.reason, accuracy=score, accuracy_drop=verdict.drop)
     state.rollback_due = not kept
     if kept:
         state.undo, state.rejected = None, []
+        state.reached(score, budget.mode)
         accepted = Accepted(record.index, score, record.macs, record.params, take(module))
         state.accepted = [*state.accepted, accepted][-options.max_snapshots :]
     state.search = advance(state.search, kept)
@@ -67,19 +94,39 @@ def healed(trainer: Trainer, pending: StepRecord, every_n_epochs: int) -> bool:
 def may_step_(state: PruningState, trainer: Trainer, options: PruningOptions) -> bool:
     """Whether a step may begin now; ends the search where no further one makes sense."""
     epoch, last = trainer.current_epoch, trainer.max_epochs
-    if state.search.ended or state.pending or not state.saliency or epoch < options.start_epoch:
+    if state.search.stopped or state.pending or epoch < options.start_epoch:
+        return False
+    if state.dense is None or not any(s.isfinite().any() for s in (state.saliency or {}).values()):
         return False
     macs = state.accepted[-1].macs if state.accepted else state.dense_macs
     if options.target_macs is not None and macs <= options.target_macs * state.dense_macs:
         state.search = finish(state.search, f"target_macs={options.target_macs:g} reached")
     elif last not in (None, -1) and epoch + options.every_n_epochs > last:
-        state.search = finish(state.search, "no epochs are left to heal and judge another step")
-    return state.search.ended is None
+        state.search = pause(state.search, NO_EPOCHS)
+    return state.search.stopped is None
 
 
-def _baseline(state: PruningState) -> float:
-    if state.baseline is not None:
-        return state.baseline
-    if state.dense is None:
-        raise RuntimeError("a step was made before the dense model was validated")
-    return state.dense.score
+def doubts(
+    state: PruningState, score: float, saliency: Mapping[str, Tensor], budget: Budget
+) -> Iterator[tuple[str, str]]:
+    """What a user should hear of a validation: its kind, which is told once in a ``fit``, and the line."""
+    if not math.isfinite(score):
+        yield "score", f"hqp: {budget.monitor} is {score}, not a number that can be judged; nothing is kept on it"
+    if saliency and not any(s.isfinite().any() for s in saliency.values()):
+        yield "saliency", "hqp: the loss of the validation batches is NaN or infinite; no step is made while it is"
+    if (learning := still_learning(state, budget)) is not None:
+        yield "learning", f"hqp: {learning}"
+
+
+def still_learning(state: PruningState, budget: Budget) -> str | None:
+    """Why a budget means little where the scores rose far above the first baseline, by more than it; else None."""
+    if state.baseline is not None or state.best is None:
+        return None
+    first = state.first if state.first is not None else state.best
+    if -score_drop(first, state.best, budget.mode) <= budget.max_drop:
+        return None
+    return (
+        f"the dense model was still learning: {budget.monitor} was {first:.4f} before the first step and reached "
+        f"{state.best:.4f} since. Drops are measured from the best score so far; begin from trained weights, or with a "
+        "later start_epoch, so that the first ones mean something"
+    )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Collection
 from dataclasses import replace
@@ -11,9 +10,8 @@ from typing import Any
 from lightning.pytorch import LightningModule, Trainer
 
 from hqp_lightning.core.calls import Call
-from hqp_lightning.core.search import finish
 from hqp_lightning.errors import SurgeryError
-from hqp_lightning.loop.averaging import averages, copies, scored
+from hqp_lightning.loop.averaging import averages, copies
 from hqp_lightning.loop.network import find_network
 from hqp_lightning.loop.options import PruningOptions
 from hqp_lightning.loop.ranks import average_batchnorm_
@@ -36,9 +34,7 @@ from hqp_lightning.surgery import (
 from hqp_lightning.surgery.compensation import add_
 from hqp_lightning.surgery.strategy import rewrapped
 
-__all__ = ["leave_", "prune_", "undo_"]
-
-_log = logging.getLogger(__name__)
+__all__ = ["prune_", "undo_"]
 
 
 def prune_(
@@ -152,21 +148,3 @@ def undo_(trainer: Trainer, pl_module: LightningModule, state: PruningState) -> 
             forget_compiled()
             restore_(state.undo, *_everything(trainer, pl_module))
     state.undo, state.rollback_due = None, False
-
-
-def leave_(trainer: Trainer, pl_module: LightningModule, state: PruningState) -> StepRecord | None:
-    """When training ends: undo what was not kept, put the last accepted model in place; returns what nobody judged."""
-    record = None
-    if state.pending is not None:
-        record = state.close("rolled_back", "fit ended before a validation could judge it")
-        state.rollback_due = True
-    if state.rollback_due:
-        undo_(trainer, pl_module, state)
-    judged = scored(trainer, pl_module)
-    if state.accepted or judged is not pl_module:
-        last = state.accepted[-1].snapshot if state.accepted else take(judged)
-        for model in {pl_module, judged}:  # an averaging callback may yet copy the one to the other
-            restore_(last, model)
-    state.search = finish(state.search, "fit ended")
-    _log.info("hqp: search ended (%s)", state.search.ended)
-    return record

@@ -9,10 +9,15 @@ from typing import Any
 from torch import Tensor
 
 from hqp_lightning.core.search import Search
+from hqp_lightning.core.verdict import score_drop
 from hqp_lightning.records import GroupNote, StepRecord
 from hqp_lightning.surgery import Snapshot
 
-__all__ = ["Accepted", "PruningState"]
+__all__ = ["FIT_ENDED", "NO_EPOCHS", "Accepted", "PruningState"]
+
+FIT_ENDED = "fit ended"
+NO_EPOCHS = "no epochs are left to heal and judge another step"
+_PAUSES = (FIT_ENDED, NO_EPOCHS)
 
 
 @dataclass(frozen=True)
@@ -41,7 +46,10 @@ class PruningState:
 
     Attributes:
         search: step size and whether it goes on.
-        baseline: the score that drops are measured from.
+        baseline: the score that drops are measured from, if the user gave one.
+        best: the best score that the dense or an accepted model reached; drops are measured from it otherwise.
+        first: what the first judged step was measured from.
+        left: a ``fit`` has ended, with the last accepted model in place.
         dense_macs: MACs of the dense network for one sample.
         channels: group name to its channels in the dense network.
         dense: the best dense model seen.
@@ -70,6 +78,22 @@ class PruningState:
     rejected: list[dict[str, tuple[int, ...]]] = field(default_factory=list)
     rollback_due: bool = False
     notes: list[GroupNote] = field(default_factory=list)
+    best: float | None = None
+    first: float | None = None
+    left: bool = False
+
+    @property
+    def reference(self) -> float | None:
+        """The score that drops are measured from; None as long as there is none."""
+        if self.baseline is not None:
+            return self.baseline
+        # Checkpoints of before there was a best score go on with the dense model's.
+        return self.best if self.best is not None or self.dense is None else self.dense.score
+
+    def reached(self, score: float, mode: str) -> None:
+        """A dense or accepted model has this score."""
+        best = self.best if self.best is not None or self.dense is None else self.dense.score
+        self.best = score if best is None or score_drop(best, score, mode) < 0 else best
 
     @property
     def left_out(self) -> set[str]:
@@ -113,15 +137,22 @@ class PruningState:
             "rejected": [{n: list(c) for n, c in r.items()} for r in self.rejected],
             "rollback_due": self.rollback_due,
             "notes": [asdict(n) for n in self.notes],
+            "best": self.best,
+            "first": self.first,
+            "left": self.left,
         }
 
     @classmethod
     def from_plain(cls, plain: Mapping[str, Any]) -> PruningState:
         """Inverse of `to_plain`."""
+        search = Search(**plain["search"])
+        if "left" not in plain and search.ended in _PAUSES:  # in older files the end of a fit was an end for ever
+            plain = {**plain, "left": search.ended == FIT_ENDED}
+            search = replace(search, ended=None, paused=search.ended)
         return cls(
             **{
                 **plain,
-                "search": Search(**plain["search"]),
+                "search": search,
                 "dense": plain["dense"] and Accepted.from_plain(plain["dense"]),
                 "accepted": [Accepted.from_plain(a) for a in plain["accepted"]],
                 "records": [StepRecord(**r) for r in plain["records"]],

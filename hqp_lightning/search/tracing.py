@@ -68,6 +68,6 @@ def magnitudes(
     pl_module: LightningModule, state: PruningState, options: PruningOptions, example: Call
 ) -> dict[str, torch.Tensor]:
     """The group norms of the network's weights as it stands; empty when the search is over."""
-    if state.search.ended is not None:
+    if state.search.stopped is not None:
         return {}
     return Shadow(find_network(pl_module, options.module)[1], example, options.ignore).group_norms()

@@ -16,6 +16,7 @@ from hqp_lightning.loop.options import ExportOptions
 from hqp_lightning.loop.trainer import loose
 from hqp_lightning.records import Budget, CompiledEngine, GroupSensitivity, LayerChannels, OnnxArtifact, Report, Verdict
 from hqp_lightning.report import assemble, versions
+from hqp_lightning.search.judging import still_learning
 from hqp_lightning.search.state import Accepted, PruningState
 from hqp_lightning.shipping.compiling import compile_for_others
 from hqp_lightning.shipping.quantizing import Quantized
@@ -47,7 +48,10 @@ class _Shipping(Exporting):
 
     def run(self) -> Report:
         dense, candidates = self._models()
-        self.baseline = dense.score if self.search is None or self.search.baseline is None else self.search.baseline
+        reference = None if self.search is None else self.search.reference
+        self.baseline = dense.score if reference is None else reference
+        if self.search is not None and (learning := still_learning(self.search, self.budget)) is not None:
+            self.notes.append(f"{learning[0].upper()}{learning[1:]}.")
         dense_onnx, baseline = self.float_model(dense, "model.dense.onnx")
         baseline = replace(baseline, accuracy=self.baseline)
         shipped, float_onnx, made = self._walk(candidates)
@@ -83,7 +87,10 @@ class _Shipping(Exporting):
         """The dense model, and what may ship: the newest accepted model first, the dense one last."""
         if (state := self.search) is not None:
             if state.dense is None:
-                raise ExportError("no validation ran during fit, so there is no accuracy to hold the INT8 model to.")
+                raise ExportError(
+                    "no validation of the dense model gave a number during fit, so there is nothing to hold the INT8 "
+                    "model to."
+                )
             return state.dense, [*reversed(state.accepted), state.dense]
         with lent(self.pl_module):  # the training flags come back
             macs = sum(layer_macs(self.network.eval(), self.call())[0].values())

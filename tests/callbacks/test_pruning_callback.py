@@ -89,7 +89,7 @@ def test_healing_longer_than_the_training_is_not_begun(loaders, make_trainer):
     pruning = HQPPruning("val_acc", 0.05, step=0.2, every_n_epochs=2)
     make_trainer(3, [pruning]).fit(Scripted([0.9]), *loaders)
     assert [(r.epoch, r.outcome) for r in pruning.records] == [(0, "kept")]
-    assert pruning.state.search.ended == "no epochs are left to heal and judge another step"
+    assert pruning.state.search.paused == "no epochs are left to heal and judge another step"
 
 
 def test_patience_lets_a_step_heal_until_it_is_within_budget(loaders, make_trainer):

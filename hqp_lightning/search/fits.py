@@ -1,0 +1,74 @@
+"""Where a ``fit`` begins and where it ends: a search goes on over several of them."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+
+from lightning.pytorch import LightningModule, Trainer
+
+from hqp_lightning.core.search import Search, pause, resume
+from hqp_lightning.loop.averaging import scored
+from hqp_lightning.loop.options import PruningOptions
+from hqp_lightning.loop.untouched import forget_compiled
+from hqp_lightning.records import StepRecord
+from hqp_lightning.search.operation import undo_
+from hqp_lightning.search.state import FIT_ENDED, Accepted, PruningState
+from hqp_lightning.surgery import record, restore_, take
+from hqp_lightning.surgery.strategy import rewrapped
+
+__all__ = ["enter_", "leave_", "opened"]
+
+_log = logging.getLogger(__name__)
+
+
+def opened(options: PruningOptions) -> PruningState:
+    """The state of a search that has not begun."""
+    return PruningState(Search(options.step, options.min_step), options.baseline)
+
+
+def enter_(trainer: Trainer, pl_module: LightningModule, state: PruningState) -> str | None:
+    """When training begins: what an earlier ``fit`` left goes on, from its last accepted model.
+
+    That one is put in place where the module holds another structure: an export may have walked back to an earlier one.
+
+    Returns:
+        What the user should know, in a line.
+    """
+    left, last = state.left, _last(state)
+    state.search, state.left = resume(state.search), False
+    if state.pending is not None and state.pending.epoch > trainer.current_epoch:  # an interrupted fit, begun anew
+        state.pending = replace(state.pending, epoch=trainer.current_epoch)
+    if not left or last is None:
+        return None
+    if record(pl_module) != last.snapshot.structure:
+        with rewrapped(trainer.strategy, pl_module):
+            forget_compiled()
+            for model in {pl_module, scored(trainer, pl_module)}:
+                restore_(last.snapshot, model)
+    if state.search.ended is not None:
+        return f"hqp: the search is over ({state.search.ended}); this fit trains the last accepted model"
+    at = f"step {last.index}" if last.index else "the dense model"
+    return f"hqp: the search goes on from {at}, {last.macs / state.dense_macs:.0%} of the dense MACs"
+
+
+def leave_(trainer: Trainer, pl_module: LightningModule, state: PruningState) -> StepRecord | None:
+    """When training ends: undo what was not kept, put the last accepted model in place; returns what nobody judged."""
+    unjudged = None
+    if state.pending is not None:
+        unjudged = state.close("rolled_back", "fit ended before a validation could judge it")
+        state.rollback_due = True
+    if state.rollback_due:
+        undo_(trainer, pl_module, state)
+    judged = scored(trainer, pl_module)
+    if state.accepted or judged is not pl_module:
+        last = state.accepted[-1].snapshot if state.accepted else take(judged)
+        for model in {pl_module, judged}:  # an averaging callback may yet copy the one to the other
+            restore_(last, model)
+    state.search, state.left = pause(state.search, FIT_ENDED), True
+    _log.info("hqp: search ended (%s)", state.search.stopped)
+    return unjudged
+
+
+def _last(state: PruningState) -> Accepted | None:
+    return state.accepted[-1] if state.accepted else state.dense
