@@ -15,7 +15,8 @@ from hqp_lightning.errors import ConfigurationError
 from hqp_lightning.export import DEFAULT_METHOD
 from hqp_lightning.export.engines.rtx import CAPABILITIES
 from hqp_lightning.loop.checkpoint import carry_structure
-from hqp_lightning.loop.network import LossFn, find_network
+from hqp_lightning.loop.losses import LossFn, loss_named
+from hqp_lightning.loop.network import find_network
 from hqp_lightning.loop.options import ExportOptions
 from hqp_lightning.loop.ranks import first_rank_only
 from hqp_lightning.loop.trainer import check_trainer, load_validation, loose, monitored
@@ -101,7 +102,7 @@ class Int8Export(Callback):
         batch_size: int = 1,
         threads: int | None = None,
         latency_runs: int = 100,
-        loss_fn: LossFn | None = None,
+        loss_fn: LossFn | str | None = None,
     ) -> None:
         self.dirpath, self.module = Path(dirpath), module
         self.monitor, self.max_drop, self.mode = monitor, max_drop, mode
@@ -122,7 +123,7 @@ class Int8Export(Callback):
             batch_size=batch_size,
             threads=processors() if threads is None else threads,
             latency_runs=latency_runs,
-            loss_fn=loss_fn,
+            loss_fn=loss_named(loss_fn),
         )
         self.report: Report | None = None
         self._left: tuple[Budget, PruningState | None] | None = None

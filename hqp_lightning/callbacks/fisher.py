@@ -14,7 +14,8 @@ from hqp_lightning.core import fisher
 from hqp_lightning.core.saliency import ESTIMATORS, saliency
 from hqp_lightning.errors import ConfigurationError
 from hqp_lightning.loop.calls import Receiver
-from hqp_lightning.loop.network import LossFn, find_network, fisher_context, per_sample_loss
+from hqp_lightning.loop.losses import LossFn, loss_named
+from hqp_lightning.loop.network import find_network, fisher_context, per_sample_loss
 from hqp_lightning.loop.ranks import merged
 from hqp_lightning.loop.trainer import loose
 from hqp_lightning.records import ChannelGroup
@@ -38,7 +39,8 @@ class FisherAccumulator(Callback):
         module: the network's attribute name in the LightningModule; found if it is the only one with parameters.
         ignore: names of modules in the network whose channels must stay.
         loss_fn: ``loss_fn(pl_module, batch)`` returning per-sample losses ``(N,)`` or their mean; by default, for
-            ``(x, y)`` batches, the loss that fits the targets (`hqp_lightning.loop.losses.default_loss`).
+            ``(x, y)`` batches, the loss that fits the targets (`hqp_lightning.loop.losses.default_loss`). From YAML: the
+            dotted path of a function.
         batches: number of batches used of each validation run; all by default.
 
     Raises:
@@ -50,7 +52,7 @@ class FisherAccumulator(Callback):
         estimator: str = "gate",
         module: str | None = None,
         ignore: Sequence[str] = (),
-        loss_fn: LossFn | None = None,
+        loss_fn: LossFn | str | None = None,
         batches: int | None = None,
     ) -> None:
         if estimator not in ESTIMATORS:
@@ -58,7 +60,7 @@ class FisherAccumulator(Callback):
         if batches is not None and batches < 1:
             raise ConfigurationError(f"batches={batches} must be at least 1, or None for all.")
         self.estimator, self.module, self.ignore = estimator, module, tuple(ignore)
-        self.loss_fn, self.batches = loss_fn, batches
+        self.loss_fn, self.batches = loss_named(loss_fn), batches
         self.active = True
         self.groups: tuple[ChannelGroup, ...] = ()
         self.state = fisher.FisherState()

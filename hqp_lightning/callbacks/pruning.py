@@ -10,19 +10,18 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from hqp_lightning.callbacks.fisher import FisherAccumulator, shared
 from hqp_lightning.core.calls import Call
-from hqp_lightning.core.search import advance, finish
 from hqp_lightning.core.verdict import check_budget
-from hqp_lightning.errors import SurgeryError
 from hqp_lightning.loop.averaging import scored
 from hqp_lightning.loop.checkpoint import carry_structure
-from hqp_lightning.loop.network import LossFn, find_network
+from hqp_lightning.loop.losses import LossFn, loss_named
+from hqp_lightning.loop.network import find_network
 from hqp_lightning.loop.options import MAGNITUDE, PruningOptions
 from hqp_lightning.loop.trainer import check_trainer, loose, monitored, validate_now
 from hqp_lightning.loop.twins import Twins
 from hqp_lightning.records import Budget, StepRecord
 from hqp_lightning.search.fits import enter_, leave_, opened
 from hqp_lightning.search.judging import doubts, may_step_, weigh_
-from hqp_lightning.search.operation import prune_, undo_
+from hqp_lightning.search.operation import try_step_, undo_
 from hqp_lightning.search.state import PruningState
 from hqp_lightning.search.telling import announce, say, say_once, show_saliency
 from hqp_lightning.search.tracing import dense_shadow, magnitudes
@@ -36,7 +35,8 @@ class HQPPruning(Callback):
     After every validation the Fisher scores rank the coupled channels; at the next epoch start the cheapest are
     removed from the live model and its optimizer, training heals what is left, and the next validation judges it:
     kept, or rolled back and tried again with half the step. ``max_epochs`` and the schedule stay the user's. When
-    ``fit`` ends the model is the last accepted one (HQP, arXiv 2602.06069).
+    ``fit`` ends the model is the last accepted one (HQP, arXiv 2602.06069). A further ``fit`` with the same callback, or
+    from a file saved after the first, goes on from it.
 
     Args:
         monitor: the metric that validation logs, for example ``"val_acc"``.
@@ -58,7 +58,7 @@ class HQPPruning(Callback):
         fisher_batches: validation batches used for the scores; all by default.
         recalibrate_batches: training batches that tell BatchNorm what a cut changed; 0 for none. Frozen layers stay.
         compensate: whether readers of removed channels take over what those did, by a regression on 512 images.
-        baseline: the score that drops are measured from; by default the best score of the dense model.
+        baseline: the score that drops are measured from; by default the best of dense and accepted models.
         loss_fn: see `FisherAccumulator`; for batches that are not ``(x, y)``, or a loss that the targets do not tell.
         max_snapshots: accepted models kept in memory for `Int8Export` to walk back to.
 
@@ -88,10 +88,11 @@ class HQPPruning(Callback):
         recalibrate_batches: int = 8,
         compensate: bool = True,
         baseline: float | None = None,
-        loss_fn: LossFn | None = None,
+        loss_fn: LossFn | str | None = None,
         max_snapshots: int = 5,
     ) -> None:
         self.budget = check_budget(Budget(max_drop, monitor, mode))
+        loss_fn = loss_named(loss_fn)
         self.options = PruningOptions(
             module=module,
             ignore=tuple(ignore),
@@ -187,15 +188,10 @@ class HQPPruning(Callback):
         if self.state.rollback_due:
             undo_(trainer, pl_module, self.state)
         while (twins := self._twins) and not twins.undecided() and may_step_(self.state, trainer, self.options):
-            try:
-                record = prune_(trainer, pl_module, self.state, self.options, self._example, twins.following)
-            except SurgeryError as error:
-                self.state.search = advance(self.state.search, kept=False)
-                self._tell(trainer, self.state.close("refused", str(error)))
-                continue
-            if record is None:
-                self.state.search = finish(self.state.search, "no group may lose another tile of channels")
-            else:
+            refused = try_step_(trainer, pl_module, self.state, self.options, self._example, twins.following)
+            if refused is not None:
+                self._tell(trainer, refused)
+            elif self.state.pending is not None:
                 show_saliency(trainer, self.state.saliency or {})
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

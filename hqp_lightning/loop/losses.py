@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pydoc import locate
 from typing import Any
 
 import torch
@@ -12,9 +13,27 @@ from torch.nn import functional as F
 
 from hqp_lightning.errors import ConfigurationError
 
-__all__ = ["LossFn", "default_loss", "pair"]
+__all__ = ["LossFn", "default_loss", "loss_named", "pair"]
 
-LossFn = Callable[[LightningModule, Any], Tensor]
+LossFn = Callable[[LightningModule, Any], Any]
+"""Losses per sample ``(N,)`` or their mean; not ``Tensor``, or jsonargparse wants that annotation on the user's own."""
+
+
+def loss_named(loss_fn: LossFn | str | None) -> LossFn | None:
+    """A loss function as it was given, or by its dotted path, as it stands in a YAML file.
+
+    Raises:
+        ConfigurationError: the path leads to nothing that can be called, or it is something else.
+    """
+    found = locate(loss_fn) if isinstance(loss_fn, str) else loss_fn
+    if found is not None and callable(found):
+        return found
+    if loss_fn is None:
+        return None
+    raise ConfigurationError(
+        f"loss_fn={loss_fn!r} is no function: pass one, or the dotted path of one that can be imported, such as "
+        "'my_package.losses.loss_fn'."
+    )
 
 
 def pair(batch: Any) -> tuple[Tensor, Tensor]:

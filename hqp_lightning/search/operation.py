@@ -10,6 +10,7 @@ from typing import Any
 from lightning.pytorch import LightningModule, Trainer
 
 from hqp_lightning.core.calls import Call
+from hqp_lightning.core.search import advance, finish
 from hqp_lightning.errors import SurgeryError
 from hqp_lightning.loop.averaging import averages, copies
 from hqp_lightning.loop.network import find_network
@@ -34,7 +35,28 @@ from hqp_lightning.surgery import (
 from hqp_lightning.surgery.compensation import add_
 from hqp_lightning.surgery.strategy import rewrapped
 
-__all__ = ["prune_", "undo_"]
+__all__ = ["prune_", "try_step_", "undo_"]
+
+
+def try_step_(
+    trainer: Trainer,
+    pl_module: LightningModule,
+    state: PruningState,
+    options: PruningOptions,
+    example: Call,
+    twins: Collection[str] = (),
+) -> StepRecord | None:
+    """Make the next step, and leave it pending; returns it where it had to be refused.
+
+    The search ends where nothing may be removed any more; after a refusal it goes on with half the step.
+    """
+    try:
+        if prune_(trainer, pl_module, state, options, example, twins) is None:
+            state.search = finish(state.search, "no group may lose another tile of channels")
+    except SurgeryError as error:
+        state.search = advance(state.search, kept=False)
+        return state.close("refused", str(error))
+    return None
 
 
 def prune_(
