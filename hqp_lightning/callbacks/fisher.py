@@ -39,8 +39,8 @@ class FisherAccumulator(Callback):
         module: the network's attribute name in the LightningModule; found if it is the only one with parameters.
         ignore: names of modules in the network whose channels must stay.
         loss_fn: ``loss_fn(pl_module, batch)`` returning per-sample losses ``(N,)`` or their mean; by default, for
-            ``(x, y)`` batches, the loss that fits the targets (`hqp_lightning.loop.losses.default_loss`). From YAML: the
-            dotted path of a function.
+            ``(x, y)`` batches, the loss that fits the targets (`hqp_lightning.loop.losses.default_loss`). From YAML:
+            the dotted path of a function.
         batches: number of batches used of each validation run; all by default.
 
     Raises:

@@ -35,8 +35,8 @@ class HQPPruning(Callback):
     After every validation the Fisher scores rank the coupled channels; at the next epoch start the cheapest are
     removed from the live model and its optimizer, training heals what is left, and the next validation judges it:
     kept, or rolled back and tried again with half the step. ``max_epochs`` and the schedule stay the user's. When
-    ``fit`` ends the model is the last accepted one (HQP, arXiv 2602.06069). A further ``fit`` with the same callback, or
-    from a file saved after the first, goes on from it.
+    ``fit`` ends the model is the last accepted one (HQP, arXiv 2602.06069). A further ``fit`` with the same callback,
+    or from a file saved after the first, goes on from it.
 
     Args:
         monitor: the metric that validation logs, for example ``"val_acc"``.

@@ -36,7 +36,8 @@ def of(callback):
 
 
 @pytest.mark.parametrize("cls", ARGUMENTS)
-def test_by_its_path_in_lightning_clis_yaml(cls, losses):
+def test_by_its_path_in_lightning_clis_yaml(cls, losses, monkeypatch):
+    monkeypatch.setenv("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
     jsonargparse = pytest.importorskip("jsonargparse")
     parser = jsonargparse.ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(cls, "callback")
