@@ -88,10 +88,13 @@ class Seen:
         reader = self._readers[name]
         with torch.autocast(x.device.type, enabled=False):
             x = x.detach().to(reader.weight.dtype)
-            held = len(x) // _HELD_SHARE or int(len(x) > 1)
-            for piece in rows_of(layer, reader.windows, x[: len(x) - held], POSITIONS, self._batch, _PIECE):
+            alone = self._batch % _HELD_SHARE == _HELD_SHARE - 1  # a batch of one goes to the one or to the other
+            held = len(x) // _HELD_SHARE or int(len(x) > 1 or alone)
+            seen = x[: len(x) - held]
+            for piece in rows_of(layer, reader.windows, seen, POSITIONS, self._batch, _PIECE) if len(seen) else ():
                 update_(self.moments[name], *reader.split(_finite(piece)))
-            for piece in rows_of(layer, reader.windows, x[len(x) - held :], _HELD_POSITIONS, self._batch, _PIECE):
+            last = x[len(x) - held :]
+            for piece in rows_of(layer, reader.windows, last, _HELD_POSITIONS, self._batch, _PIECE) if held else ():
                 self._hold(name, *reader.split(_finite(piece)))
 
     def _hold(self, name: str, x: Tensor, y: Tensor) -> None:
