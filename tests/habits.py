@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import DataLoader, TensorDataset
 
-from hqp_lightning import PrunedCheckpointMixin, load_pruned
+from hqp_lightning import HQPPruning, PrunedCheckpointMixin, load_pruned
 from hqp_lightning.loop.checkpoint import carry_structure
 
 
@@ -301,6 +301,16 @@ def resumed(trainer, model, folder):
     assert all(torch.equal(t, state[n]) for n, t in fresh.state_dict().items())
 
 
+def goes_on(trainer, model, folder):
+    """A second ``fit`` with one epoch more makes one step more, from what the first one accepted."""
+    pruning = next(c for c in trainer.callbacks if isinstance(c, HQPPruning))
+    before = [r.macs for r in pruning.records]
+    trainer.fit_loop.max_epochs += 1
+    trainer.fit(model, trainer.train_dataloader, trainer.val_dataloaders)
+    assert [r.macs for r in pruning.records[:-1]] == before
+    assert pruning.records[-1].macs < before[-1]
+
+
 def optimizers(**kinds):
     return [optimized(lambda m, k=k: k(m.parameters())) for k in kinds.values()]
 
@@ -360,8 +370,11 @@ HABITS = {
     "`fit(ckpt_path=...)`": [
         Habit(before=lambda: [checkpoint()], settings={"enable_checkpointing": True, "max_epochs": 3})
     ],
-    "a process that is killed, while it prunes, rolls back or writes a file": [
+    "a process that is killed, while it prunes, rolls back, exports or writes a file": [
         Habit(Stopped, before=lambda: [checkpoint()], settings={"enable_checkpointing": True})
+    ],
+    "a second `fit` with the same callback; `trainer.save_checkpoint` after `fit`, and more epochs": [
+        Habit(then=goes_on)
     ],
     "`validate(ckpt_path=...)` of an unpruned file on a pruned module, and the reverse": [Habit(then=resumed)],
     "EarlyStopping, LearningRateMonitor, GradientAccumulationScheduler, Timer, progress bars, ModelSummary": [

@@ -75,8 +75,7 @@ class Int8Export(Callback):
         loss_fn: asked what the network receives of a batch where ``validation_step`` does not tell.
 
     Raises:
-        ConfigurationError: an argument out of range; before training: an unwritable ``dirpath``, no budget, or a
-            position before `HQPPruning`.
+        ConfigurationError: a bad value; before training: an unwritable ``dirpath``, no budget, `HQPPruning` after it.
     """
 
     def __init__(
