@@ -162,6 +162,11 @@ def _compare(path: Path, batch: np.ndarray, expected: np.ndarray) -> None:
     """Three samples, another batch size than was traced: a branch or a size frozen by tracing shows here."""
     import onnxruntime
 
+    if not np.isfinite(expected).all():
+        raise ExportError(
+            "the network's output is NaN or infinite in evaluation mode, so that nothing can be compared with it: a "
+            "weight or a statistic of BatchNorm has diverged"
+        )
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     (got,) = session.run(None, {INPUT: batch})
     error = float(np.abs(got - expected).max()) if got.shape == expected.shape else float("inf")

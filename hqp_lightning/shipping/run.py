@@ -158,8 +158,8 @@ class Exporting:
         return self._asked()[1]
 
     def example(self) -> torch.Tensor:
-        """One input, with its batch axis, on the CPU; floats in float32."""
-        return on_cpu(self.call().tensors()[0])
+        """One input, with its batch axis, on the CPU; floats in float32, and finite: a NaN in it says nothing here."""
+        return torch.nan_to_num(on_cpu(self.call().tensors()[0]))
 
     def calibration(self) -> Iterator[np.ndarray]:
         """The calibration batches, on the CPU, the same at every call and after every training."""

@@ -100,6 +100,56 @@ def test_a_walk_back_is_in_the_checkpoint_in_the_end(loaders, make_trainer, tmp_
     assert params() == first
 
 
+class Diverged(Classifier):
+    def on_train_end(self):
+        self.net[0].weight.data.fill_(float("nan"))
+
+
+class Worded(Classifier):
+    """Its metric becomes a word when it is asked for the score of the export."""
+
+    def validation_step(self, batch, batch_idx):
+        super().validation_step(batch, batch_idx)
+        if not self.trainer.callbacks:  # the second Trainer, of the export
+            self.log("val_acc", "good")
+
+
+def unreadable(loaders):
+    """The validation loader breaks after the training."""
+    data, read = loaders[1].dataset, type(loaders[1].dataset).__getitem__
+
+    class Broken(type(data)):
+        training = True
+
+        def __getitem__(self, index):
+            if not self.training:
+                raise OSError("the disk with the pictures is gone")
+            return read(self, index)
+
+    data.__class__ = Broken
+    return data
+
+
+@pytest.mark.parametrize(
+    ("kind", "line"),
+    [
+        (Diverged, "the network's output is NaN or infinite in evaluation mode"),
+        (Worded, "str"),
+        (None, "the disk with the pictures is gone"),
+    ],
+)
+def test_what_is_wrong_after_the_training_is_one_line_of_the_report(kind, line, loaders, make_trainer, tmp_path):
+    model, callbacks = (kind or Classifier)(), [Int8Export(tmp_path, "val_acc", 0.9, **SMALL)]
+    if kind is None:
+        data = unreadable(loaders)
+        model.on_train_end = lambda: setattr(data, "training", False)
+    with pytest.raises(Exception, match=line):
+        make_trainer(1, callbacks).fit(model, *loaders)
+    failed = json.loads((tmp_path / "report.json").read_text())["failed"]
+    assert line in failed
+    assert load_pruned(Classifier, tmp_path / "pruned.ckpt")
+
+
 @pytest.mark.parametrize("full", ["pruned.ckpt", "search.ckpt", "manifest.json", "report.json"])
 def test_a_full_disk_is_one_clear_line(full, loaders, make_trainer, tmp_path, monkeypatch):
     """What was there of that file stays as it was, and no part of one is left."""
