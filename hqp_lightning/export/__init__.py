@@ -14,6 +14,7 @@ from hqp_lightning.export.paying import unprofitable
 from hqp_lightning.export.placement import Placement, placements, quantized_tensors
 from hqp_lightning.export.quantize import quantize
 from hqp_lightning.export.ranges import DEFAULT_METHOD, collect_ranges
+from hqp_lightning.export.references import REFERENCES, write_references
 from hqp_lightning.export.sensitivity import quantization_noise
 
 if TYPE_CHECKING:
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "DEFAULT_METHOD",
+    "REFERENCES",
     "Placement",
     "Range",
     "board_files",
@@ -40,6 +42,7 @@ __all__ = [
     "unprofitable",
     "write_manifest",
     "write_program",
+    "write_references",
 ]
 _WITH_TORCH = {"export_onnx": "onnx", "failing_module": "culprit", "input_ranges": "layers"}
 

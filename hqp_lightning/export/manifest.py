@@ -33,6 +33,7 @@ def write_manifest(
     monitor: str | None = None,
     files: Iterable[str | os.PathLike[str]] = (),
     engines: Sequence[CompiledEngine] = (),
+    references: str | os.PathLike[str] | None = None,
 ) -> Path:
     """Write the manifest of one ONNX file.
 
@@ -48,6 +49,7 @@ def write_manifest(
         monitor: what ``accuracy`` is, as the training code calls it.
         files: others of the folder that go to the board, to be hashed.
         engines: those compiled for other machines' GPUs, with paths relative to the manifest.
+        references: images and logits that an engine is held against, from `write_references`.
 
     Returns:
         The path written.
@@ -56,6 +58,7 @@ def write_manifest(
         ExportError: something is not JSON, or the file cannot be written.
     """
     path = Path(path)
+    files = [*files, *([] if references is None else [references])]
     model = asdict(artifact)
     model["path"] = os.path.relpath(artifact.path, path.parent)
     content = {
@@ -70,6 +73,8 @@ def write_manifest(
         "versions": dict(versions or {}),
         "files": {Path(os.path.relpath(f, path.parent)).as_posix(): provenance.sha256(Path(f)) for f in files},
     }
+    if references is not None:
+        content["references"] = {"path": Path(os.path.relpath(references, path.parent)).as_posix()}
     if engines:
         content["engines"] = [_engine(e, path.parent) for e in engines]
         content["run_engines"] = _how_to_run(engines[0].version)

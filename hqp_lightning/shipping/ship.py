@@ -42,6 +42,9 @@ def ship(
         return _Shipping(trainer, pl_module, path, budget, dirpath, options, search).run()
 
 
+_REFERENCES = 8  # images whose logits travel with the model
+
+
 @dataclass
 class _Shipping(Exporting):
     search: PruningState | None
@@ -161,8 +164,10 @@ class _Shipping(Exporting):
         """Forms, engines of other machines' GPUs, and the manifest that lists them."""
         files = export.board_files(self.dirpath / "model.onnx", artifact.path, self.options.activation_type)
         compiled, notes = compile_for_others(dense, self.dirpath, self.options)
-        for note in notes:
-            self.notes.append(note)
+        self.notes += notes
+        images = next(iter(self.calibration()))[:_REFERENCES]
+        models = self.dirpath / "model.onnx", artifact.path
+        references = export.write_references(self.dirpath / export.REFERENCES, images, *models)
         data = loose(self.trainer).datamodule
         export.write_manifest(
             self.dirpath / "manifest.json",
@@ -181,6 +186,7 @@ class _Shipping(Exporting):
             monitor=self.budget.monitor,
             files=files,
             engines=compiled,
+            references=references,
         )
         return compiled
 

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from hqp_lightning.board import cuda
-from hqp_lightning.export import board_files, collect_ranges, quantize, write_manifest
+from hqp_lightning.export import REFERENCES, board_files, collect_ranges, quantize, write_manifest, write_references
 from hqp_lightning.export.onnx import export_onnx
 
 
@@ -23,6 +23,7 @@ def exported(tmp_path_factory):
     int8 = quantize(
         folder / "model.onnx", collect_ranges(folder / "model.onnx", [batch], threads=1), folder / "model.int8.onnx"
     )
+    models = folder / "model.onnx", int8.path
     write_manifest(
         folder / "manifest.json",
         artifact=int8,
@@ -31,6 +32,7 @@ def exported(tmp_path_factory):
         accuracy=0.75,
         monitor="val_acc",
         files=board_files(folder / "model.onnx", folder / "model.int8.onnx"),
+        references=write_references(folder / REFERENCES, batch, *models),
     )
     return folder
 

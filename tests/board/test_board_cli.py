@@ -364,3 +364,72 @@ def test_a_model_for_cpus_is_refused(exported, board, tmp_path, capsys):
     assert main(["build", str(path.with_name("model.int8.onnx")), "-o", str(tmp_path / "m.engine")]) == 1
     assert "model.int8.onnx has uint8 activations, for CPUs" in capsys.readouterr().err
     assert main(["build", str(path.with_name("model.onnx")), "-o", str(tmp_path / "m.engine")]) == 0
+
+
+@pytest.mark.parametrize("release", RELEASES)
+def test_check_against_the_logits_of_the_export(release, board, folder, capsys):
+    board(release)
+    engine = folder / "model.engine"
+    main(["build", str(folder / "model.int8.onnx"), "-o", str(engine), "--max-batch", "5"])
+    capsys.readouterr()
+    assert main(["check", str(engine)]) == 0  # no pictures are needed
+    said = capsys.readouterr().out
+    images = np.load(folder / "references.npz")["images"].astype(np.float32)
+    source = json.loads((folder / "model.engine.json").read_text())["source"]["path"]
+    path = next(p for p in folder.rglob("*.onnx") if p.name == source)
+    found, float_ = _reference(path, images), _reference(folder / "model.onnx", images)
+    found, float_ = (x.astype(np.float64) - x.mean(1, keepdims=True) for x in (found, float_))
+    sqnr = 10 * np.log10((float_**2).sum() / ((found - float_) ** 2).sum())
+    agree = (found.argmax(1) == float_.argmax(1)).mean()
+    assert f"8 reference images: {agree:.1%} of the classes as float on the training machine, {sqnr:.1f} dB" in said
+    assert "8 reference images: 100.0% of the classes as int8 on the training machine" in said
+    assert re.search(r"one image repeated 5 times: rows differ by \d", said)
+
+
+def test_an_engine_whose_rows_differ_is_refused(board, folder, capsys):
+    def execute(self, stream):
+        from tensorrt_doubles import _execute, _view
+
+        done = _execute(self, stream)
+        out = self.engine_double.session.get_outputs()[0].name
+        batch = next(iter(self.shapes.values()))[0]
+        rows = _view(self.addresses[out], (batch, 10))
+        if batch == 32:
+            rows[7] += 100
+        return done
+
+    board(IExecutionContext__execute_async_v3=execute)
+    engine = folder / "model.engine"
+    main(["build", str(folder / "model.int8.onnx"), "-o", str(engine)])
+    capsys.readouterr()
+    assert main(["check", str(engine)]) == 1
+    assert "one image repeated 32 times gives logits that differ by 100: the engine is wrong" in capsys.readouterr().err
+
+
+def test_check_needs_something_to_compare_with(board, folder, capsys):
+    board()
+    engine = folder / "model.engine"
+    main(["build", str(folder / "model.int8.onnx"), "-o", str(engine)])
+    (folder / "references.npz").unlink()
+    capsys.readouterr()
+    assert main(["check", str(engine)]) == 1
+    assert "could not read the reference logits" in capsys.readouterr().err
+    (folder / "manifest.json").unlink()
+    assert main(["check", str(engine)]) == 1
+    assert "no references in the manifest, and no DATA given" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("release", RELEASES)
+def test_workspace_and_level_reach_the_builder(release, board, folder, capsys):
+    here = board(release)
+    command = ["build", str(folder / "model.int8.onnx"), "-o", str(folder / "m.engine"), "--workspace", "64"]
+    assert main(command) == 0
+    ((pool, size),) = named(here.trt, "IBuilderConfig.set_memory_pool_limit")
+    assert (pool, size) == (here.trt.MemoryPoolType.WORKSPACE, 64_000_000)
+    capsys.readouterr()
+    if release.startswith("8.5"):
+        assert main([*command, "--optimization-level", "5"]) == 1
+        assert "has no optimization levels" in capsys.readouterr().err
+    else:
+        assert main([*command, "--optimization-level", "5"]) == 0
+        assert named(here.trt, "IBuilderConfig.builder_optimization_level") == [[5]]

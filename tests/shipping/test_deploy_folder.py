@@ -94,6 +94,7 @@ def _check_contents(folder, data, report):
     assert (manifest["accuracy"], manifest["monitor"]) == (report.int8.accuracy, "val_acc")
     assert len(manifest["calibration"]["sha256"]) == 64
     assert set(manifest["files"]) == {
+        "references.npz",
         "model.int8.onnx", "model.onnx", "hqp-engine.pyz",
         "tensorrt/model.int8.trt8.onnx", "tensorrt/model.int8.fp16.onnx", "tensorrt/model.fp16.onnx",
     }  # fmt: skip
