@@ -219,9 +219,9 @@ def test_scoring_leaves_the_run_alone(loaders, make_trainer, tmp_path):
     assert "forward" not in model.net.__dict__
 
 
-def test_a_network_that_the_validation_step_never_calls(loaders, make_trainer, tmp_path):
-    from hqp_lightning import ExportError
-
+def test_a_network_whose_layers_the_validation_step_calls_is_scored_through_them(
+    loaders, digits, make_trainer, tmp_path
+):
     class Bypass(Classifier):
         def validation_step(self, batch, batch_idx):
             x, y = batch
@@ -231,8 +231,9 @@ def test_a_network_that_the_validation_step_never_calls(loaders, make_trainer, t
             self.log("val_acc", self.accuracy)
 
     export = Int8Export(tmp_path, "val_acc", 0.5, engines=["onnxruntime"], latency_runs=1)
-    with pytest.raises(ExportError, match=r"never called Sequential\(...\)"):
-        make_trainer(1, [export]).fit(Bypass(), *loaders)
+    make_trainer(1, [export]).fit(Bypass(), *loaders)
+    by_hand = accuracy_by_hand(tmp_path / "model.int8.onnx", digits[0][1200:1400], digits[1][1200:1400])
+    assert export.report.int8.accuracy == pytest.approx(by_hand)
 
 
 def test_uint8_ships_to_a_cpu(loaders, digits, make_trainer, tmp_path):
