@@ -23,8 +23,9 @@ __all__ = ["LossFn", "find_network", "fisher_context", "per_sample_loss"]
 def find_network(pl_module: LightningModule, path: str | None) -> tuple[str, nn.Module]:
     """The network to prune and its qualified name (``""`` for the LightningModule itself).
 
-    Without a path this is the only child that holds parameters, averages aside, else the LightningModule itself; inside
-    a wrapper of ``torch.compile`` it is what was compiled, whose parameters are the same.
+    Without a path this is the only child that holds parameters, averages and second names for parts of another child
+    aside, else the LightningModule itself; inside a wrapper of ``torch.compile`` it is what was compiled, whose
+    parameters are the same.
 
     Raises:
         ConfigurationError: no module has that path.
@@ -33,6 +34,8 @@ def find_network(pl_module: LightningModule, path: str | None) -> tuple[str, nn.
     if path is None:
         networks = {n: c for n, c in children.items() if not isinstance(c, Metric)}
         networks = {n: c for n, c in networks.items() if len(networks) == 1 or not is_average(pl_module, n)}
+        within = {m for c in networks.values() for m in c.modules() if m is not c}
+        networks = {n: c for n, c in networks.items() if c not in within}  # a second name for a part of another
         own = any(True for _ in pl_module.parameters(recurse=False))
         found = next(iter(networks.items())) if len(networks) == 1 and not own else ("", pl_module)
         return _uncompiled(*found)

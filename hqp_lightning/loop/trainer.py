@@ -65,7 +65,7 @@ def monitored(trainer: Trainer, monitor: str) -> float:
     """The latest value of the monitored metric, averaged over the ranks.
 
     Raises:
-        ConfigurationError: validation did not log it; the message lists what it logged.
+        ConfigurationError: validation did not log it, then the message lists what it logged; or it is no number.
     """
     metrics = _logged(trainer)
     if monitor not in metrics:
@@ -73,7 +73,14 @@ def monitored(trainer: Trainer, monitor: str) -> float:
             f"monitor={monitor!r} was not logged by validation; it logged {sorted(metrics) or 'nothing'}. "
             "Log it in validation_step with self.log(...), on_epoch=True."
         )
-    return mean_score(trainer, float(metrics[monitor]))
+    value = metrics[monitor]
+    try:
+        score = float("" if isinstance(value, str) else value)
+    except (TypeError, ValueError, RuntimeError):
+        raise ConfigurationError(
+            f"monitor={monitor!r} is one number that can be judged by; validation logged {value!r}."
+        ) from None
+    return mean_score(trainer, score)
 
 
 def _logged(trainer: Trainer) -> dict[str, Any]:

@@ -96,7 +96,7 @@ class Exporting:
         """An engine of an INT8 file, and what its score on the decision data means."""
         engine = self._build(artifact)
         try:
-            with counting(self.way().first) as sizes:
+            with counting(self.pl_module) as sizes:
                 measured = self.score_of(engine)
         except BaseException:
             engine.close()
@@ -142,7 +142,7 @@ class Exporting:
         """Score of an engine on the held-out data, and the number of samples."""
         if self.holdout is None:
             return None, 0
-        with running_on(self.way(), engine), counting(self.way().first) as sizes:
+        with running_on(self.way(), engine), counting(self.pl_module) as sizes:
             return self.score(self.holdout), sum(sizes)
 
     def score(self, loaders: Any) -> float:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from functools import wraps
 from typing import Any
 
 import torch
+from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
 from hqp_lightning.core.calls import Call
@@ -70,15 +72,23 @@ def _replaced(module: nn.Module, forward: Any) -> Iterator[None]:
 
 
 @contextmanager
-def counting(network: nn.Module) -> Iterator[list[int]]:
-    """Inside, the list collects the batch size of every call of ``network`` with a tensor."""
+def counting(pl_module: LightningModule) -> Iterator[list[int]]:
+    """Inside, the list collects the number of samples of every batch that ``validation_step`` gets.
+
+    Not of every call of the network: one that sees a flipped copy of an image, too, answers once for it.
+    """
     sizes: list[int] = []
+    step, own = pl_module.validation_step, pl_module.__dict__.get("validation_step")
 
-    def count(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        sizes.extend(len(x) for x in Call(args, kwargs).tensors()[:1])
+    @wraps(step)
+    def counted(batch: Any, *args: Any, **kwargs: Any) -> Any:
+        sizes.append(min((len(x) for x in Call((batch,)).tensors() if x.dim()), default=0))
+        return step(batch, *args, **kwargs)
 
-    handle = network.register_forward_pre_hook(count, with_kwargs=True)
+    pl_module.__dict__["validation_step"] = counted
     try:
         yield sizes
     finally:
-        handle.remove()
+        del pl_module.__dict__["validation_step"]
+        if own is not None:
+            pl_module.__dict__["validation_step"] = own
