@@ -15,7 +15,7 @@ from hqp_lightning.export.placement import Placement, placements, quantized_tens
 from hqp_lightning.export.quantize import quantize
 from hqp_lightning.export.ranges import DEFAULT_METHOD, collect_ranges
 from hqp_lightning.export.references import REFERENCES, write_references
-from hqp_lightning.export.sensitivity import quantization_noise
+from hqp_lightning.export.sensitivity import look, quantization_noise
 
 if TYPE_CHECKING:
     from hqp_lightning.export.culprit import failing_module
@@ -34,6 +34,7 @@ __all__ = [
     "export_onnx",
     "failing_module",
     "input_ranges",
+    "look",
     "placements",
     "quantization_noise",
     "quantize",

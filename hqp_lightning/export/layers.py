@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 
 import numpy as np
 import onnx
@@ -22,7 +23,11 @@ _FOLDED = 1e-3  # relative error of weights that differ by one factor per output
 
 
 def input_ranges(
-    float_path: str | os.PathLike[str], int8_path: str | os.PathLike[str], network: nn.Module, example: Tensor
+    float_path: str | os.PathLike[str],
+    int8_path: str | os.PathLike[str],
+    network: nn.Module,
+    example: Tensor,
+    ranges: Mapping[str, Range] | None = None,
 ) -> dict[str, Range]:
     """Read back what each convolution and linear layer got in the INT8 file.
 
@@ -34,6 +39,7 @@ def input_ranges(
         int8_path: what `quantize` made of it.
         network: the module; run once in evaluation mode.
         example: its input, ``(batch, ...)``, on the network's device.
+        ranges: what `quantize` was given; needed where it has factors or shifts, which the file holds in other places.
 
     Returns:
         Layer name to the range of its input; layers that the file leaves in float are not in it.
@@ -53,14 +59,14 @@ def input_ranges(
     weights = {i.name: i for i in graph.initializer}
     weight_of = {n.name: n.input[1] for n in graph.node if len(n.input) > 1}
     given = _given(load_model(int8_path).graph)
-    ranges: dict[str, Range] = {}
+    found: dict[str, Range] = {}
     for (name, layer), place in zip(layers.items(), nodes, strict=True):
         stored = np.moveaxis(numpy_helper.to_array(weights[weight_of[place.node]]), place.weight_axis or 0, 0)
         if not _same(layer, stored):
             raise ExportError(f"layer {name!r} does not have the weights of {place.node!r} in {float_path}")
         if place.node in given:
-            ranges[name] = given[place.node]
-    return ranges
+            found[name] = given[place.node] if ranges is None else ranges[place.tensor]
+    return found
 
 
 def _in_call_order(network: nn.Module, example: Tensor) -> dict[str, nn.Module]:

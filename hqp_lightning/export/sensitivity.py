@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import onnx
@@ -15,7 +15,7 @@ from hqp_lightning.export.logits import logits, noise
 from hqp_lightning.export.placement import Placement, placements
 from hqp_lightning.export.quantize import insert_qdq_
 
-__all__ = ["quantization_noise"]
+__all__ = ["look", "quantization_noise"]
 
 
 def quantization_noise(
@@ -61,3 +61,30 @@ def quantization_noise(
 
     placed = placements(onnx_path, quantize_hardswish=quantize_hardswish, quantize_se=quantize_se)
     return {node: alone([p for p in placed if p.node == node]) for node in dict.fromkeys(p.node for p in placed)}
+
+
+def look(
+    onnx_path: str | os.PathLike[str],
+    ranges: Mapping[str, Range],
+    batch: np.ndarray,
+    *,
+    exclude: Sequence[str] = (),
+    threads: int | None = None,
+    quantize_hardswish: bool = False,
+    quantize_se: bool = False,
+) -> float:
+    """The noise of the logits, as of `quantization_noise`, with all layers quantized: one look before any score.
+
+    Args:
+        onnx_path: a float model.
+        ranges: tensor name to range, from `collect_ranges` on the same file.
+        batch: ``(batch, *input_shape)``, preprocessed.
+        exclude: names of nodes to keep in float.
+        threads: onnxruntime's threads; None: its own default.
+        quantize_hardswish: see `hqp_lightning.export.placements`; as for `collect_ranges`.
+        quantize_se: see there.
+    """
+    model = load_model(onnx_path)
+    reference = logits(model, batch, threads)
+    placed = placements(onnx_path, exclude=exclude, quantize_hardswish=quantize_hardswish, quantize_se=quantize_se)
+    return noise(logits(insert_qdq_(model, placed, ranges), batch, threads), reference)

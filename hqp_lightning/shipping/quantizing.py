@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from hqp_lightning.shipping.placing import left_in_float
 __all__ = ["Quantized", "quantize_within"]
 
 _NOISE_SAMPLES = 32
+_LOUD, _NAMED = 0.1, 4  # 10 dB; layers that the warning names
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,8 @@ class Quantized:
     verdict: Verdict
     layers: tuple[QuantizedLayer, ...]
     by_rule: tuple[str, ...] = ()
+    ranges: Mapping[str, export.Range] = field(default_factory=dict)
+    warning: str | None = None
 
 
 def quantize_within(
@@ -67,11 +71,14 @@ def quantize_within(
     rule = left_in_float(float_onnx, ranges, options, out_path.parent)
     noisiest = sorted(set(noise) - set(rule), key=lambda name: noise[name], reverse=True)
 
+    looked = export.look(float_onnx.path, ranges, sample, exclude=rule, threads=threads, **where)
+    warning = _warning(looked, noisiest, noise)
+
     def attempt(in_float: int) -> Quantized:
         kept = {*rule, *noisiest[:in_float]}
         artifact = export.quantize(float_onnx.path, ranges, out_path, exclude=sorted(kept), **where)
         layers = (QuantizedLayer(n, v, "float" if n in kept else "int8") for n, v in noise.items())
-        return Quantized(artifact, *measure(artifact), tuple(layers), rule)
+        return Quantized(artifact, *measure(artifact), tuple(layers), rule, ranges, warning)
 
     def enough(in_float: int) -> bool:
         tried = attempt(in_float)
@@ -85,3 +92,18 @@ def quantize_within(
     made.engine.close()
     in_float = fewest(limit, enough)
     return made if in_float is None else attempt(in_float)
+
+
+def _warning(noise: float, noisiest: Sequence[str], alone: Mapping[str, float]) -> str | None:
+    """One line, if the logits of the INT8 file are far from the float ones: before anybody reads a score."""
+    if noise <= _LOUD:
+        return None
+    layers = ", ".join(f"{name} ({_decibels(alone[name]):.1f} dB alone)" for name in noisiest[:_NAMED])
+    return (
+        f"INT8 logits have an SQNR of only {_decibels(noise):.1f} dB on calibration images, expect a drop. "
+        f"The noisiest layers: {layers}."
+    )
+
+
+def _decibels(noise: float) -> float:
+    return -10 * math.log10(max(noise, 1e-30))

@@ -120,7 +120,10 @@ class _Shipping(Exporting):
         """Export, calibrate, quantize and score one model."""
         restore_(model.snapshot, self.pl_module)
         float_onnx = self.write("model.onnx")
-        return float_onnx, self.quantized(float_onnx, "model.int8.onnx", max_float_layers)
+        made = self.quantized(float_onnx, "model.int8.onnx", max_float_layers)
+        if made.warning is not None and made.warning not in self.notes:
+            self._note(made.warning)
+        return float_onnx, made
 
     def _recovered(
         self, model: Accepted, float_onnx: OnnxArtifact, made: Quantized
@@ -131,7 +134,9 @@ class _Shipping(Exporting):
             return model, float_onnx, made
         made.engine.close()
         try:
-            ranges = export.input_ranges(float_onnx.path, made.artifact.path, self.exportable(), self.example())
+            ranges = export.input_ranges(
+                float_onnx.path, made.artifact.path, self.exportable(), self.example(), made.ranges
+            )
             run = self.trainer, self.pl_module, self.network, ranges, epochs, self.options.recovery_lr_scale
             recover_(*run)
             trained = replace(model, score=self.score(self.trainer.val_dataloaders), snapshot=take(self.pl_module))

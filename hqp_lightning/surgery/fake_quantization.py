@@ -22,7 +22,8 @@ _WEIGHTS = 127  # symmetric int8: -127 ... 127
 def fake_quantized(network: nn.Module, ranges: Mapping[str, Range]) -> Iterator[None]:
     """Inside, the inputs and weights of some layers are rounded to the INT8 grid, and gradients pass straight through.
 
-    Inputs: ``(clamp(round(x / scale) + zero_point, smallest, largest) - zero_point) · scale``, whose gradient is one
+    Inputs: ``(clamp(round(x / scale) + zero_point, smallest, largest) - zero_point) · scale``, between the division by
+    the range's factors, its shifts taken off, and their way back; its gradient is one
     inside the range and zero where it clips (the straight-through estimator; Jacob et al., arXiv 1712.05877). Weights:
     symmetric, for each output channel with ``scale = max |w| / 127`` of the weights as they are at that call. BatchNorm
     behind a layer scales whole output channels, which moves weights and scale alike: folding it first would round to
@@ -63,7 +64,9 @@ def fake_quantized(network: nn.Module, ranges: Mapping[str, Range]) -> Iterator[
 
 def _forward(layer: nn.Module, forward: Callable[..., Any], given: Range, x: Tensor, *args: Any, **kwargs: Any) -> Any:
     grid = (given.scale, given.zero_point, *given.integers)
-    quantized = torch.fake_quantize_per_tensor_affine(x.float(), *grid).to(x.dtype)
+    factors, shifts = (_of_channels(v, x) for v in (given.factors or (1.0,), given.shifts or (0.0,)))
+    even = torch.fake_quantize_per_tensor_affine((x.float() - shifts) / factors, *grid)
+    quantized = (even * factors + shifts).to(x.dtype)
     parameters = layer._parameters
     # Not a property or a parametrization of the class: the parameter has to stay what the optimizer holds.
     layer.__dict__["_parameters"] = {**parameters, "weight": _on_grid(layer.get_parameter("weight"))}
@@ -71,6 +74,10 @@ def _forward(layer: nn.Module, forward: Callable[..., Any], given: Range, x: Ten
         return forward(quantized, *args, **kwargs)
     finally:
         layer.__dict__["_parameters"] = parameters
+
+
+def _of_channels(values: tuple[float, ...], x: Tensor) -> Tensor:
+    return torch.tensor(values, device=x.device).reshape(1, -1, *[1] * (x.ndim - 2))
 
 
 def _on_grid(weight: Tensor) -> Tensor:

@@ -1,5 +1,7 @@
 """The steps of an INT8 file, back on the layers: the fake-quantized network against onnxruntime on that file."""
 
+from dataclasses import replace
+
 import numpy as np
 import onnxruntime
 import pytest
@@ -8,7 +10,7 @@ from torch import nn
 from torchvision.models import mobilenet_v3_small
 
 from hqp_lightning.errors import ExportError
-from hqp_lightning.export import collect_ranges, export_onnx, input_ranges, placements, quantize
+from hqp_lightning.export import Range, collect_ranges, export_onnx, input_ranges, placements, quantize
 from hqp_lightning.surgery import fake_quantized
 
 
@@ -65,6 +67,26 @@ def test_the_fake_quantized_forward_is_the_files(tmp_path, exclude, activation_t
     damage = np.abs(theirs - plain).mean()
     assert damage > 5e-3 * np.abs(plain - plain.mean(0)).mean()
     # a value on an edge of the grid may round to either side, which moves the logits of that one sample
+    assert np.median(np.abs(ours - theirs)) < 1e-3 * damage
+    assert np.abs(ours - theirs).mean() < 0.2 * damage
+
+
+def test_factors_and_shifts_are_those_of_the_file(tmp_path):
+    net, x = prepared(Net()), torch.randn(32, 3, 12, 12)
+    path, _ = files(net, tmp_path, x)
+    ranges = collect_ranges(path, [x.numpy()], threads=1)
+    tensors = {p.node: p.tensor for p in placements(path)}
+    depthwise, pointwise = (tensors[n] for n in list(tensors)[1:3])
+    top = ranges[depthwise].high
+    ranges[depthwise] = Range.symmetric(top / 2)
+    ranges[depthwise] = replace(ranges[depthwise], factors=tuple(np.linspace(0.3, 2, 8).tolist()))
+    step = Range.symmetric(ranges[pointwise].high / 4).scale
+    ranges[pointwise] = Range(-127 * step, 127 * step, shifts=tuple((step * np.arange(0, 80, 10)).tolist()))
+    made = quantize(path, ranges, tmp_path / "made.onnx").path
+    with torch.no_grad(), fake_quantized(net, input_ranges(path, made, net, x[:1], ranges)):
+        ours = net(x).numpy()
+    theirs, plain = run(made, x), run(path, x)
+    damage = np.abs(theirs - plain).mean()
     assert np.median(np.abs(ours - theirs)) < 1e-3 * damage
     assert np.abs(ours - theirs).mean() < 0.2 * damage
 

@@ -7,9 +7,9 @@ import torch
 from torch import nn
 from torchvision.ops import SqueezeExcitation
 
-from hqp_lightning import Int8Export
+from hqp_lightning import Int8Export, export
 from hqp_lightning.errors import ConfigurationError
-from hqp_lightning.export import export_onnx
+from hqp_lightning.export import Range, export_onnx
 from hqp_lightning.export.engines import OnnxRuntimeBackend
 from hqp_lightning.records import Verdict
 from hqp_lightning.shipping.quantizing import quantize_within
@@ -67,3 +67,28 @@ def test_uint8_is_refused_where_tensorrt_is_asked_for(tmp_path):
         Int8Export(tmp_path, activation_type="uint8", engines=["tensorrt", "openvino"])
     with pytest.raises(ConfigurationError, match="activation_type='int4' is not known; choose one of"):
         Int8Export(tmp_path, activation_type="int4")
+
+
+@pytest.mark.parametrize("ruined", [False, True])
+def test_a_ruined_file_is_told_before_its_score(ruined, tmp_path, monkeypatch):
+    torch.manual_seed(0)
+    network = _network()
+    nn.init.zeros_(network[-1].bias)  # the logits are what the image makes of them
+    artifact = export_onnx(network, torch.zeros(1, 3, 8, 8), tmp_path / "model.onnx")
+    batch = np.random.default_rng(0).normal(size=(8, 3, 8, 8)).astype(np.float32)
+    if ruined:  # all that is below 300 / 254 is zero
+        true = export.collect_ranges
+        monkeypatch.setattr(
+            export, "collect_ranges", lambda *a, **k: dict.fromkeys(true(*a, **k), Range.symmetric(300))
+        )
+
+    def measure(int8):
+        return OnnxRuntimeBackend().build(int8.path, "int8", tmp_path), Verdict(True, 1.0, 1.0, 0.0, 0.01, "")
+
+    options = Int8Export(tmp_path, threads=1, placement="all").options
+    made = quantize_within(artifact, lambda: iter([batch]), measure, tmp_path / "int8.onnx", options, 0)
+    made.engine.close()
+    assert (made.warning is not None) == ruined
+    if made.warning is not None:
+        assert "dB on calibration images" in made.warning
+        assert "/5/Gemm (" in made.warning
