@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,6 +19,7 @@ from hqp_lightning.shipping.placing import left_in_float
 
 __all__ = ["Quantized", "quantize_within"]
 
+_log = logging.getLogger(__name__)
 _NOISE_SAMPLES = 32
 _LOUD, _NAMED = 0.1, 4  # 10 dB; layers that the warning names
 
@@ -73,6 +75,8 @@ def quantize_within(
 
     looked = export.look(float_onnx.path, ranges, sample, exclude=rule, threads=threads, **where)
     warning = _warning(looked, noisiest, noise)
+    if warning is not None:
+        _log.warning("hqp: %s", warning)
 
     def attempt(in_float: int) -> Quantized:
         kept = {*rule, *noisiest[:in_float]}

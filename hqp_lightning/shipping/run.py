@@ -88,9 +88,12 @@ class Exporting:
 
     def quantized(self, float_onnx: OnnxArtifact, name: str, max_float_layers: int) -> Quantized:
         """The INT8 form of a float model, on its engine, scored and judged."""
-        return quantize_within(
+        made = quantize_within(
             float_onnx, self.calibration, self.measure, self.dirpath / name, self.options, max_float_layers
         )
+        if made.warning is not None and made.warning not in self.notes:
+            self.notes.append(made.warning)
+        return made
 
     def measure(self, artifact: OnnxArtifact) -> tuple[Engine, Verdict]:
         """An engine of an INT8 file, and what its score on the decision data means."""

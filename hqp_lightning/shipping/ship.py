@@ -120,10 +120,7 @@ class _Shipping(Exporting):
         """Export, calibrate, quantize and score one model."""
         restore_(model.snapshot, self.pl_module)
         float_onnx = self.write("model.onnx")
-        made = self.quantized(float_onnx, "model.int8.onnx", max_float_layers)
-        if made.warning is not None and made.warning not in self.notes:
-            self._note(made.warning)
-        return float_onnx, made
+        return float_onnx, self.quantized(float_onnx, "model.int8.onnx", max_float_layers)
 
     def _recovered(
         self, model: Accepted, float_onnx: OnnxArtifact, made: Quantized
