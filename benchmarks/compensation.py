@@ -3,8 +3,8 @@
     python benchmarks/compensation.py --data DATA --weights mobilenet_v3_small=mv3.pth --cuts 0.39 0.49
     python benchmarks/compensation.py --data DATA --weights resnet18=r18.pth --cuts 0.2 0.38 --images 1000
 
-Fisher gates per MAC of 512 validation images choose the channels; 512 training images compensate and re-estimate
-BatchNorm; other validation images judge. "plain" is the cut alone, "BatchNorm" with its statistics re-estimated,
+Fisher gates per MAC of 512 validation images choose the channels; training images compensate and correct
+BatchNorm; other validation images judge. "plain" is the cut alone, "BatchNorm" with its statistics corrected,
 "compensated" with the readers' ridge regression and the old statistics shifted, "both" with both. "λ" counts the layers
 by the strength that was chosen ("inf" is the plain cut); with ``--strengths``, further rows have one for all layers.
 """
@@ -20,6 +20,7 @@ from functools import partial
 import torch
 from photographs import batches_of
 from printing import print_table
+from torch import nn
 from torch.nn import functional as F
 from trained import network
 
@@ -48,6 +49,11 @@ def scores(model, groups, data):
     return saliency(compute(state), groups)
 
 
+def carry_(model, dense, cut, data):
+    norms = [n for n, m in model.named_modules() if isinstance(m, nn.BatchNorm2d)]
+    recalibrate_batchnorm_(model, dense, cut.kept, [(x,) for x, _ in data], norms)
+
+
 def compensated(dense, cut, data, strengths):
     """A cut copy, the λ of its layers, and processor seconds."""
     started, model, chosen, gained = time.process_time(), copy.deepcopy(dense), Counter(), {}
@@ -73,12 +79,12 @@ def row(name, weights, fraction, data, args):
     plain = copy.deepcopy(dense)
     apply_cut_(plain, cut)
     found.append(f"{top1(plain, judging):.4f}")
-    recalibrate_batchnorm_(plain, [(x,) for x, _ in train])
+    carry_(plain, dense, cut, train)
     found.append(f"{top1(plain, judging):.4f}")
     for grid in [core.STRENGTHS, *([s] for s in args.strengths)]:
         model, chosen, seconds = compensated(dense, cut, train, grid)
         alone = top1(model, judging)
-        recalibrate_batchnorm_(model, [(x,) for x, _ in train])
+        carry_(model, dense, cut, train)
         both = top1(model, judging)
         layers = " ".join(f"{s:g}: {n}" for s, n in sorted(chosen.items()))
         yield (f"{name} ({top1(dense, judging):.4f})", *found, f"{alone:.4f}", f"{both:.4f}", layers, f"{seconds:.1f}")
@@ -90,15 +96,16 @@ def main() -> None:
     parser.add_argument("--weights", required=True, nargs="+", metavar="NETWORK=FILE", help="state dicts, ten classes")
     parser.add_argument("--cuts", type=float, nargs="+", default=[0.2, 0.38])
     parser.add_argument("--strengths", type=float, nargs="*", default=[])
+    parser.add_argument("--training", type=int, default=256)
     parser.add_argument("--px", type=int, default=128)
     parser.add_argument("--images", type=int, default=1500)
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    data = batches_of(args.data, args.px, (512, 512, args.images))
+    data = batches_of(args.data, args.px, (args.training, 512, args.images))
     entries = [entry.partition("=")[::2] for entry in args.weights]
     rows = (r for name, file in entries for cut in args.cuts for r in row(name, file, cut, data, args))
-    print_table(f"{args.px} px; 512 images compensate, {args.images} judge", HEADER, rows)
+    print_table(f"{args.px} px; {args.training} images compensate, {args.images} judge", HEADER, rows)
 
 
 if __name__ == "__main__":

@@ -57,7 +57,7 @@ class HQPPruning(Callback):
         round_to: kept channels per group are a multiple of this.
         fisher_batches: validation batches used for the scores; all by default.
         recalibrate_batches: training batches that tell BatchNorm what a cut changed; 0 for none. Frozen layers stay.
-        compensate: whether readers of removed channels take over what those did, by a regression on 512 images.
+        compensate: whether readers of removed channels take over what those did, by a regression on 256 images.
         baseline: the score that drops are measured from; by default the best of dense and accepted models.
         loss_fn: see `FisherAccumulator`; for batches that are not ``(x, y)``, or a loss that the targets do not tell.
         max_snapshots: accepted models kept in memory for `Int8Export` to walk back to.

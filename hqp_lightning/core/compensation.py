@@ -96,10 +96,12 @@ def update_(moments: Moments, x: Tensor, y: Tensor) -> None:
         return
     mean_x, mean_y = x.mean(1), y.mean(1)
     total = moments.count + rows
-    x, y = x - mean_x[:, None], y - mean_y[:, None]
     dx, dy = mean_x - moments.x, mean_y - moments.y
-    moments.xx.baddbmm_(x.mT, x).baddbmm_(dx[:, :, None], dx[:, None], alpha=moments.count * rows / total)
-    moments.yx.baddbmm_(y.mT, x).baddbmm_(dy[:, :, None], dx[:, None], alpha=moments.count * rows / total)
+    apart = (moments.count * rows / total) ** 0.5  # one row more: the moments are read and written once
+    x = torch.cat([x - mean_x[:, None], apart * dx[:, None]], 1)
+    y = torch.cat([y - mean_y[:, None], apart * dy[:, None]], 1)
+    moments.xx.baddbmm_(x.mT, x)
+    moments.yx.baddbmm_(y.mT, x)
     moments.x += dx * (rows / total)
     moments.y += dy * (rows / total)
     moments.count = total

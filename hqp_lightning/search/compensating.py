@@ -19,7 +19,7 @@ from hqp_lightning.surgery.readers import Reader, readers
 
 __all__ = ["compensations"]
 
-_IMAGES = 512
+_IMAGES = 256
 """Training images, over all ranks."""
 
 

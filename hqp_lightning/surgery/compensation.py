@@ -31,8 +31,8 @@ POSITIONS = 64
 """Positions of a map that are looked at in every sample."""
 _HELD_SHARE = 4  # one sample in four of a batch makes no moments
 _HELD_POSITIONS = 8
-_HELD_ROWS = 1024
-_PART_BYTES = 128 << 20
+_HELD_ROWS = 512
+_PART_BYTES = 160 << 20
 _PIECE = 4 << 20  # numbers
 
 

@@ -57,7 +57,7 @@ def test_the_live_network_and_its_average_are_each_compensated_by_what_they_comp
     assert len(watch.before) == len(watch.after) == 2
     for before, after in zip(watch.before, watch.after, strict=True):
         with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16-mixed"):
-            expected = by_hand(before, watch.cut, x)
+            expected = by_hand(before, watch.cut, x[:256])
         for name, tensor in expected.state_dict().items():
             assert tensor.dtype == after.state_dict()[name].dtype
             torch.testing.assert_close(after.state_dict()[name], tensor, msg=lambda m, n=name: f"{n}: {m}")
