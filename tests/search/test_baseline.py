@@ -3,11 +3,13 @@
 import copy
 
 import pytest
+import torch
 from classifier import Scripted
 
 from hqp_lightning import HQPPruning, Int8Export
+from hqp_lightning.core.search import Search
 from hqp_lightning.records import Budget
-from hqp_lightning.search.judging import still_learning
+from hqp_lightning.search.judging import doubts, still_learning
 from hqp_lightning.search.state import PruningState
 
 LEARNING = "the dense model was still learning: val_acc was 0.1000 before the first step and reached 0.8000 since"
@@ -76,3 +78,10 @@ def test_a_score_that_is_not_a_number_is_no_baseline(loaders, make_trainer, caps
     assert pruning.records[0].accuracy_drop == pytest.approx(0.01)
     said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("hqp: val_acc is nan")]
     assert said == ["hqp: val_acc is nan, not a number that can be judged; nothing is kept on it"]
+
+
+def test_saliencies_that_are_not_numbers_are_told():
+    nan, budget = torch.tensor([float("nan")] * 2), Budget(0.02, "val_acc")
+    state = PruningState(Search(0.1, 0.05))
+    assert [kind for kind, _ in doubts(state, 0.9, {"0": nan}, budget)] == ["saliency"]
+    assert list(doubts(state, 0.9, {"0": nan, "3": torch.ones(2)}, budget)) == []
