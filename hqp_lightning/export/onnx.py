@@ -130,6 +130,8 @@ def _trace(module: nn.Module, example: Tensor, path: Path, opset: int) -> None:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "You are using the legacy TorchScript-based ONNX export", DeprecationWarning)
         warnings.filterwarnings("ignore", "The feature will be removed", DeprecationWarning)
+        # Torch's own checks of shapes, such as GroupNorm's, which are the same for every input.
+        warnings.filterwarnings("ignore", category=torch.jit.TracerWarning, module=r"torch\.nn\.functional")
         torch.onnx.export(
             module,
             (example,),

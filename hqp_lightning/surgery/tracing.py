@@ -159,18 +159,24 @@ def _coupled(
     hidden = {n: "ignored" for n in closed}
     hidden |= {n: r for n, r in unreadable(network).items() if not any(_inside(n, c) for c in closed)}
     ignored = {m for n in ignore for m in network.get_submodule(n).modules()}
-    with standing_in(network, hidden), spans(network) as seen:
-        try:
-            with time_limit(limit):
-                return coupled_groups(network, call.on, ignored, macs)
-        except TimeoutError as error:
-            name = busy_module(error, network, seen)
-            raise ConfigurationError(
-                f"tracing {type(network).__name__} took longer than {limit:g} s, in {name!r}. "
-                f"Put it into ignore: HQPPruning(..., ignore=[{name!r}]) leaves it as it is and prunes the rest."
-            ) from error
-        except Exception as error:
-            raise _untraceable(network, call, error) from error
+    while True:
+        with standing_in(network, hidden), spans(network) as seen:
+            try:
+                with time_limit(limit):
+                    return coupled_groups(network, call.on, ignored, macs)
+            except TimeoutError as error:
+                name = busy_module(error, network, seen)
+                raise ConfigurationError(
+                    f"tracing {type(network).__name__} took longer than {limit:g} s, in {name!r}. "
+                    f"Put it into ignore: HQPPruning(..., ignore=[{name!r}]) leaves it as it is and prunes the rest."
+                ) from error
+            except Exception as error:
+                name = busy_module(error, network, seen)
+                if not name or name in hidden:
+                    raise _untraceable(network, call, error) from error
+                # The network runs, so it is the outside graph that fails there; the rest may be pruned all the same.
+                hidden = {n: r for n, r in hidden.items() if not _inside(n, name)}
+                hidden[name] = f"torch-pruning's graph fails in it: {type(error).__name__}: {error}"
 
 
 def _untraceable(network: nn.Module, call: Call, error: Exception) -> ConfigurationError:

@@ -1,0 +1,44 @@
+"""What the outside graph can't follow is left alone, and the rest is pruned."""
+
+import copy
+
+import torch
+from networks import gates_at_inputs
+from torch import nn
+
+from hqp_lightning.surgery import Shadow, apply_cut_, tracing
+
+
+class Block(nn.Sequential):
+    """A part that the outside graph is made to fail in."""
+
+
+def test_a_module_that_the_graph_fails_in_is_told_and_the_rest_is_pruned(monkeypatch):
+    """As torch-pruning 1.6 does where it finds no number of channels for a part of a concatenation."""
+    trace = tracing.coupled_groups
+
+    def failing(network: nn.Module, *args):
+        block = network.get_submodule("3")
+        if "forward" not in block.__dict__:  # nothing stands in for it yet
+            raise TypeError("unsupported operand type(s) for +: 'int' and 'NoneType'")
+        return trace(network, *args)
+
+    monkeypatch.setattr(tracing, "coupled_groups", failing)
+    torch.manual_seed(0)
+    network = nn.Sequential(
+        nn.Conv2d(3, 16, 3), nn.ReLU(), nn.Conv2d(16, 32, 3), Block(nn.Conv2d(32, 32, 1), nn.ReLU()), nn.ReLU(),
+        nn.Conv2d(32, 16, 1), nn.ReLU(), nn.Conv2d(16, 8, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 5),
+    ).eval()  # fmt: skip
+    x = torch.randn(2, 3, 8, 8)
+    dense, shadow = copy.deepcopy(network), Shadow(network, (x,))
+    groups = shadow.groups()
+    assert {g.name for g in groups} == {"0", "5", "7"}
+    assert "'3' (torch-pruning's graph fails in it: TypeError" in next(n.reason for n in shadow.notes if n.group == "2")
+
+    apply_cut_(network, shadow.cut({"0": (1, 3), "5": (0,), "7": (2, 4)}))
+    gates = {g.name: torch.ones(g.channels, dtype=torch.float64) for g in groups}
+    gates["0"][[1, 3]] = gates["5"][[0]] = gates["7"][[2, 4]] = 0.0
+    masked = dense.double()
+    gates_at_inputs(masked, gates, groups)
+    with torch.no_grad():
+        torch.testing.assert_close(network.double()(x.double()), masked(x.double()), rtol=1e-9, atol=1e-9)
