@@ -69,12 +69,12 @@ def _against_references(loaded: LoadedEngine, path: Path) -> list[str]:
             logits = {key: stored[key] for key in stored.files if key != "images"}
     except (OSError, ValueError, KeyError) as error:
         raise ExportError(f"could not read the reference logits {path}: {error}") from error
-    found = loaded.run(images)
+    found = loaded.run(images).reshape(len(images), -1)
     said = []
     for name, expected in logits.items():
         if expected.shape != found.shape:
             raise ExportError(f"{path}: logits of shape {expected.shape}, the engine gives {found.shape}")
-        agree = float((found.argmax(axis=1) == expected.argmax(axis=1)).mean())
+        agree = float((_classes(found) == _classes(expected)).mean())
         said.append(
             f"{len(images)} reference images: {agree:.1%} of the classes as {name} on the training machine, "
             f"{_sqnr(expected, found)} of the logits"
@@ -91,7 +91,9 @@ def _against_references(loaded: LoadedEngine, path: Path) -> list[str]:
 
 def _sqnr(expected: np.ndarray, found: np.ndarray) -> str:
     """Signal over noise of the logits, each sample's mean taken off: a shift of all changes no class."""
-    expected, found = (x.astype(np.float64) - x.mean(axis=1, keepdims=True) for x in (expected, found))
+    expected, found = (x.astype(np.float64) for x in (expected, found))
+    if expected.shape[1] > 1:
+        expected, found = (x - x.mean(axis=1, keepdims=True) for x in (expected, found))
     noise = float(((found - expected) ** 2).sum())
     return f"{10 * np.log10(float((expected**2).sum()) / noise):.1f} dB" if noise > 0 else "no noise"
 
@@ -111,3 +113,8 @@ def _about(content: dict[str, Any], note: dict[str, Any], data: Path | None) -> 
                 f"folders were matched with the classes in alphabetical order: {', '.join(pairs[:3])}{more}"
             )
     return [f"warning: {text}" for text in warnings]
+
+
+def _classes(logits: np.ndarray) -> np.ndarray:
+    """The class of each row; of a single logit its side of zero."""
+    return logits.argmax(axis=1) if logits.shape[1] > 1 else (logits[:, 0] > 0).astype(int)

@@ -36,7 +36,7 @@ def form_for(trt: Any, precision: str) -> str:
     """Return which form of a model this TensorRT takes, asked with ``hasattr``; ``""``: as it is.
 
     - ``"trt8"``: 8.x does not take weights that are stored as int8. This form has them in float, with the quantizer
-      in the graph; the engine is the same.
+      in the graph, and the layers of squeeze-excite in float.
     - ``"fp16"``: 11 has no FP16 flag, a network computes in the types that it is written in.
     """
     if not hasattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED"):

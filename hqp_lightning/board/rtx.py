@@ -80,7 +80,7 @@ def missing() -> str | None:
 
 def rtx_path(engine: Path, capability: str) -> Path:
     """The file of one capability beside the name of all: ``model.engine`` to ``model.sm86.engine``."""
-    return engine.with_name(f"{engine.stem}.sm{capability.replace('.', '')}{engine.suffix}")
+    return engine.with_name(f"{engine.stem}.sm{capability.replace('.', '')}{engine.suffix or '.engine'}")
 
 
 def check_capabilities(capabilities: tuple[str, ...]) -> None:

@@ -116,6 +116,7 @@ class FisherAccumulator(Callback):
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Add up the ranks."""
+        self._receiver = None  # it holds the trainer
         self.groups, self.state = merged(trainer, self.groups, self.state)
 
     def compute(self) -> dict[str, Tensor]:

@@ -22,6 +22,7 @@ _BINS = 512
 _CANDIDATES = 256
 _FLOOR = 1e-4  # of the loudest channel: a weight's scale has to stay a sane float32
 _FAR = 0.4
+_LEAST = 2.0**-100  # a channel that never exceeds it counts as zero: bins over less overflow float32
 _CHUNK = 1 << 16
 
 
@@ -61,7 +62,8 @@ def update(hist: ChannelHistogram, values: np.ndarray) -> ChannelHistogram:
     low = np.minimum(hist.low, flat.min(axis=(0, 2)))
     high = np.maximum(hist.high, flat.max(axis=(0, 2)))
     top = np.maximum(-low, high)
-    limit = np.where(top > 0, 2.0 ** np.ceil(np.log2(np.where(top > 0, top, 1.0))), 0.0)
+    live = top > _LEAST
+    limit = np.where(live, 2.0 ** np.ceil(np.log2(np.where(live, top, 1.0))), 0.0)
     counts = _widened(hist, limit)
     channels = len(limit)
     scale = (_BINS / np.where(limit > 0, limit, 1.0)).astype(np.float32)

@@ -159,9 +159,13 @@ def centrable(model: onnx.ModelProto, placed: Iterable[Placement], tensor: str) 
     graph = Graph(model)
     readers = [graph.nodes[p.node] for p in placed if p.tensor == tensor and p.weight_axis is not None]
     before = graph.producers.get(tensor)
+    inferred = onnx.shape_inference.infer_shapes(model).graph.value_info
+    sizes = next((list(v.type.tensor_type.shape.dim)[2:] for v in inferred if v.name == tensor), [])
     return (
         before is not None
         and before.op_type in _POINTWISE
+        and len(sizes) == 2
+        and all(d.dim_value for d in sizes)  # the image of the edges is a constant
         and all(
             len(graph.stored[n.input[1]].dims) == 4
             and (len(n.input) < 3 or n.input[2] in graph.stored)

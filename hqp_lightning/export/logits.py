@@ -26,7 +26,7 @@ def logits(model: onnx.ModelProto, batch: np.ndarray, threads: int | None = None
     dtype = helper.tensor_dtype_to_np_dtype(entry.type.tensor_type.elem_type)
     (values,) = session.run(None, {entry.name: np.ascontiguousarray(batch, dtype=dtype)})
     values = values.reshape(len(batch), -1).astype(np.float64)
-    return values - values.mean(axis=1, keepdims=True)
+    return values - values.mean(axis=1, keepdims=True) if values.shape[1] > 1 else values
 
 
 def noise(changed: np.ndarray, reference: np.ndarray) -> float:

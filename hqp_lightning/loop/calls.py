@@ -67,9 +67,15 @@ class Receiver:
         failures: list[tuple[str, Exception]] = []
         call = self._through(step, step_arguments(step, batch, index), failures)
         if call is None and not failures and self._way is None:
-            with untouched(self.trainer, self.pl_module):
-                self._way = way_through(self.pl_module, self.network, lambda: step(*step_arguments(step, batch, index)))
-            call = self._through(step, step_arguments(step, batch, index), failures)
+            try:
+                with untouched(self.trainer, self.pl_module):
+                    arguments = step_arguments(step, batch, index)
+                    self._way = way_through(self.pl_module, self.network, lambda: step(*arguments))
+            except ConfigurationError:
+                if self.loss_fn is None:
+                    raise
+            else:
+                call = self._through(step, step_arguments(step, batch, index), failures)
         if call is None and self.loss_fn is not None:
             call = self._through(self.loss_fn, (self.pl_module, batch), failures)
         if call is None and training:

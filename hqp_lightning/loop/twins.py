@@ -84,11 +84,14 @@ def check_copies(trainer: Trainer, pl_module: LightningModule, network: nn.Modul
     Raises:
         ConfigurationError: the module or a callback keeps the weights once more, as tensors or as a hidden average.
     """
+    own = set(pl_module.modules())
     callbacks = [c for c in loose(trainer).callbacks if not type(c).__module__.startswith(_OWN)]
     for owner in (pl_module, *callbacks):
         for name, value in list(vars(owner).items()):
             if name.startswith("_") and isinstance(owner, nn.Module) and name in nn.Module().__dict__:
                 continue
+            if isinstance(value, nn.Module) and value in own:
+                continue  # another name of what is cut along
             kind = _copy(value, network, _says_average(name) or owner is not pl_module and _says_average(_class(owner)))
             if kind is not None:
                 raise ConfigurationError(
@@ -99,6 +102,8 @@ def check_copies(trainer: Trainer, pl_module: LightningModule, network: nn.Modul
 
 
 def _copy(value: Any, network: nn.Module, named: bool, depth: int = 0) -> str | None:
+    if value is None or isinstance(value, (str, bytes, int, float, Tensor)):
+        return None
     if isinstance(value, nn.Module):
         return f"a {_class(value)} of its structure" if named and any(_structured(value, network)) else None
     shapes = _shapes(network)
@@ -127,8 +132,9 @@ def _shapes(module: nn.Module) -> dict[str, tuple[int, ...]]:
     return {n: tuple(p.shape) for n, p in module.named_parameters()}
 
 
-def _versions(module: nn.Module) -> list[tuple[int, int]]:
-    return [(p._version, p.data_ptr()) for p in module.parameters()]
+def _versions(module: nn.Module) -> list[tuple[int, float]]:
+    # The norm, too: what is written through ``.data`` moves no version.
+    return [(p._version, float(p.detach().cpu().double().norm())) for p in module.parameters()]
 
 
 def _class(value: object) -> str:

@@ -36,9 +36,9 @@ def advice(report: Report) -> str:
     if not losing:
         return ""
     int8, fp16 = losing[0]
-    gpus = ", ".join(e.compute_capability for e, _ in losing)
+    files = ", ".join(f"{f.path} for compute capability {f.compute_capability}" for _, f in losing)
     return (
-        f"Take {fp16.path} for compute capability {gpus}: by the compiler's tables INT8 wins nothing over FP16 there "
+        f"Take {files}: by the compiler's tables INT8 wins nothing over FP16 there "
         f"({int8.kernels} kernels to {fp16.kernels}, {size(int8.bytes_moved)} moved to {size(fp16.bytes_moved)}); only "
         "a measurement on the GPU can say more."
     )

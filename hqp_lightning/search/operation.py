@@ -129,7 +129,9 @@ def _operate(
     # Averaged copies lose the same channels; their old BatchNorm statistics would fit as little as the network's.
     modules = (pl_module, *copies(trainer))
     networks = [find_network(m, options.module)[1] for m in modules] + [
-        m.get_submodule(n) for m in modules for n in twins
+        m.get_submodule(n)
+        for m in modules
+        for n in sorted(twins)  # one order on all ranks: sets have none
     ]
     with rewrapped(trainer.strategy, pl_module):
         forget_compiled()

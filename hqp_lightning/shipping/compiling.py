@@ -28,6 +28,8 @@ def compile_for_others(
     Returns:
         The engines, and what there is to say of those that are not there: nothing that is refused here costs the run.
     """
+    for old in (dirpath / "engines").glob("model.*.sm*"):  # of an earlier run: worse than none
+        old.unlink()
     if not options.rtx:
         return [], []
     if (reason := missing()) is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -37,10 +38,13 @@ def export_later(
     if trainer.limit_val_batches != 1.0:
         settings.append(f"limit_val_batches={trainer.limit_val_batches!r}")
     kind, module = callback.__name__, type(pl_module)
+    source = module.__module__
+    if source == "__main__" and (script := getattr(sys.modules[source], "__file__", None)):
+        source = Path(script).stem  # a new process imports it by its name
     return "\n".join(
         [
             f"from hqp_lightning import {kind}, load_pruned",
-            f"from {module.__module__} import {module.__qualname__.partition('.')[0]}",
+            f"from {source} import {module.__qualname__.partition('.')[0]}",
             f"model = load_pruned({module.__qualname__}, {str(dirpath / PRUNED)!r})",
             f"{kind}({', '.join([repr(str(dirpath)), *arguments])}).export({', '.join(['model', data, *settings])})",
         ]

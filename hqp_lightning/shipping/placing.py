@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import tempfile
@@ -42,7 +43,9 @@ def left_in_float(
         return paying
     layers = [p.node for p in export.placements(float_onnx.path) if p.weight_axis is not None]
     where = {"quantize_hardswish": options.quantize_hardswish, "quantize_se": options.quantize_se}
-    known = _Known(folder / "placement.json", float_onnx.sha256, options.rtx[0])
+    settled = hashlib.sha256(repr(sorted(ranges.items())).encode()).hexdigest()
+    of = {"model": float_onnx.sha256, "ranges": settled, "capability": options.rtx[0], **where}
+    known = _Known(folder / "placement.json", of)
 
     def cost(exclude: Iterable[str]) -> Cost:
         def compiled() -> Cost:
@@ -95,8 +98,8 @@ def fewer_kernels(
 class _Known:
     """Costs that were measured, on disk: an interrupted search goes on where it was."""
 
-    def __init__(self, path: Path, model: str, capability: str) -> None:
-        self._path, self._head = path, {"model": model, "capability": capability}
+    def __init__(self, path: Path, of: Mapping[str, object]) -> None:
+        self._path, self._head = path, dict(of)
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError):

@@ -88,6 +88,8 @@ class Seen:
         reader = self._readers[name]
         with torch.autocast(x.device.type, enabled=False):
             x = x.detach().to(reader.weight.dtype)
+            whole = 2 if isinstance(layer, nn.Linear) else layer.get_parameter("weight").dim()
+            x = x if x.dim() >= whole else x[None]  # one sample without a batch axis
             alone = self._batch % _HELD_SHARE == _HELD_SHARE - 1  # a batch of one goes to the one or to the other
             held = len(x) // _HELD_SHARE or int(len(x) > 1 or alone)
             seen = x[: len(x) - held]

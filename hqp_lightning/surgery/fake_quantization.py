@@ -77,7 +77,8 @@ def _forward(layer: nn.Module, forward: Callable[..., Any], given: Range, x: Ten
 
 
 def _of_channels(values: tuple[float, ...], x: Tensor) -> Tensor:
-    return torch.tensor(values, device=x.device).reshape(1, -1, *[1] * (x.ndim - 2))
+    found = torch.tensor(values, device=x.device)
+    return found.reshape(1, -1, *[1] * (x.ndim - 2)) if len(values) > 1 else found[0]
 
 
 def _on_grid(weight: Tensor) -> Tensor:

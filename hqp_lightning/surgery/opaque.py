@@ -78,4 +78,4 @@ class _StandIn(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
-        raise NotImplementedError("for tracing only")
+        raise RuntimeError("for tracing only")

@@ -63,7 +63,8 @@ def readers(network: nn.Module, cut: Cut) -> list[Reader]:
     """The readers of what ``cut`` removes, in the order of ``network``, which is not cut yet.
 
     Left alone are layers with a forward of their own, whose outputs need not be linear in what they read; layers that
-    have their weight from a parametrization; and weights that several layers hold.
+    have their weight from a parametrization; weights that several layers hold; and linear layers of more than twice
+    `WIDEST` inputs, whose moments would take gigabytes.
     """
     modules = dict(network.named_modules())
     holders: dict[int, int] = {}
@@ -82,6 +83,8 @@ def readers(network: nn.Module, cut: Cut) -> list[Reader]:
 
 def _reader(name: str, layer: nn.Module, weight: Tensor, index: Tensor) -> Reader | None:
     blocks, (outputs, inputs), offsets = int(getattr(layer, "groups", 1)), weight.shape[:2], weight[0, 0].numel()
+    if isinstance(layer, nn.Linear) and inputs > 2 * WIDEST:
+        return None  # its moments would take gigabytes
     index = index.flatten(1)
     rows, columns = index[:, 0] // (inputs * offsets), index % (inputs * offsets)
     if len(rows) % blocks or not torch.equal(

@@ -188,13 +188,13 @@ def test_the_search_takes_out_what_saves_and_leaves_one(tmp_path):
 
 def test_an_interrupted_search_goes_on(tmp_path):
     path = tmp_path / "placement.json"
-    assert _Known(path, "sha", "8.6").get({"b", "a"}, lambda: (3, 4)) == (3, 4)
+    assert _Known(path, {"model": "sha"}).get({"b", "a"}, lambda: (3, 4)) == (3, 4)
 
     def never():
         raise AssertionError
 
-    assert _Known(path, "sha", "8.6").get(["a", "b"], never) == (3, 4)
-    assert _Known(path, "another model", "8.6").get(["a", "b"], lambda: (5, 6)) == (5, 6)
-    assert json.loads(path.read_text())["of"] == {"model": "another model", "capability": "8.6"}
+    assert _Known(path, {"model": "sha"}).get(["a", "b"], never) == (3, 4)
+    assert _Known(path, {"model": "another"}).get(["a", "b"], lambda: (5, 6)) == (5, 6)
+    assert json.loads(path.read_text())["of"] == {"model": "another"}
     path.write_text("{")
-    assert _Known(path, "sha", "8.6").get(["a"], lambda: (7, 8)) == (7, 8)
+    assert _Known(path, {"model": "sha"}).get(["a"], lambda: (7, 8)) == (7, 8)
