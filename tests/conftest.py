@@ -11,9 +11,14 @@ from lightning.pytorch import seed_everything
 from PIL import Image
 from sklearn.datasets import load_digits
 from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data._utils import signal_handling
 from torchvision.datasets import CIFAR10
 
 from hqp_lightning.board.rtx import missing
+
+# On some virtual machines the kernel can't restore AMX registers after a signal was handled, and the process ends by
+# SIGSEGV. Torch handles SIGCHLD of loaders' workers in Python; without that, workers that fail are noticed, too.
+signal_handling._SIGCHLD_handler_set = True
 
 WNIDS = "n01440764 n02102040 n02979186 n03000684 n03028079 n03394916 n03417042 n03425413 n03445777 n03888257"
 
