@@ -107,6 +107,10 @@ def pip(install, *arguments):
 def python(script, *arguments):
     if script == "hqp-engine.pyz":
         return hqp_engine(*arguments)
+    if script == "tests/killing.py":  # takes minutes; its arguments are numbers
+        assert (ROOT / script).is_file()
+        assert all(a.isdigit() for a in arguments)
+        return 0
     with pytest.MonkeyPatch.context() as patched:
         if script.startswith("benchmarks/"):
             patched.syspath_prepend(str(ROOT / "benchmarks"))

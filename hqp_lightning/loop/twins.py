@@ -10,6 +10,7 @@ from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor, nn
 
 from hqp_lightning.errors import ConfigurationError
+from hqp_lightning.loop.averaging import averages
 from hqp_lightning.loop.trainer import loose
 
 __all__ = ["Twins", "check_copies", "is_average", "twins_of"]
@@ -84,14 +85,15 @@ def check_copies(trainer: Trainer, pl_module: LightningModule, network: nn.Modul
     Raises:
         ConfigurationError: the module or a callback keeps the weights once more, as tensors or as a hidden average.
     """
-    own = set(pl_module.modules())
+    # What is cut along anyway, and callbacks, which are looked into themselves; others may hold them, too.
+    known = {id(x) for x in (*pl_module.modules(), *averages(trainer), *loose(trainer).callbacks)}
     callbacks = [c for c in loose(trainer).callbacks if not type(c).__module__.startswith(_OWN)]
     for owner in (pl_module, *callbacks):
         for name, value in list(vars(owner).items()):
             if name.startswith("_") and isinstance(owner, nn.Module) and name in nn.Module().__dict__:
                 continue
-            if isinstance(value, nn.Module) and value in own:
-                continue  # another name of what is cut along
+            if id(value) in known:
+                continue
             kind = _copy(value, network, _says_average(name) or owner is not pl_module and _says_average(_class(owner)))
             if kind is not None:
                 raise ConfigurationError(
