@@ -51,17 +51,23 @@ BUILDERS = {
 }
 
 
+@torch.no_grad()
+def draw_norms_(network: nn.Module) -> None:
+    """Statistics and scales of BatchNorm that are not the identity."""
+    for m in network.modules():
+        if isinstance(m, nn.BatchNorm2d):
+            m.running_mean.normal_(0, 0.3)
+            m.running_var.uniform_(0.5, 1.5)
+            m.weight.uniform_(0.5, 1.5)
+            m.bias.normal_(0, 0.3)
+
+
 def build(name: str) -> nn.Module:
     """The network in eval mode, random but for the seed."""
     torch.manual_seed(0)
     network = TwoHeads() if name == "two_heads" else BUILDERS[name]()
+    draw_norms_(network)
     with torch.no_grad():
-        for m in network.modules():
-            if isinstance(m, nn.BatchNorm2d):
-                m.running_mean.normal_(0, 0.3)
-                m.running_var.uniform_(0.5, 1.5)
-                m.weight.uniform_(0.5, 1.5)
-                m.bias.normal_(0, 0.3)
         for n, p in network.named_parameters():
             if n.endswith("layer_scale"):
                 p.uniform_(0.5, 1.5)

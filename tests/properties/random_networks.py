@@ -6,6 +6,7 @@ Widths are multiples of eight, and statistics of BatchNorm are not the identity.
 
 import torch
 from hypothesis import strategies as st
+from networks import draw_norms_
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -233,11 +234,5 @@ def networks(draw, blocks=4, inputs=2):
     # A permutation in front of a flattening costs the outside graph's own walk too much; ours is tested by itself.
     heads = ["pool", "mlp"] if any(isinstance(m, Shuffle) for m in chain) else ["pool", "flat", "mlp", "last"]
     network = Network(chain, width, stem, count, draw(st.sampled_from(heads)), size)
-    with torch.no_grad():
-        for m in network.modules():
-            if isinstance(m, nn.BatchNorm2d):
-                m.running_mean.normal_(0, 0.3)
-                m.running_var.uniform_(0.5, 1.5)
-                m.weight.uniform_(0.5, 1.5)
-                m.bias.normal_(0, 0.3)
+    draw_norms_(network)
     return network.eval(), tuple(torch.randn(2, 3 - 2 * k, 8, 8) for k in range(count))
