@@ -4,6 +4,7 @@ Every run prunes and exports a small network. One that is killed at a random mom
 goes on from its newest checkpoint in a new process; in the end it has to be the run that nobody killed, bit for bit.
 """
 
+import json
 import os
 import pickle
 import random
@@ -77,8 +78,9 @@ def check_whole(folder):
     deploy = folder / "deploy"
     for path in (*folder.glob("*.ckpt"), *deploy.glob("*.ckpt")):
         torch.load(path, weights_only=True)
-    if (deploy / "report.json").is_file():
-        read_json(deploy / "report.json")
+    report = deploy / "report.json"
+    if report.is_file() and "was stopped" not in json.loads(report.read_text()).get("failed", ""):
+        read_json(report)
 
 
 def length(folder):

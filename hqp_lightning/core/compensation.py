@@ -15,15 +15,13 @@ Blocks are those of a grouped convolution, each of which reads inputs of its own
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
-__all__ = ["STRENGTHS", "Held", "Moments", "Takeover", "best", "error", "exact_products", "pool_", "ridge", "update_"]
+__all__ = ["STRENGTHS", "Held", "Moments", "Takeover", "best", "error", "pool_", "ridge", "update_"]
 
 STRENGTHS = (1e-3, 1e-2, 1e-1, 1.0)
 """The grid of λ; `best` has the plain cut beside them."""
@@ -177,26 +175,6 @@ def best(moments: Moments, held: Held, centred: bool = True, strengths: Sequence
         if tried is not None and (value := error(tried, held)) < least:
             found, least = tried, value
     return found
-
-
-@contextmanager
-def exact_products() -> Iterator[None]:
-    """Inside, products of float32 matrices are of float32, whatever precision the user gave up for speed."""
-    backends: list[Any] = [getattr(b, "matmul", None) for b in (torch.backends.cuda, torch.backends.mkldnn)]
-    owners = [b for b in backends if hasattr(b, "fp32_precision")]  # torch has it since 2.9
-    before = [o.fp32_precision for o in owners]
-    legacy = None if owners else torch.get_float32_matmul_precision()
-    try:
-        for owner in owners:
-            owner.fp32_precision = "ieee"
-        if legacy is not None:
-            torch.set_float32_matmul_precision("highest")
-        yield
-    finally:
-        for owner, precision in zip(owners, before, strict=True):
-            owner.fp32_precision = precision
-        if legacy is not None:
-            torch.set_float32_matmul_precision(legacy)
 
 
 def _shift(moments: Moments, weight: Tensor, centred: bool) -> Tensor:

@@ -15,6 +15,7 @@ import onnx
 import torch
 from torch import Tensor, nn
 
+from hqp_lightning.core.precision import exact_arithmetic
 from hqp_lightning.errors import ExportError
 from hqp_lightning.export.artifact import describe
 from hqp_lightning.records import OnnxArtifact
@@ -61,6 +62,7 @@ def export_onnx(
             torch.inference_mode(False),
             torch.no_grad(),
             torch.autocast(device.type, None, False),
+            exact_arithmetic(),  # or the comparison below would blame the file for the user's TF32
         ):
             # Cloned here, or an inference tensor could not be traced.
             dtype = torch.float32 if example.is_floating_point() else example.dtype

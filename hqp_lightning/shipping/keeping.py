@@ -49,7 +49,7 @@ def kept(
     except BaseException as error:
         restore_(before, pl_module)
         if first:
-            _tell(dirpath, f"{type(error).__name__}: {error}", later, budget, search)
+            _tell(dirpath, _reason(error), later, budget, search)
         raise
     if first:
         (dirpath / SEARCH).unlink(missing_ok=True)
@@ -104,6 +104,12 @@ def _save_search(dirpath: Path, budget: Budget, search: PruningState | None) -> 
         raise ExportError(f"cannot write {dirpath / SEARCH}: {error}") from error
     finally:
         part.unlink(missing_ok=True)
+
+
+def _reason(error: BaseException) -> str:
+    if isinstance(error, (KeyboardInterrupt, SystemExit)):  # Lightning raises one of the latter after a SIGTERM
+        return f"the process was stopped ({type(error).__name__})"
+    return f"{type(error).__name__}: {error}"
 
 
 def _tell(dirpath: Path, reason: str, later: str, budget: Budget, search: PruningState | None) -> None:

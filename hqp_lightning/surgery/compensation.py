@@ -22,7 +22,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from hqp_lightning.core.calls import Call, as_call
-from hqp_lightning.core.compensation import STRENGTHS, Held, Moments, best, exact_products, pool_, update_
+from hqp_lightning.core.compensation import STRENGTHS, Held, Moments, best, pool_, update_
+from hqp_lightning.core.precision import exact_arithmetic
 from hqp_lightning.surgery.readers import Reader, rows_of
 
 __all__ = ["Seen", "add_", "collecting", "parts"]
@@ -121,7 +122,7 @@ class Seen:
     def solve(self, strengths: Sequence[float] = STRENGTHS) -> dict[str, Tensor]:
         """What tensors of the network gain, by name and in their shapes after the cut; on the CPU."""
         gained: dict[str, Tensor] = {}
-        with torch.no_grad(), exact_products():
+        with torch.no_grad(), exact_arithmetic():
             for name, reader in self._readers.items():
                 if self.moments[name].count == 0:
                     continue
@@ -158,7 +159,7 @@ def collecting(network: nn.Module, found: Sequence[Reader], rank: int = 0, world
                 handles.append(m.register_forward_hook(_reading(seen, name), with_kwargs=True))
             elif isinstance(m, _BatchNorm):
                 handles.append(m.register_forward_pre_hook(_norming(seen, name), with_kwargs=True))
-        with torch.no_grad(), exact_products():
+        with torch.no_grad(), exact_arithmetic():
             yield seen
     finally:
         for handle in handles:

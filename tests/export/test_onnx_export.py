@@ -40,6 +40,17 @@ def test_equals_torch_for_any_batch_size(name, tmp_path):
     np.testing.assert_allclose(_run(artifact.path, batch), expected, atol=1e-4)
 
 
+def test_products_that_the_user_has_in_bfloat16_are_no_reason_to_refuse_a_file(tmp_path):
+    before = torch.get_float32_matmul_precision()
+    try:
+        torch.set_float32_matmul_precision("medium")  # what Lightning recommends; CPUs with AMX obey, too
+        export_onnx(
+            nn.Sequential(nn.Flatten(), nn.Linear(768, 512), nn.Linear(512, 10)), torch.randn(1, 768), tmp_path / "m"
+        )
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
 def test_the_file_is_what_the_oldest_target_reads(tmp_path):
     model = _randomised(torchvision.models.mobilenet_v3_small(num_classes=10))
     artifact = export_onnx(model, torch.randn(1, 3, 64, 64), tmp_path / "model.onnx")

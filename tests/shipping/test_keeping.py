@@ -3,10 +3,12 @@
 import errno
 import json
 import os
+import signal
 
 import pytest
 import torch
 from classifier import Classifier, Scripted, accuracy_by_hand
+from lightning.pytorch.callbacks import LambdaCallback
 
 from hqp_lightning import ConfigurationError, ExportError, HQPPruning, Int8Export, load_pruned
 from hqp_lightning.report import read_json
@@ -44,6 +46,18 @@ def test_the_model_and_the_reason_are_there(failed):
     assert "load_pruned(Classifier" in page
     with pytest.raises(ConfigurationError, match=r"the export of that run failed: .*died\. Make it later: from hqp"):
         read_json(deploy / "report.json")
+
+
+def test_a_process_that_is_asked_to_end_says_so(loaders, make_trainer, tmp_path):
+    """A cluster's SIGTERM after the last batch: Lightning answers it in the export's scoring."""
+
+    def preempt(*_):
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    export = Int8Export(tmp_path, "val_acc", 0.9, calibration_batches=1, **SMALL)
+    with pytest.raises(SystemExit):
+        make_trainer(1, [LambdaCallback(on_train_end=preempt), export]).fit(Classifier(), *loaders)
+    assert json.loads((tmp_path / "report.json").read_text())["failed"] == "the process was stopped (SIGTERMException)"
 
 
 def test_what_it_says_makes_the_export(failed, loaders, digits):

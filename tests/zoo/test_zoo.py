@@ -96,7 +96,8 @@ def train_(network, optimizer, x):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [*TORCHVISION, *(f"timm_{n}" for n in TIMM)])
 def test_prune_train_roll_back_export(name, tmp_path):
-    px = 2 * PX if name.startswith("regnet") else PX  # trained on one position, its random weights end in NaN
+    # Trained on one position, random weights end in NaN, or where rounding alone moves the logits by a percent.
+    px = 2 * PX if name.startswith("regnet") or "efficientnet_lite" in name else PX
     network, x = build(name), torch.randn(4, 3, px, px)
     optimizer = torch.optim.SGD(network.parameters(), 1e-3, momentum=0.9)
     train_(network, optimizer, x)
