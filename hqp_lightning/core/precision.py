@@ -19,9 +19,9 @@ def exact_arithmetic() -> Iterator[None]:
     tensor cores, multiplies in bfloat16 on CPUs that can, and cuDNN convolves in TF32 by default.
     """
     b = torch.backends
-    settings: list[Any] = [b.cuda, b.mkldnn], [b.cudnn, b.mkldnn]
-    owners = [getattr(o, n, None) for n, os in zip(("matmul", "conv"), settings, strict=True) for o in os]
-    owners = [o for o in owners if hasattr(o, "fp32_precision")]  # torch has it since 2.9
+    kinds = [(b.cuda, "matmul"), (b.mkldnn, "matmul"), (b.cudnn, "conv"), (b.mkldnn, "conv")]
+    found: list[Any] = [getattr(backend, kind, None) for backend, kind in kinds]
+    owners = [o for o in found if hasattr(o, "fp32_precision")]  # torch has it since 2.9
     before = [o.fp32_precision for o in owners]
     legacy = None if owners else (torch.get_float32_matmul_precision(), b.cudnn.allow_tf32)
     try:
