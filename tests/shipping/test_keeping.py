@@ -8,7 +8,6 @@ import signal
 import pytest
 import torch
 from classifier import Classifier, Scripted, accuracy_by_hand
-from lightning.pytorch.callbacks import LambdaCallback
 
 from hqp_lightning import ConfigurationError, ExportError, HQPPruning, Int8Export, load_pruned
 from hqp_lightning.report import read_json
@@ -48,15 +47,18 @@ def test_the_model_and_the_reason_are_there(failed):
         read_json(deploy / "report.json")
 
 
+class Preempted(Classifier):
+    """A cluster's SIGTERM while the export scores; Lightning answers it after the next batch."""
+
+    def on_validation_start(self):
+        if self.trainer.state.fn == "validate":
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
 def test_a_process_that_is_asked_to_end_says_so(loaders, make_trainer, tmp_path):
-    """A cluster's SIGTERM after the last batch: Lightning answers it in the export's scoring."""
-
-    def preempt(*_):
-        os.kill(os.getpid(), signal.SIGTERM)
-
     export = Int8Export(tmp_path, "val_acc", 0.9, calibration_batches=1, **SMALL)
     with pytest.raises(SystemExit):
-        make_trainer(1, [LambdaCallback(on_train_end=preempt), export]).fit(Classifier(), *loaders)
+        make_trainer(1, [export]).fit(Preempted(), *loaders)
     assert json.loads((tmp_path / "report.json").read_text())["failed"] == "the process was stopped (SIGTERMException)"
 
 
