@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from hqp_lightning.errors import ConfigurationError
-from hqp_lightning.records import ChannelGroup, PruningStep
+from hqp_lightning.records import ChannelGroup, PruningStep, Unit
 
 __all__ = ["COSTS", "Caps", "propose"]
 
@@ -40,21 +40,24 @@ def propose(
     target_macs: float,
     caps: Caps | None = None,
     cost: str = "macs",
+    units: Sequence[Unit] = (),
 ) -> PruningStep:
-    """Cheapest channels first, in whole hardware tiles, until the step saves ``target_macs``.
+    """Cheapest channels and units first, channels in whole hardware tiles, until the step saves ``target_macs``.
 
     Each group offers its least salient gates in bundles that leave a multiple of ``round_to`` channels; bundles of
-    all groups compete by predicted loss increase, divided by the MACs that they save (``cost="macs"``).
+    all groups, and the units, compete by predicted loss increase, divided by the MACs that they save
+    (``cost="macs"``). What lies inside of a unit goes with it.
 
     Args:
         groups: coupled groups of the model as it stands.
-        saliency: per group, the Fisher value of each gate, shape ``(gates,)``.
+        saliency: per group, the Fisher value of each gate, shape ``(gates,)``; per unit, by its key, ``(1,)``.
         target_macs: MACs to save, for one sample.
         caps: rounding and limits.
-        cost: ``"macs"`` ranks by loss increase per MAC, ``"none"`` by loss increase per channel.
+        cost: ``"macs"`` ranks by loss increase per MAC, ``"none"`` by loss increase per channel or unit.
+        units: modules that may go as a whole.
 
     Returns:
-        The step; empty (``channels == 0``) if no group may lose a bundle.
+        The step; empty (no ``parts``) if no group may lose a bundle, and no unit may go.
 
     Raises:
         ConfigurationError: unknown cost.
@@ -63,18 +66,33 @@ def propose(
         raise ConfigurationError(f"cost={cost!r} is not known; choose one of {COSTS}.")
     caps = caps or Caps()
     queues = {g.name: _bundles(g, saliency[g.name], caps, cost) for g in groups if g.name in saliency}
+    wholes = {u.key: u for u in units if u.key in saliency}
+    for key, unit in wholes.items():
+        loss = 0.5 * float(saliency[key].sum())
+        if math.isfinite(loss):
+            queues[key] = [_Bundle((), loss, unit.macs, loss / max(unit.macs if cost == "macs" else 1.0, 1e-12))]
     heap = [(bundles[0].price, name, 0) for name, bundles in queues.items() if bundles]
     heapq.heapify(heap)
-    removed: dict[str, tuple[int, ...]] = {}
-    loss = saved = 0.0
-    while heap and saved < target_macs:
+    taken: dict[str, list[_Bundle]] = {}
+    inside: set[str] = set()  # of a unit that goes
+    while heap and sum(b.macs for bundles in taken.values() for b in bundles) < target_macs:
         _, name, i = heapq.heappop(heap)
-        bundle = queues[name][i]
-        removed[name] = removed.get(name, ()) + bundle.channels
-        loss, saved = loss + bundle.loss, saved + bundle.macs
+        if name in inside:
+            continue
+        if name in wholes:
+            inside |= {n for n in queues if wholes[name].holds(wholes[n].name if n in wholes else n)}
+            taken = {n: bundles for n, bundles in taken.items() if n not in inside}
+        taken.setdefault(name, []).append(queues[name][i])
         if i + 1 < len(queues[name]):
             heapq.heappush(heap, (queues[name][i + 1].price, name, i + 1))
-    return PruningStep({n: tuple(sorted(c)) for n, c in removed.items()}, loss, saved)
+    removed = {n: tuple(sorted(c for b in bundles for c in b.channels)) for n, bundles in taken.items()}
+    bundles = [b for name in taken for b in taken[name]]
+    return PruningStep(
+        {n: channels for n, channels in removed.items() if n not in wholes},
+        sum(b.loss for b in bundles),
+        sum(b.macs for b in bundles),
+        tuple(sorted(n for n in removed if n in wholes)),
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,8 +29,12 @@ from hqp_lightning.records.report import (
     ModelFigures,
     Report,
 )
+from hqp_lightning.records.units import BRANCH, GATE, UNIT_KINDS, Unit
 
 __all__ = [
+    "BRANCH",
+    "GATE",
+    "UNIT_KINDS",
     "Budget",
     "ChannelGroup",
     "CompiledEngine",
@@ -49,5 +53,6 @@ __all__ = [
     "QuantizedLayer",
     "Report",
     "StepRecord",
+    "Unit",
     "Verdict",
 ]

@@ -91,18 +91,25 @@ class PruningStep:
 
     Attributes:
         removed: group name to sorted channel indices, in the numbering of the model as it stands.
-        predicted_loss_increase: half the sum of the removed channels' Fisher values (second order, nats).
+        predicted_loss_increase: half the sum of the removed channels' and units' Fisher values (second order, nats).
         macs_saved: predicted MACs saved, for one sample.
+        units: keys of the units that go as a whole, see `Unit`; they go first, the channels out of what is left.
     """
 
     removed: Mapping[str, tuple[int, ...]]
     predicted_loss_increase: float
     macs_saved: float
+    units: tuple[str, ...] = ()
 
     @property
     def channels(self) -> int:
         """Number of channels removed, over all groups."""
         return sum(len(v) for v in self.removed.values())
+
+    @property
+    def parts(self) -> dict[str, tuple[int, ...]]:
+        """All that goes, as plain data: group names with their channels, then keys of units, which have none."""
+        return {**self.removed, **dict.fromkeys(self.units, ())}
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +139,7 @@ class StepRecord:
 
     ``outcome`` is ``"kept"``, ``"rolled_back"`` (over budget or never judged) or ``"refused"`` (would have
     broken the model, so was not made). ``macs`` and ``params`` are those of the pruned candidate. ``batchnorm`` says
-    what became of BatchNorm's running statistics; empty where there are none.
+    what became of BatchNorm's running statistics; empty where there are none. ``units_removed`` are keys of `Unit`.
     """
 
     index: int
@@ -148,3 +155,4 @@ class StepRecord:
     accuracy_drop: float | None = None
     surgery_s: float = 0.0
     batchnorm: str = ""
+    units_removed: tuple[str, ...] = ()

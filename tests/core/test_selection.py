@@ -5,7 +5,7 @@ import torch
 
 from hqp_lightning.core.selection import Caps, propose
 from hqp_lightning.errors import ConfigurationError
-from hqp_lightning.records import ChannelGroup
+from hqp_lightning.records import ChannelGroup, Unit
 
 
 def group(name, channels, macs=1.0, blocks=1):
@@ -108,3 +108,24 @@ def test_ties_are_broken_the_same_way_every_time():
 def test_unknown_cost():
     with pytest.raises(ConfigurationError, match="cost='latency'.*macs"):
         propose([], {}, 1.0, cost="latency")
+
+
+def test_units_compete_with_channels_and_take_along_what_lies_inside():
+    groups = [group("stem", 4, 1.0), group("block.conv", 4, 1.0)]
+    values = {"stem": torch.tensor([2.0, 8, 8, 8]), "block.conv": torch.tensor([1.0, 1, 8, 8])}
+    values |= {
+        "branch:block": torch.tensor([12.0]),
+        "gate:block.gate": torch.tensor([0.2]),
+        "gate:g": torch.tensor([4]),
+    }
+    units = [Unit("block", "branch", 10.0), Unit("block.gate", "gate", 1.0), Unit("g", "gate", 1.0)]
+    few = propose(groups, values, 3.0, FREE, units=units)  # prices 0.1, 0.5, 0.5, then 0.6
+    assert (few.removed, few.units) == ({"block.conv": (0, 1)}, ("gate:block.gate",))
+    assert (few.predicted_loss_increase, few.macs_saved) == (pytest.approx(0.1 + 1.0), 3.0)
+    assert few.parts == {"block.conv": (0, 1), "gate:block.gate": ()}
+    more = propose(groups, values, 11.0, FREE, units=units)  # the block, without what was taken of it; then the stem
+    assert (more.removed, more.units) == ({"stem": (0,)}, ("branch:block",))
+    assert (more.predicted_loss_increase, more.macs_saved) == (6.0 + 1.0, 11.0)
+    assert propose(groups, values, 12.0, FREE, units=units).units == ("branch:block", "gate:g")
+    unmeasured = propose([], {"gate:g": torch.tensor([float("nan")])}, 1.0, FREE, units=units)
+    assert unmeasured.parts == {}
