@@ -119,7 +119,7 @@ def compile_rtx(
     check_writable(engine)
     most = batch_size if max_batch is None else max_batch
     sizes = {"batch_size": batch_size, "max_batch": most}
-    answer = _ask({"onnx": str(onnx), "engine": str(engine), "capability": capability, **sizes})
+    answer = _ask({"onnx": str(onnx), "engine": str(engine), "capabilities": [capability], **sizes})
     table = read_table(engine)
     layers, asked = read_layers(table), answer["asked"]
     write_rtx_note(engine, onnx, answer["version"], capability, int8_asked=asked, **sizes)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -20,14 +21,18 @@ from hqp_lightning.errors import ExportError
 __all__ = ["build_rtx", "main"]
 
 
-def build_rtx(trt: Any, onnx: Path, engine: Path, capability: str, batch_size: int, max_batch: int) -> dict[str, Any]:
-    """Compile a model for the GPUs of one compute capability and write the engine and its layer table.
+def build_rtx(
+    trt: Any, onnx: Path, engine: Path, capabilities: Sequence[str], batch_size: int = 1, max_batch: int = 1
+) -> dict[str, Any]:
+    """Compile a model into one engine for the GPUs of all these capabilities; write it and its layer table.
+
+    The table is that of the least able of them, and one that refuses the model refuses it for all.
 
     Args:
         trt: the tensorrt_rtx module.
         onnx: in the types that it shall compute in.
         engine: the file to write; the table goes beside it, ``*.layers.json``.
-        capability: such as ``"8.6"``.
+        capabilities: such as ``["8.6"]``.
         batch_size: to optimise for.
         max_batch: the engine takes so many images at most, and 1 at least; only so many where both are equal and 1.
 
@@ -37,10 +42,7 @@ def build_rtx(trt: Any, onnx: Path, engine: Path, capability: str, batch_size: i
     Raises:
         ExportError: it refuses the model or the capability, with its reason in one line.
     """
-    wanted = f"SM{capability.replace('.', '')}"
-    if not hasattr(trt.ComputeCapability, wanted):
-        known = ", ".join(f"{n[2:-1]}.{n[-1]}" for n in sorted(dir(trt.ComputeCapability), key=len) if n[:2] == "SM")
-        raise ExportError(f"{title(trt)} does not compile for compute capability {capability}, but for {known}")
+    targets = [_target(trt, capability) for capability in capabilities]
     log = Log(trt)
     try:
         builder = trt.Builder(log.logger)
@@ -50,17 +52,27 @@ def build_rtx(trt: Any, onnx: Path, engine: Path, capability: str, batch_size: i
     parse(trt, network, log, onnx)
     check_shape(network, onnx)
     config = builder.create_builder_config()
-    config.num_compute_capabilities = 1
-    config.set_compute_capability(getattr(trt.ComputeCapability, wanted), 0)
+    config.num_compute_capabilities = len(targets)
+    for index, target in enumerate(targets):
+        config.set_compute_capability(target, index)
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # or its log does not list the kernels
     add_profile(builder, network, config, (1, batch_size, max_batch))
     asked = asked_int8(trt, network)
     plan = builder.build_serialized_network(network, config)
     if plan is None:
-        raise ExportError(f"{title(trt)} refuses {onnx.name} for compute capability {capability}: {log.why()}")
+        whom = ", ".join(capabilities)
+        raise ExportError(f"{title(trt)} refuses {onnx.name} for compute capability {whom}: {log.why()}")
     write_whole(engine.with_suffix(".layers.json"), inspection_of(log.kernels).encode())
     write_whole(engine, bytes(plan))
     return {"version": trt.__version__, "asked": asked}
+
+
+def _target(trt: Any, capability: str) -> Any:
+    wanted = f"SM{capability.replace('.', '')}"
+    if not hasattr(trt.ComputeCapability, wanted):
+        known = ", ".join(f"{n[2:-1]}.{n[-1]}" for n in sorted(dir(trt.ComputeCapability), key=len) if n[:2] == "SM")
+        raise ExportError(f"{title(trt)} does not compile for compute capability {capability}, but for {known}")
+    return getattr(trt.ComputeCapability, wanted)
 
 
 def main(job: str) -> None:

@@ -126,7 +126,7 @@ def test_a_compiler_that_ends_or_hangs_is_one_line(code, said, monkeypatch, expo
 def test_an_unloadable_library_is_one_line():
     code = "import sys; sys.modules['tensorrt_rtx'] = None; "
     code += "from hqp_lightning.board.rtx_process import main; main(sys.argv[1])"
-    job = json.dumps({"onnx": "a", "engine": "b", "capability": "8.6", "batch_size": 1, "max_batch": 1})
+    job = json.dumps({"onnx": "a", "engine": "b", "capabilities": ["8.6"], "batch_size": 1, "max_batch": 1})
     done = subprocess.run([sys.executable, "-c", code, job], capture_output=True, text=True, check=True)
     assert "tensorrt_rtx does not load here" in json.loads(done.stdout)["error"]
 
