@@ -9,14 +9,14 @@ from hqp_lightning.errors import ExportError
 from hqp_lightning.export.board_files import FORMS
 from hqp_lightning.export.engines.rtx import compile_engines, missing
 from hqp_lightning.export.forms import write_form
-from hqp_lightning.loop.options import ExportOptions
+from hqp_lightning.export.options import FileOptions
 from hqp_lightning.records import CompiledEngine, OnnxArtifact
 
 __all__ = ["compile_for_others"]
 
 
 def compile_for_others(
-    dense: OnnxArtifact, dirpath: Path, options: ExportOptions
+    dense: OnnxArtifact, dirpath: Path, options: FileOptions
 ) -> tuple[list[CompiledEngine], list[str]]:
     """Compile the dense and the pruned model in FP16 and the INT8 file, from the forms that lie in ``dirpath``.
 

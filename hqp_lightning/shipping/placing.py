@@ -14,7 +14,7 @@ from hqp_lightning.errors import ExportError
 from hqp_lightning.export.board_files import write_whole
 from hqp_lightning.export.engines.rtx import compile_engines, missing
 from hqp_lightning.export.forms import write_form
-from hqp_lightning.loop.options import ExportOptions
+from hqp_lightning.export.options import FileOptions
 from hqp_lightning.records import OnnxArtifact
 
 __all__ = ["fewer_kernels", "left_in_float"]
@@ -26,7 +26,7 @@ Cost = tuple[int, int]
 
 
 def left_in_float(
-    float_onnx: OnnxArtifact, ranges: Mapping[str, export.Range], options: ExportOptions, folder: Path
+    float_onnx: OnnxArtifact, ranges: Mapping[str, export.Range], options: FileOptions, folder: Path
 ) -> tuple[str, ...]:
     """Names of the nodes that no quantizer shall stand at, as ``options.placement`` says.
 

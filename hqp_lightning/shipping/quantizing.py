@@ -13,7 +13,7 @@ import numpy as np
 from hqp_lightning import export
 from hqp_lightning.core.mixed_precision import fewest
 from hqp_lightning.export.engines import Engine
-from hqp_lightning.loop.options import ExportOptions
+from hqp_lightning.export.options import FileOptions
 from hqp_lightning.records import OnnxArtifact, QuantizedLayer, Verdict
 from hqp_lightning.shipping.placing import left_in_float
 
@@ -42,7 +42,7 @@ def quantize_within(
     calibration: Callable[[], Iterator[np.ndarray]],
     measure: Callable[[OnnxArtifact], tuple[Engine, Verdict]],
     out_path: Path,
-    options: ExportOptions,
+    options: FileOptions,
     max_float_layers: int,
 ) -> Quantized:
     """Quantize what pays; if that is over budget, leave the noisiest layers in float, as few as bring it within.

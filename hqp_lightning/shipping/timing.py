@@ -12,7 +12,7 @@ import numpy as np
 
 from hqp_lightning.errors import ExportError
 from hqp_lightning.export.engines import Backend, Engine, backends, latencies
-from hqp_lightning.loop.options import ExportOptions
+from hqp_lightning.export.options import FileOptions
 from hqp_lightning.records import EngineReport, OnnxArtifact
 from hqp_lightning.shipping.quantizing import Quantized
 
@@ -45,7 +45,7 @@ def usable_backends(names: tuple[str, ...] | None, activation_type: str) -> tupl
     return usable, [*absent, *cautions]
 
 
-def build(backend: Backend, artifact: OnnxArtifact, precision: str, folder: Path, options: ExportOptions) -> Engine:
+def build(backend: Backend, artifact: OnnxArtifact, precision: str, folder: Path, options: FileOptions) -> Engine:
     """An engine of ``artifact`` with the threads and the batch size of the options."""
     return backend.build(artifact.path, precision, folder, threads=options.threads, batch_size=options.batch_size)
 
@@ -58,7 +58,7 @@ def time_engines(
     score: Callable[[Engine], float],
     note: Callable[[str], None],
     dirpath: Path,
-    options: ExportOptions,
+    options: FileOptions,
 ) -> list[EngineReport]:
     """Time the float models and the INT8 one in turn, backend by backend, and score what could be deployed.
 
@@ -95,7 +95,7 @@ def _built(
     wanted: Mapping[tuple[str, str], OnnxArtifact],
     note: Callable[[str], None],
     dirpath: Path,
-    options: ExportOptions,
+    options: FileOptions,
 ) -> dict[tuple[str, str], Engine]:
     """Those that can be built."""
     engines = {}
@@ -112,7 +112,7 @@ def time_in_turn(
     wanted: Mapping[tuple[str, str], OnnxArtifact],
     example: np.ndarray,
     dirpath: Path,
-    options: ExportOptions,
+    options: FileOptions,
 ) -> list[EngineReport]:
     """Time models on one backend, a call of each in turn, so that all see the same state of the machine.
 
@@ -137,7 +137,7 @@ def _closing(engines: Mapping[tuple[str, str], Engine]) -> ExitStack:
 
 
 def _time(
-    engines: Mapping[tuple[str, str], Engine], example: np.ndarray, dirpath: Path, options: ExportOptions
+    engines: Mapping[tuple[str, str], Engine], example: np.ndarray, dirpath: Path, options: FileOptions
 ) -> list[EngineReport]:
     batch = np.repeat(example, options.batch_size, axis=0)
     times = latencies({"/".join(k): e for k, e in engines.items()}, batch, runs=options.latency_runs)
