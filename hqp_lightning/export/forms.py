@@ -71,7 +71,7 @@ def with_float_weights(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def with_float16(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Return the model with float16 weights, activations and scales behind float32 inputs and outputs, opset 19.
+    """Return the model with float16 weights, activations and scales behind float32 inputs and outputs, opset >= 19.
 
     Where networks are strongly typed (TensorRT 11), this is how FP16 is asked for. The conversion is
     onnxruntime's; ranges beyond 65504 would overflow, as they do under TensorRT's own FP16 flag.
@@ -79,7 +79,8 @@ def with_float16(model: onnx.ModelProto) -> onnx.ModelProto:
     from onnxruntime.transformers.float16 import convert_float_to_float16
     from onnxruntime.transformers.onnx_model import OnnxModel
 
-    raised = version_converter.convert_version(model, _FLOAT16_OPSET)
+    opset = next(o.version for o in model.opset_import if o.domain in ("", "ai.onnx"))
+    raised = version_converter.convert_version(model, _FLOAT16_OPSET) if opset < _FLOAT16_OPSET else model
     changed = convert_float_to_float16(raised, keep_io_types=True)
     OnnxModel.graph_topological_sort(changed.graph)  # the casts of the inputs stand last
     return changed

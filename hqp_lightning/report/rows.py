@@ -45,8 +45,9 @@ def model_rows(report: Report) -> tuple[ModelRow, ...]:
         report: the report to show.
 
     Returns:
-        Dense, control (where there is one), pruned and INT8. Latencies are those of one backend under one set of
-        conditions: the pair that the quoted speedup compares, and the pruned float32 engine that ran as they did.
+        Dense, control (where there is one), pruned (where something was) and INT8. Latencies are those of one backend
+        under one set of conditions: the pair that the quoted speedup compares, and the pruned float32 engine that ran
+        as they did.
     """
     pair = speed_pair(report.engines)
     dense = pair[0].latency_ms if pair else None
@@ -60,8 +61,9 @@ def model_rows(report: Report) -> tuple[ModelRow, ...]:
     rows = [ModelRow("dense", report.baseline, latency_ms=dense, speedup=1.0 if dense else None)]
     if report.control is not None:  # same structure as the dense model: timing it again would tell nothing
         rows.append(row("control", report.control, None, against_control=False))
-    pruned = twin(report.engines, pair[1], "pruned", "fp32") if pair else None
-    rows.append(row("pruned", report.pruned, pruned))
+    if report.pruned != report.baseline or any(e.model == "pruned" for e in report.engines):
+        pruned = twin(report.engines, pair[1], "pruned", "fp32") if pair else None
+        rows.append(row("pruned", report.pruned, pruned))
     rows.append(row("INT8", report.int8, pair[1] if pair else None))
     return tuple(rows)
 

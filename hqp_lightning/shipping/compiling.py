@@ -16,12 +16,12 @@ __all__ = ["compile_for_others"]
 
 
 def compile_for_others(
-    dense: OnnxArtifact, dirpath: Path, options: FileOptions
+    dense: OnnxArtifact | None, dirpath: Path, options: FileOptions
 ) -> tuple[list[CompiledEngine], list[str]]:
     """Compile the dense and the pruned model in FP16 and the INT8 file, from the forms that lie in ``dirpath``.
 
     Args:
-        dense: the dense float model.
+        dense: the dense float model; None where nothing was pruned: then the files in ``dirpath`` are its own.
         dirpath: with ``tensorrt/model.fp16.onnx`` and ``tensorrt/model.int8.fp16.onnx``, where these could be written.
         options: the compute capabilities, batch size and threads.
 
@@ -37,11 +37,12 @@ def compile_for_others(
     with tempfile.TemporaryDirectory() as folder:
         models: dict[tuple[str, str], Path] = {}
         try:
-            models["dense", "fp16"] = write_form(dense.path, "fp16", Path(folder) / "dense.fp16.onnx")
+            if dense is not None:
+                models["dense", "fp16"] = write_form(dense.path, "fp16", Path(folder) / "dense.fp16.onnx")
         except ExportError as error:
             return [], [f"NVIDIA's compiler skipped: {error}"]
         for precision, name in (("fp16", "model.fp16.onnx"), ("int8", "model.int8.fp16.onnx")):
             if (path := dirpath / FORMS / name).is_file():
-                models["pruned", precision] = path
+                models["dense" if dense is None else "pruned", precision] = path
         sizes = {"batch_size": options.batch_size, "threads": options.threads}
         return compile_engines(models, dirpath, options.rtx, **sizes)

@@ -62,29 +62,32 @@ def time_engines(
 ) -> list[EngineReport]:
     """Time the float models and the INT8 one in turn, backend by backend, and score what could be deployed.
 
+    That is the pruned model, or the dense one where nothing was pruned.
+
     Args:
-        usable: the backends; on the first one every engine of the pruned model is scored.
-        models: ``"dense"`` and ``"pruned"`` float models.
-        int8: the Q/DQ form of ``"pruned"``, with its engine on the first backend and its score. The engine is closed.
+        usable: the backends; on the first one every engine of the deployed model is scored.
+        models: the ``"dense"`` and, if there is one, the ``"pruned"`` float model.
+        int8: the Q/DQ form of the deployed one, with its engine on the first backend and its score; the engine is
+            closed.
         example: one input, with its batch axis.
         score: measures an engine on the decision data.
         note: is told of an engine that can't be built; the others go on.
         dirpath: engines go to its ``engines`` folder; paths in the report are relative to it.
         options: batch size, threads and number of runs.
     """
-    rows = []
+    rows, deployed = [], "pruned" if "pruned" in models else "dense"
     for backend in usable:
         first = backend is usable[0]
         wanted = {("dense", "fp32"): models["dense"]}
-        wanted |= {("pruned", p): models["pruned"] for p in backend.precisions if p != "int8"}
+        wanted |= {(deployed, p): models[deployed] for p in backend.precisions if p != "int8"}
         if not first:
-            wanted["pruned", "int8"] = int8.artifact
+            wanted[deployed, "int8"] = int8.artifact
         engines = _built(backend, wanted, note, dirpath, options)
         if first:  # what was scored is what is timed, and stays in the folder
-            engines["pruned", "int8"] = int8.engine
+            engines[deployed, "int8"] = int8.engine
         with _closing(engines):
             for row, engine in zip(_time(engines, example, dirpath, options), engines.values(), strict=True):
-                if first and row.model == "pruned":
+                if first and row.model == deployed:
                     row = replace(row, accuracy=int8.verdict.measured if engine is int8.engine else score(engine))
                 rows.append(row)
     return rows
