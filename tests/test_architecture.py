@@ -25,6 +25,7 @@ ALLOWED = {
     "search": {"loop", "surgery", "report", "core", "records", "errors"},
     "shipping": {"search", "loop", "surgery", "export", "report", "core", "records", "errors"},
     "callbacks": {"shipping", "search", "loop", "surgery", "export", "report", "core", "records", "errors"},
+    "standalone": {"shipping", "report", "export", "board", "core", "records", "errors"},
     "configs": {"records", "errors"},
     "sweeps": {"report", "core", "records", "errors"},
     "reproduce": {"report", "records", "errors"},

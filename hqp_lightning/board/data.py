@@ -12,9 +12,10 @@ import numpy as np
 
 from hqp_lightning.errors import ExportError
 
-__all__ = ["labelled_batches", "match_folders", "preprocess"]
+__all__ = ["SUFFIXES", "labelled_batches", "match_folders", "open_picture", "preprocess"]
 
-_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp"}
+SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp"}
+"""What counts as a picture."""
 _STEPS = {"crop", "central_square", "resize", "center_crop", "interpolation", "mean", "std"}
 
 
@@ -112,7 +113,7 @@ def labelled_batches(
     kind = model.get("input_dtype", "float32")
     for start in range(0, len(samples), batch_size):
         part = samples[start : start + batch_size]
-        images = [image if prepared else preprocess(_open(image), steps or {}, kind) for image, _ in part]
+        images = [image if prepared else preprocess(open_picture(image), steps or {}, kind) for image, _ in part]
         for (source_image, _), image in zip(part, images):
             if image.shape != (shape := shape or image.shape):
                 what = source_image if isinstance(source_image, Path) else "an image"
@@ -153,7 +154,7 @@ def _folder(source: Path, classes: Sequence[str] | None) -> list[tuple[Any, int]
         (path, index)
         for name, index in match_folders(source, classes).items()
         for path in sorted((source / name).rglob("*"))
-        if path.suffix.lower() in _SUFFIXES and not path.name.startswith(".")  # "._1.jpg" of a Mac
+        if path.suffix.lower() in SUFFIXES and not path.name.startswith(".")  # "._1.jpg" of a Mac
     ]
 
 
@@ -174,7 +175,12 @@ def _arrays(source: Path) -> tuple[list[tuple[Any, int]], bool]:
     return [(image, int(label)) for image, label in zip(images, labels)], images.dtype != np.uint8
 
 
-def _open(image: Any) -> Any:
+def open_picture(image: Any) -> Any:
+    """A picture as PIL has it in RGB; an array comes back as it is.
+
+    Raises:
+        ExportError: it can't be read.
+    """
     if not isinstance(image, Path):
         return image
     pil = _pil()

@@ -12,7 +12,9 @@ from onnx import helper
 from hqp_lightning.errors import ExportError
 from hqp_lightning.records import OnnxArtifact
 
-__all__ = ["describe", "load_model"]
+__all__ = ["BATCH", "INPUT", "OUTPUT", "describe", "load_model"]
+
+INPUT, OUTPUT, BATCH = "input", "logits", "batch"  # names in the files that the export writes
 
 
 def describe(path: str | os.PathLike[str]) -> OnnxArtifact:

@@ -34,6 +34,7 @@ def write_manifest(
     files: Iterable[str | os.PathLike[str]] = (),
     engines: Sequence[CompiledEngine] = (),
     references: str | os.PathLike[str] | None = None,
+    layout: str | None = None,
 ) -> Path:
     """Write the manifest of one ONNX file.
 
@@ -50,6 +51,7 @@ def write_manifest(
         files: others of the folder that go to the board, to be hashed.
         engines: those compiled for other machines' GPUs, with paths relative to the manifest.
         references: images and logits that an engine is held against, from `write_references`.
+        layout: of the input; None: ``"NCHW"`` for pictures.
 
     Returns:
         The path written.
@@ -64,7 +66,7 @@ def write_manifest(
     content = {
         "schema_version": provenance.SCHEMA_VERSION,
         "model": model,
-        "input": _input(artifact, preprocessing),
+        "input": _input(artifact, preprocessing, layout),
         "preprocessing": preprocessing,
         "classes": None if classes is None else list(classes),
         "accuracy": accuracy,
@@ -112,9 +114,9 @@ def _how_to_run(version: str) -> dict[str, str]:
     }
 
 
-def _input(artifact: OnnxArtifact, preprocessing: Mapping[str, Any] | None) -> dict[str, Any]:
+def _input(artifact: OnnxArtifact, preprocessing: Mapping[str, Any] | None, layout: str | None) -> dict[str, Any]:
     """What the name and the shape leave open: who knows only the folder would have to guess."""
-    layout = {1: "NC", 3: "NCHW"}.get(len(artifact.input_shape))
+    layout = layout or {1: "NC", 3: "NCHW"}.get(len(artifact.input_shape))
     facts: dict[str, Any] = {"dtype": artifact.input_dtype, "layout": layout}
     if preprocessing is not None:
         facts["channels"] = "RGB"

@@ -17,12 +17,11 @@ from torch import Tensor, nn
 
 from hqp_lightning.core.precision import exact_arithmetic
 from hqp_lightning.errors import ExportError
-from hqp_lightning.export.artifact import describe
+from hqp_lightning.export.artifact import BATCH, INPUT, OUTPUT, describe
 from hqp_lightning.records import OnnxArtifact
 
 __all__ = ["INPUT", "IR_VERSION", "OPSET", "OUTPUT", "export_onnx"]
 
-INPUT, OUTPUT, BATCH = "input", "logits", "batch"
 OPSET, IR_VERSION = 17, 8  # what TensorRT 8.5 (JetPack 5) still reads; newer releases read it too
 
 

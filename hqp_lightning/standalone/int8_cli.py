@@ -1,0 +1,88 @@
+"""INT8 for a float ONNX classifier, calibrated and scored on a folder of pictures; no torch, no training code."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from hqp_lightning.board.files import check_writable
+from hqp_lightning.core.calibration import ACTIVATION_TYPES
+from hqp_lightning.errors import ConfigurationError, HQPError
+from hqp_lightning.export import DEFAULT_METHOD
+from hqp_lightning.export.engines.rtx import CAPABILITIES
+from hqp_lightning.export.options import FileOptions
+from hqp_lightning.report import publish
+from hqp_lightning.shipping.timing import processors
+from hqp_lightning.standalone.arguments import add_pictures, given_pictures, input_size
+from hqp_lightning.standalone.int8 import ship_file, write_float
+from hqp_lightning.standalone.reading import read_model
+
+__all__ = ["main"]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Entry point of ``hqp-int8``: 0 within the budget, 1 over it or refused."""
+    options = _parser().parse_args(arguments)
+    logging.basicConfig(format="%(message)s")
+    try:
+        within = _run(options)
+    except (HQPError, OSError) as error:
+        print(f"hqp-int8: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("hqp-int8: interrupted", file=sys.stderr)
+        return 130
+    return 0 if within else 1
+
+
+def _run(options: argparse.Namespace) -> bool:
+    given = FileOptions(
+        method=DEFAULT_METHOD,
+        activation_type=options.activation_type,
+        placement="paying",
+        quantize_hardswish=False,
+        quantize_se=False,
+        engines=None,
+        rtx=options.rtx,
+        batch_size=1,
+        threads=options.threads or processors(),
+        latency_runs=100,
+    )
+    if options.calibration < 1:
+        raise ConfigurationError(f"--calibration {options.calibration}: expected at least 1")
+    reading = read_model(options.model, size=input_size(options))
+    check_writable(options.output / "model.onnx")
+    source = write_float(options.model, reading, options.output)
+    pictures = given_pictures(options, source.artifact)
+    budget = {"max_drop": options.max_drop, "max_noise": options.max_noise}
+    report = ship_file(source, pictures, options.output, given, calibration=options.calibration, **budget)
+    publish(report, options.output)
+    return report.within_budget
+
+
+def _list(text: str) -> tuple[str, ...]:
+    return tuple(part for part in text.split(",") if part)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="hqp-int8", description=__doc__)
+    parser.add_argument("model", type=Path, help="a float classifier, opset 13 to 22, of any exporter")
+    parser.add_argument("images", type=Path, help="folder of pictures, or of a folder for each class; or .npz")
+    parser.add_argument("-o", "--output", type=Path, required=True, help="folder to write")
+    budget = parser.add_mutually_exclusive_group()
+    budget.add_argument("--max-drop", type=float, metavar="D", help="of top-1, such as 0.01 (default with labels)")
+    budget.add_argument("--max-noise", type=float, metavar="DB", help="the least SQNR of the logits (default: 15)")
+    parser.add_argument("--calibration", type=int, default=512, metavar="N", help="pictures that set the ranges (512)")
+    parser.add_argument("--activation-type", choices=ACTIVATION_TYPES, default="int8", help="uint8: for CPUs, finer")
+    parser.add_argument("--threads", type=int, help="of the timed engines; default: all")
+    usual = ",".join(CAPABILITIES)
+    parser.add_argument("--rtx", type=_list, default=CAPABILITIES, metavar=usual, help="GPUs to compile for; '': none")
+    add_pictures(parser)
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

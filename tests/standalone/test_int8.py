@@ -1,0 +1,191 @@
+"""`hqp-int8`: a run's own file gives the run's own INT8 file; budgets; what is refused."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import onnx
+import pytest
+from classifier import Classifier
+from PIL import Image
+from torch.utils.data import DataLoader, TensorDataset
+
+from hqp_lightning import Int8Export
+from hqp_lightning.report import read_json
+from hqp_lightning.standalone.int8_cli import main
+
+ALONE = (
+    "import sys; from hqp_lightning.standalone.int8_cli import main; code = main(sys.argv[1:]); "
+    "assert not {'torch', 'lightning', 'torchvision'} & set(sys.modules); sys.exit(code)"
+)
+
+
+def hqp_int8(*arguments):
+    return main([*map(str, arguments), "--threads", "1", "--rtx", ""])
+
+
+@pytest.fixture(scope="module")
+def run(network, digits, pictures, tmp_path_factory):
+    """What Int8Export leaves of the network, calibrated on 192 of the validation digits."""
+    x, y = digits[0][1200:1400], digits[1][1200:1400]
+    model, folder = Classifier(), tmp_path_factory.mktemp("run")
+    model.net = network
+    loader = DataLoader(TensorDataset(x, y), 64)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("hqp_lightning.shipping.compiling.missing", lambda: "no compiler in this test")
+        export = Int8Export(folder, "val_acc", 0.5, threads=1, calibration_data="val", latency_runs=1)
+        export.export(model, loader, loader, accelerator="cpu")
+    return folder
+
+
+def test_the_runs_own_file_gives_the_runs_int8_byte_for_byte_without_torch(run, pictures, tmp_path):
+    given = [run / "model.onnx", pictures, "-o", tmp_path, "--threads", "1", "--rtx", "", "--max-drop", "0.5"]
+    done = subprocess.run([sys.executable, "-c", ALONE, *map(str, given)], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "WITHIN BUDGET" in done.stdout
+    assert (tmp_path / "model.onnx").read_bytes() == (run / "model.onnx").read_bytes()
+    assert (tmp_path / "model.int8.onnx").read_bytes() == (run / "model.int8.onnx").read_bytes()
+    ours, theirs = (read_json(folder / "report.json") for folder in (tmp_path, run))
+    assert ours.baseline.accuracy == pytest.approx(theirs.baseline.accuracy)
+    assert ours.int8.accuracy == pytest.approx(theirs.int8.accuracy)
+    assert (ours.baseline.macs, ours.quantization) == (theirs.baseline.macs, theirs.quantization)
+    left = {p.name for p in tmp_path.iterdir()}
+    assert left == {p.name for p in run.iterdir()} - {"model.dense.onnx", "pruned.ckpt"}
+    manifest = json.loads((tmp_path / "manifest.json").read_text())
+    assert manifest["calibration"]["pictures"] == 200
+
+
+def test_a_file_of_another_exporter(dynamo_file, pictures, tmp_path, capsys):
+    assert hqp_int8(dynamo_file, pictures, "-o", tmp_path) == 0
+    said = capsys.readouterr().out
+    assert "2 BatchNormalization folded" in said
+    assert "opset 20: " in said.lower()
+    assert max(map(len, said.partition("WITHIN")[0].splitlines())) <= 80
+    report = read_json(tmp_path / "report.json")
+    assert report.budget.monitor == "top-1"
+    assert report.baseline.accuracy > 0.8
+    assert report.int8.accuracy > report.baseline.accuracy - 0.01
+    assert [r for r in report.engines if r.model == "pruned"] == []
+
+
+def test_the_noisiest_layers_stay_in_float(own_file, pictures, tmp_path):
+    """Reference: the budget itself, and the same file without one."""
+    assert hqp_int8(own_file, pictures, "-o", tmp_path / "a", "--max-noise", "10") == 0
+    first = read_json(tmp_path / "a" / "report.json")
+    assert first.budget.mode == "min"
+    asked = -10 * np.log10(first.int8.accuracy) + 2
+    assert hqp_int8(own_file, pictures, "-o", tmp_path / "b", "--max-noise", asked) == 0
+    report = read_json(tmp_path / "b" / "report.json")
+    assert -10 * np.log10(report.int8.accuracy) >= asked
+    in_float = {q.layer for q in report.quantization if q.precision == "float"}
+    assert in_float > {q.layer for q in first.quantization if q.precision == "float"}
+    assert json.loads((tmp_path / "b" / "manifest.json").read_text())["accuracy"] is None
+
+
+def test_no_layer_brings_it_within(own_file, pictures, tmp_path, capsys):
+    assert hqp_int8(own_file, pictures, "-o", tmp_path, "--max-noise", "99", "--limit", "16") == 1
+    assert "OVER BUDGET" in capsys.readouterr().out
+    assert (tmp_path / "report.html").is_file()
+
+
+@pytest.fixture(scope="module")
+def coloured(tmp_path_factory):
+    """A network of pictures, by hand, that tells reds from blues; and pictures, in folders and flat."""
+    folder = tmp_path_factory.mktemp("coloured")
+    weight = np.zeros((16, 3, 3, 3), np.float32)
+    weight[0::2, 0], weight[1::2, 2] = 1 / 9, 1 / 9
+    head = np.zeros((2, 16), np.float32)
+    head[0, 0::2], head[1, 1::2] = 1, 1
+    helper, to = onnx.helper, onnx.numpy_helper.from_array
+    for layout, shape in (("NCHW", [1, 3, 16, 16]), ("NHWC", [1, 16, 16, 3])):
+        nodes = [] if layout == "NCHW" else [helper.make_node("Transpose", ["x"], ["t"], perm=[0, 3, 1, 2])]
+        nodes += [
+            helper.make_node("Conv", ["x" if layout == "NCHW" else "t", "w"], ["c"]),
+            helper.make_node("GlobalAveragePool", ["c"], ["p"]),
+            helper.make_node("Flatten", ["p"], ["f"]),
+            helper.make_node("Gemm", ["f", "h"], ["y"], transB=1),
+        ]
+        graph = helper.make_graph(
+            nodes,
+            "g",
+            [helper.make_tensor_value_info("x", 1, shape)],
+            [helper.make_tensor_value_info("y", 1, [1, 2])],
+            [to(weight, "w"), to(head, "h")],
+        )
+        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+        onnx.save(model, folder / f"{layout}.onnx")
+    rng = np.random.default_rng(0)
+    for k in range(8):
+        name = "blue" if k % 2 else "red"
+        picture = rng.integers(0, 99, (20, 24 + k, 3), np.uint8)
+        picture[..., 2 if k % 2 else 0] += 120
+        for place in (folder / "classes" / {"red": "0red", "blue": "1blue"}[name], folder / "flat"):
+            place.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(picture).save(place / f"{k}.png")
+        for name in "abc":
+            (folder / "three" / name).mkdir(parents=True, exist_ok=True)
+            Image.fromarray(picture).save(folder / "three" / name / f"{k}.png")
+    return folder
+
+
+NORMAL = ("--mean", "0.5", "--std", "0.25")
+
+
+@pytest.mark.parametrize("layout", ["NCHW", "NHWC"])
+def test_folders_of_pictures(coloured, layout, tmp_path):
+    given = [coloured / f"{layout}.onnx", coloured / "classes", "-o", tmp_path, *NORMAL, "--size", "18", "--crop", "16"]
+    assert hqp_int8(*given) == 0
+    report = read_json(tmp_path / "report.json")
+    assert (report.baseline.accuracy, report.int8.accuracy, report.samples) == (1.0, 1.0, 8)
+    manifest = json.loads((tmp_path / "manifest.json").read_text())
+    assert manifest["classes"] == ["0red", "1blue"]
+    assert manifest["input"]["layout"] == layout
+    assert manifest["preprocessing"] == {"resize": 18, "center_crop": 16, "mean": [0.5] * 3, "std": [0.25] * 3}
+    again = ["-o", tmp_path / "flat", "--manifest", tmp_path / "manifest.json"]
+    assert hqp_int8(coloured / f"{layout}.onnx", coloured / "flat", *again) == 0
+    assert read_json(tmp_path / "flat" / "report.json").budget.mode == "min"
+    pair = (tmp_path / place / "model.int8.onnx" for place in (".", "flat"))
+    assert len({p.read_bytes() for p in pair}) == 1
+
+
+@pytest.mark.parametrize(
+    ("images", "options", "expected"),
+    [
+        ("classes", (), "prepared? Say --mean and --std"),
+        ("classes", ("--mean", "0.5"), "belong together"),
+        ("classes", ("--mean", "120", "--std", "60"), "scaled to [0, 1]"),
+        ("classes", (*NORMAL, "--size", "18"), "see --size and --crop"),
+        ("classes", (*NORMAL, "--size", "a"), "--size a: expected pixels"),
+        ("classes", (*NORMAL, "--max-drop", "2"), "max_drop=2.0 must lie in (0, 1)"),
+        ("classes", (*NORMAL, "--max-noise", "0"), "--max-noise 0.0: expected"),
+        ("classes", (*NORMAL, "--limit", "0"), "--limit 0"),
+        ("flat", (*NORMAL, "--max-drop", "0.1"), "--max-drop needs labels"),
+        ("nothing", NORMAL, "no folder and no .npz file at"),
+        ("three", NORMAL, "there are 3 folders of pictures, and the network has 2 classes"),
+        ("NCHW.onnx", NORMAL, "is no .npz"),
+    ],
+)
+def test_refusals_are_one_line(coloured, images, options, expected, tmp_path, capsys):
+    assert hqp_int8(coloured / "NCHW.onnx", coloured / images, "-o", tmp_path, *options) == 1
+    said = capsys.readouterr().err
+    assert said.startswith("hqp-int8: ")
+    assert said.count("\n") == 1
+    assert expected in said
+
+
+def test_a_batch_that_is_held_elsewhere_is_refused(tmp_path, pictures, capsys):
+    helper, to = onnx.helper, onnx.numpy_helper.from_array
+    nodes = [
+        helper.make_node("Reshape", ["x", "shape"], ["r"]),
+        helper.make_node("MatMul", ["r", "w"], ["m"]),
+        helper.make_node("Add", ["m", "each"], ["y"]),  # a constant of the batch's size
+    ]
+    stored = [to(np.array([2, 64]), "shape"), to(np.eye(64, 10, dtype=np.float32), "w")]
+    stored.append(to(np.arange(20, dtype=np.float32).reshape(2, 10), "each"))
+    value = helper.make_tensor_value_info
+    graph = helper.make_graph(nodes, "g", [value("x", 1, [2, 1, 8, 8])], [value("y", 1, [2, 10])], stored)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    onnx.save(model, tmp_path / "model.onnx")
+    assert hqp_int8(tmp_path / "model.onnx", pictures, "-o", tmp_path / "deploy") == 1
+    assert "takes batches of 2 alone" in capsys.readouterr().err
