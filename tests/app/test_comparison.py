@@ -13,7 +13,7 @@ SETTINGS = [
     *("data.image_size=16", "data.batch_size=8", "trainer.accelerator=cpu", "trainer.max_epochs=2", "model.lr=0.002"),
     *("trainer.limit_train_batches=4", "trainer.limit_val_batches=2", "+trainer.limit_test_batches=2"),
     *("trainer.enable_progress_bar=false", "hqp.max_drop=0.9", "hqp.start_epoch=0", "hqp.fisher_batches=1"),
-    *("hqp.step=0.1", "hqp.target_macs=null", "hqp.recalibrate_batches=2"),
+    *("hqp.step=0.1", "hqp.target_macs=null", "hqp.recalibrate_batches=2", "hqp.compensate=false"),
     *("export.calibration_batches=1", "export.engines=[onnxruntime]", "export.latency_runs=3", "export.threads=1"),
 ]
 

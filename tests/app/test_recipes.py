@@ -31,9 +31,11 @@ SMALL = [
     "hqp.start_epoch=0",
     "hqp.every_n_epochs=1",
     "hqp.fisher_batches=1",
+    "hqp.compensate=false",  # tests/search has it; batches of four are its slowest case
     "export.calibration_batches=1",
     "export.engines=[onnxruntime]",
     "export.latency_runs=3",
+    "export.rtx=[]",
 ]
 
 

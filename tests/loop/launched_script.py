@@ -39,7 +39,7 @@ def main(folder, num_nodes, devices):
     train = DataLoader(TensorDataset(x[:256], y[:256]), 32, shuffle=True)
     val = DataLoader(TensorDataset(x[1200:1300], y[1200:1300]), 32)
     pruning = HQPPruning("val_acc", 0.5, step=0.2)
-    export = Int8Export(folder / "deploy", engines=["onnxruntime"], latency_runs=1, threads=1)
+    export = Int8Export(folder / "deploy", engines=["onnxruntime"], rtx=(), latency_runs=1, threads=1)
     callbacks = [pruning, export] if num_nodes > 1 else [pruning]
     trainer = Trainer(
         accelerator="cpu",
