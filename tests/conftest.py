@@ -1,4 +1,5 @@
 import hashlib
+import os
 import pickle
 from functools import partial
 from pathlib import Path
@@ -19,6 +20,11 @@ from hqp_lightning.board.rtx import missing
 # On some virtual machines the kernel can't restore AMX registers after a signal was handled, and the process ends by
 # SIGSEGV. Torch handles SIGCHLD of loaders' workers in Python; without that, workers that fail are noticed, too.
 signal_handling._SIGCHLD_handler_set = True
+
+if workers := os.environ.get("PYTEST_XDIST_WORKER_COUNT"):  # they share the cores, and what they start does so as well
+    threads = max(1, (os.cpu_count() or 1) // int(workers))
+    os.environ.setdefault("OMP_NUM_THREADS", str(threads))
+    torch.set_num_threads(threads)
 
 WNIDS = "n01440764 n02102040 n02979186 n03000684 n03028079 n03394916 n03417042 n03425413 n03445777 n03888257"
 
