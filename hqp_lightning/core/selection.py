@@ -110,6 +110,10 @@ def _bundles(group: ChannelGroup, values: Tensor, caps: Caps, cost: str) -> list
     floor = max(original * (1 - caps.max_channel_ratio) / group.blocks, 1)
     floor = math.ceil(floor / tile - 1e-9) * tile
     order = torch.argsort(values, stable=True).tolist()
+    # A layer may read or write a part of the group; the best gate of each part is the last to be offered, and stays.
+    spared = {next(g for g in reversed(order) if g in part) for part in group.parts}
+    order = [g for g in order if g not in spared] + [g for g in order if g in spared]
+    floor = max(floor, math.ceil(len(spared) / tile) * tile)
     bundles: list[_Bundle] = []
     kept = group.gates
     while True:

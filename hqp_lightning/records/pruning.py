@@ -66,6 +66,12 @@ class ChannelGroup:
         """Number of independent decisions: one gate per channel, or per tied set of channels."""
         return self.channels // self.blocks
 
+    @property
+    def parts(self) -> tuple[frozenset[int], ...]:
+        """Sets of gates of which one must stay, smaller than the group: all that one layer reads or writes of it."""
+        sets = {frozenset(c % self.gates for c in s.channels) for s in (*self.consumers, *self.filters)}
+        return tuple(s for s in sorted(sets, key=sorted) if len(s) < self.gates)
+
 
 @dataclass(frozen=True, slots=True)
 class GroupNote:

@@ -70,7 +70,7 @@ class Shadow:
         return self._trace.notes
 
     def groups(self) -> tuple[ChannelGroup, ...]:
-        """The coupled groups that may lose channels, in the order of the network; the head's is not among them."""
+        """The coupled groups that may lose channels, in the order in which their roots run; without the head's."""
         return tuple(c.group for c in self._trace.coupled.values())
 
     def group_norms(self) -> dict[str, Tensor]:
@@ -180,6 +180,13 @@ def _check_channels(group: ChannelGroup, channels: Sequence[int]) -> None:
     if torn:
         tied = tuple(range(torn[0] % group.gates, group.channels, group.gates))
         raise SurgeryError(f"channels {tied} of group {group.name!r} go together: remove all or none.")
+    gates = {c % group.gates for c in chosen}
+    whole = next((part for part in group.parts if part <= gates), None)
+    if whole is not None:
+        raise SurgeryError(
+            f"gates {sorted(whole)[:5]} (of {len(whole)}) are all that a layer reads or writes of group "
+            f"{group.name!r}; one must stay."
+        )
 
 
 def _some(names: Mapping[str, object]) -> str:

@@ -80,6 +80,8 @@ def trace(
         if not ignore:
             raise
         found = _coupled(network, call, ignore, ignore, macs, limit_s)  # what is ignored need not be looked into
+    runs_at = {name: i for i, name in enumerate(macs)}
+    found.sort(key=lambda c: runs_at.get(c.group.name, len(macs)))  # the outside graph begins at the outputs
     training = training_shapes(network, call)
     out = {n.group: n for n in known if n.status == LEFT_OUT}
     notes = [out.get(c.group.name) or _note(c, LEFT_OUT, c.problem) for c in found if _hopeless(c, out)]

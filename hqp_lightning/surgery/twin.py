@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import random
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -43,27 +44,40 @@ def kept_sides(network: nn.Module, coupled: Mapping[str, Coupled], removed: Remo
     return {s: [i for i in range(width(network, *s)) if i not in lost] for s, lost in gone.items() if lost}
 
 
-def exchanged_sides(network: nn.Module, coupled: Mapping[str, Coupled], removed: Removed) -> Sides:
-    """What each side of each layer holds in each place when the removed channels change places with the last ones.
+def exchanged_sides(network: nn.Module, coupled: Mapping[str, Coupled], removed: Removed, cut: bool = False) -> Sides:
+    """What each side of each layer holds in each place when channels of a group change places with each other.
+
+    Args:
+        network: as it stands.
+        coupled: the groups by name.
+        removed: group name to the channels that change places with its last ones.
+        cut: these go instead, and those that stay change places with each other.
 
     Raises:
         SurgeryError: a layer sees some channels of a group more often than others.
     """
     sides: Sides = {}
     for name, channels in removed.items():
-        for s, order in _exchanged(network, coupled[name], channels):
+        for s, order in _exchanged(network, coupled[name], channels, cut):
             before = sides.get(s, list(range(len(order))))  # several groups may meet in one layer
             sides[s] = [now if now != i else before[i] for i, now in enumerate(order)]
+    if cut:
+        for s, kept in kept_sides(network, coupled, removed).items():
+            sides[s] = [sides[s][i] for i in kept]
     return sides
 
 
 def _exchanged(
-    network: nn.Module, coupled: Coupled, removed: Sequence[int]
+    network: nn.Module, coupled: Coupled, removed: Sequence[int], cut: bool
 ) -> Iterator[tuple[tuple[str, str, int], list[int]]]:
     gates, blocks = coupled.group.gates, coupled.group.blocks
     going = sorted({c % gates for c in removed})
-    order = [*(g for g in range(gates) if g not in set(going)), *going]
-    if order == list(range(gates)):  # they are the last ones already
+    staying = [g for g in range(gates) if g not in set(going)]
+    order = [*staying, *going]
+    if cut:
+        drawn = random.Random(coupled.group.name).sample(staying, len(staying))
+        order = [dict(zip(staying, drawn, strict=True)).get(g, g) for g in range(gates)]
+    elif order == list(range(gates)):  # they are the last ones already
         order.reverse()
     new = {g + b * gates: order[g] + b * gates for g in range(gates) for b in range(blocks)}
     for s in coupled.slices:

@@ -5,7 +5,7 @@ import torch
 
 from hqp_lightning.core.selection import Caps, propose
 from hqp_lightning.errors import ConfigurationError
-from hqp_lightning.records import ChannelGroup, Unit
+from hqp_lightning.records import ChannelGroup, Consumer, Filters, Unit
 
 
 def group(name, channels, macs=1.0, blocks=1):
@@ -78,6 +78,24 @@ def test_max_channel_ratio_counts_from_the_original():
 def test_at_least_one_channel_stays():
     assert propose([group("a", 3)], {"a": torch.rand(3)}, 1e9, FREE).channels == 2
     assert propose([group("a", 2, blocks=2)], {"a": torch.rand(1)}, 1e9, FREE).channels == 0
+
+
+@pytest.mark.parametrize("values", [torch.arange(24.0), torch.arange(24.0).flip(0)])
+def test_a_layer_that_reads_or_writes_a_part_of_the_group_keeps_a_channel(values):
+    first, later = tuple(range(8)), tuple(range(16))  # gates 0 to 7 are written by one layer, 8 to 23 read by another
+    written, read = Filters("a.weight", 0, first, first), Consumer("b", later, tuple(c + 8 for c in later))
+    everything = Consumer("c", tuple(range(24)), tuple(range(24)))
+    g = ChannelGroup("a", 24, (everything, read), (written,), 1.0)
+    assert set(g.parts) == {frozenset(first), frozenset(range(8, 24))}
+    step = propose([g], {"a": values}, 1e9, FREE)
+    best = {max(part, key=lambda i: float(values[i])) for part in g.parts}
+    assert set(range(24)) - set(step.removed["a"]) == best
+    assert propose([g], {"a": values}, 16.0, Caps(round_to=8)).channels == 16
+    tied = ChannelGroup("a", 48, (Consumer("b", tuple(range(16)), (*first, *(c + 24 for c in first))),), (), 1.0, 2)
+    assert tied.parts == (frozenset(first),)
+    assert {c % 24 for c in propose([tied], {"a": values}, 44.0, FREE).removed["a"]}.isdisjoint(
+        {max(first, key=lambda i: float(values[i]))}
+    )
 
 
 def test_empty_when_nothing_may_go():

@@ -46,6 +46,7 @@ def test_groups_of_a_residual_stage_by_hand():
     assert [f.parameter for f in inner.filters] == ["layer2.0.conv1.weight"]
     # 32 px: layer2 works on 4 x 4; a channel is one filter of conv1 and one slice of conv2.
     assert inner.macs_per_channel == 4 * 4 * 9 * 64 + 4 * 4 * 9 * 128
+    assert list(groups)[:5] == ["conv1", "layer1.0.conv1", "layer1.1.conv1", "layer2.0.conv1", "layer2.0.downsample.0"]
     stem = next(g for g in groups.values() if "conv1.weight" in {f.parameter for f in g.filters})
     assert {c.module for c in stem.consumers} == {
         "layer1.0.conv1",

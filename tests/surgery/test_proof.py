@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrizations
 
+from hqp_lightning.core.selection import Caps, propose
 from hqp_lightning.errors import ConfigurationError, SurgeryError
 from hqp_lightning.surgery import Shadow, apply_cut_, tracing
 from hqp_lightning.surgery.limit import time_limit
@@ -41,6 +42,7 @@ def convolved(x):
 
 WRONG = {
     "shuffle": (shuffled, 16),
+    "two shuffles that are none at this width": (lambda x: shuffled(shuffled(x)), 16),
     "flip": (lambda x: x.flip(1), 16),
     "roll": (lambda x: x.roll(1, 1), 16),
     "convolution over the channel vector": (convolved, 16),
@@ -92,6 +94,36 @@ def test_halves_lose_the_same_channels(name):
         shadow.cut({"first": (0, 1)})
     apply_cut_(network, shadow.cut({"first": (0, 3, 8, 11)}))
     assert network.first.out_channels == 12
+    assert network(X).shape == (2, 4)
+
+
+class Joined(nn.Module):
+    """Half of the channels is written by a convolution of its own, and all are added to others."""
+
+    def __init__(self):
+        super().__init__()
+        self.one, self.other, self.all = nn.Conv2d(3, 8, 1), nn.Conv2d(3, 8, 1), nn.Conv2d(3, 16, 1)
+        self.read, self.head = nn.Conv2d(16, 8, 1), nn.Linear(8, 4)
+
+    def forward(self, x):
+        x = torch.cat([self.one(x), self.other(x)], 1) + self.all(x)
+        return self.head(self.read(x).relu().mean((2, 3)))
+
+
+def test_a_layer_that_writes_a_part_of_a_group_keeps_a_channel():
+    network = Joined()
+    shadow = Shadow(network, [X])
+    group = next(g for g in shadow.groups() if g.channels == 16)
+    one = next(f for f in group.filters if f.parameter == "one.weight")
+    assert set(group.parts) == {frozenset(range(8)), frozenset(range(8, 16))}
+    with pytest.raises(SurgeryError, match=rf"\(of 8\) are all that a layer reads or writes of group '{group.name}'"):
+        shadow.cut({group.name: one.channels})
+    values = torch.ones(16)
+    values[list(one.channels)] = 0.1
+    step = propose([group], {group.name: values}, 7.5 * group.macs_per_channel, Caps(round_to=8))
+    assert set(one.channels) - set(step.removed[group.name]) == {max(one.channels)}  # the last of equal ones
+    apply_cut_(network, shadow.cut(step.removed))
+    assert (network.one.out_channels, network.other.out_channels, network.all.out_channels) == (1, 7, 8)
     assert network(X).shape == (2, 4)
 
 
