@@ -8,7 +8,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any, cast
 
-from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 
 from hqp_lightning.callbacks.pruning import HQPPruning
 from hqp_lightning.errors import ConfigurationError
@@ -18,6 +18,7 @@ from hqp_lightning.loop.checkpoint import carry_structure
 from hqp_lightning.loop.losses import LossFn, loss_named
 from hqp_lightning.loop.network import find_network
 from hqp_lightning.loop.options import ExportOptions
+from hqp_lightning.loop.portable import Portable
 from hqp_lightning.loop.ranks import first_rank_only
 from hqp_lightning.loop.trainer import check_trainer, load_validation, loose, monitored
 from hqp_lightning.records import Budget, Report
@@ -33,15 +34,15 @@ from hqp_lightning.shipping.trial import check_exportable
 __all__ = ["Int8Export"]
 
 
-class Int8Export(Callback):
+class Int8Export(Portable):
     """When ``fit`` ends: calibrate, write a Q/DQ ONNX, score it by the user's validation loop, build and time engines.
 
     Beside `HQPPruning` it takes the budget from there and, if the INT8 score is over it, walks back to the
     previous accepted model. Alone it quantizes the model as trained, against that model's own score.
 
-    It leaves ``model.int8.onnx``, ``model.onnx`` (the same model in float), ``model.dense.onnx``, ``pruned.ckpt``
-    (for `load_pruned`), ``manifest.json``, ``report.json`` and ``report.html`` in ``dirpath``, engines in
-    ``dirpath/engines``, and the `Report` in ``.report``; its ``fastest_within_budget`` is the engine to deploy.
+    It leaves ``model.int8.onnx``, ``model.onnx`` (float), ``model.dense.onnx``, ``pruned.ckpt`` (for `load_pruned`),
+    ``manifest.json``, ``report.json`` and ``report.html`` in ``dirpath``, engines in ``dirpath/engines``, and the
+    `Report` in ``.report``; its ``fastest_within_budget`` is the engine to deploy.
 
     Args:
         dirpath: folder for the artifacts; created.
@@ -50,7 +51,7 @@ class Int8Export(Callback):
         mode: ``"max"`` or ``"min"``, if there is no `HQPPruning`.
         module: the network's attribute name in the LightningModule; found if it is the only one with parameters.
         calibration_batches: batches that set the ranges, the same for every model that is tried.
-        calibration_data: of which loader they are: ``"train"``, augmented but not scored, or ``"val"``.
+        calibration_data: their loader: ``"train"``, augmented but not scored, or ``"val"``.
         method: range estimator, one of ``"mse"``, ``"max"``, ``"percentile"``, ``"entropy"``.
         activation_type: ``"int8"``, symmetric, what TensorRT reads; or ``"uint8"``, with zero points, finer, where the
             model ships to a CPU (OpenVINO, onnxruntime).
@@ -60,14 +61,13 @@ class Int8Export(Callback):
             as few as bring it within the budget, before the export walks back to an earlier model; 0 for none.
         quantize_hardswish: quantize the inputs of hard-swish, too.
         quantize_se: quantize the squeeze and the gate of squeeze-excite blocks, too.
-        recovery_epochs: if quantization costs more than a third of the budget, train the model for so many epochs with
-            fake quantization, by a second ``fit`` of the same module and data, and keep the result if its INT8 score is
-            better (``docs/int8.md``); 0: never.
+        recovery_epochs: if quantization costs more than a third of the budget, train for so many epochs with fake
+            quantization, by a second ``fit``, and keep what has the better INT8 score (``docs/int8.md``); 0: never.
         recovery_lr_scale: the recovery's rate begins at this part of the highest one that ``configure_optimizers``
             gives, in (0, 1], and falls linearly to zero; schedulers are left out.
-        holdout: loaders of data that no decision saw, or ``"test"`` for the datamodule's ``test_dataloader``; scored
-            by ``validation_step`` and reported beside the budget.
-        engines: backends to time, by name; by default TensorRT with a GPU, and OpenVINO, or onnxruntime without it.
+        holdout: loaders of data that no decision saw, or ``"test"`` for the datamodule's; scored by
+            ``validation_step`` and reported beside the budget.
+        engines: backends to time, by name; by default TensorRT with a GPU, and OpenVINO, or else onnxruntime.
         rtx: compute capabilities to compile engines for, without a GPU, with the extra ``rtx``; () for none.
         batch_size: images per timed call.
         threads: CPU threads of the timed engines; all by default.
@@ -173,7 +173,7 @@ class Int8Export(Callback):
         datamodule: LightningDataModule | None = None,
         **settings: Any,
     ) -> Report:
-        """Ship a model as it stands, without training it: one from elsewhere, or what a failed export left behind.
+        """Ship a model as it stands, without training: one from elsewhere, or what a failed export left behind.
 
         In a folder where an export failed, the budget, the dense model and the accepted ones are those of that run.
 

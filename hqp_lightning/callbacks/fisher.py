@@ -16,6 +16,7 @@ from hqp_lightning.errors import ConfigurationError
 from hqp_lightning.loop.calls import Receiver
 from hqp_lightning.loop.losses import LossFn, loss_named
 from hqp_lightning.loop.network import find_network, fisher_context, per_sample_loss
+from hqp_lightning.loop.portable import Portable
 from hqp_lightning.loop.ranks import merged
 from hqp_lightning.loop.trainer import loose
 from hqp_lightning.records import ChannelGroup
@@ -24,7 +25,7 @@ from hqp_lightning.surgery import Shadow
 __all__ = ["FisherAccumulator", "shared"]
 
 
-class FisherAccumulator(Callback):
+class FisherAccumulator(Portable):
     """Accumulate the Fisher diagonal of every coupled channel group while Lightning validates.
 
     Works in ``trainer.fit`` and ``trainer.validate``, adds one forward and backward pass per batch, and leaves
@@ -46,6 +47,8 @@ class FisherAccumulator(Callback):
     Raises:
         ConfigurationError: unknown estimator, or ``batches`` below 1.
     """
+
+    seen = ("_receiver",)
 
     def __init__(
         self,

@@ -6,7 +6,7 @@ import weakref
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 
 from hqp_lightning.callbacks.fisher import FisherAccumulator, shared
 from hqp_lightning.core.calls import Call
@@ -16,10 +16,11 @@ from hqp_lightning.loop.checkpoint import carry_structure
 from hqp_lightning.loop.losses import LossFn, loss_named
 from hqp_lightning.loop.network import find_network
 from hqp_lightning.loop.options import MAGNITUDE, PruningOptions
+from hqp_lightning.loop.portable import Portable
 from hqp_lightning.loop.trainer import check_trainer, loose, monitored, validate_now
 from hqp_lightning.loop.twins import Twins
 from hqp_lightning.records import Budget, StepRecord
-from hqp_lightning.search.fits import enter_, leave_, opened
+from hqp_lightning.search.fits import begun, enter_, leave_, opened
 from hqp_lightning.search.judging import doubts, may_step_, weigh_
 from hqp_lightning.search.operation import try_step_, undo_
 from hqp_lightning.search.state import PruningState
@@ -29,7 +30,7 @@ from hqp_lightning.search.tracing import dense_shadow, magnitudes
 __all__ = ["HQPPruning"]
 
 
-class HQPPruning(Callback):
+class HQPPruning(Portable):
     """Prune a network structurally in small steps, each kept only if the monitored metric stays within the budget.
 
     After every validation the Fisher scores rank the coupled channels; at the next epoch start the cheapest are
@@ -66,6 +67,8 @@ class HQPPruning(Callback):
         ConfigurationError: an argument out of range; in ``setup`` or before the first training batch: a path, monitor,
             loader, strategy, callback or network that can't work.
     """
+
+    seen = ("_module", "_twins")
 
     def __init__(
         self,
@@ -132,8 +135,8 @@ class HQPPruning(Callback):
         if stage == "fit":
             check_trainer(trainer, self)
             self._example, self._told = Call(), set()
-            if self._module is not None and self._module() is not pl_module:
-                self.state = opened(self.options)  # of another module; that of a checkpoint is loaded later
+            last = self._module() if self._module is not None else None
+            self.state = begun(self.state, self.options, pl_module, last)
             self._module = weakref.ref(pl_module)
             self._fisher = shared(trainer, self, self.own_fisher, self.options.estimator)
             carry_structure(pl_module)

@@ -69,7 +69,8 @@ class ChannelGroup:
     @property
     def parts(self) -> tuple[frozenset[int], ...]:
         """Sets of gates of which one must stay, smaller than the group: all that one layer reads or writes of it."""
-        sets = {frozenset(c % self.gates for c in s.channels) for s in (*self.consumers, *self.filters)}
+        sides = [s.channels for s in self.consumers] + [s.channels for s in self.filters]
+        sets = {frozenset(c % self.gates for c in channels) for channels in sides}
         return tuple(s for s in sorted(sets, key=sorted) if len(s) < self.gates)
 
 

@@ -17,7 +17,7 @@ from hqp_lightning.search.state import FIT_ENDED, Accepted, PruningState
 from hqp_lightning.surgery import record, restore_, take
 from hqp_lightning.surgery.strategy import rewrapped
 
-__all__ = ["enter_", "leave_", "opened"]
+__all__ = ["begun", "enter_", "leave_", "opened"]
 
 _log = logging.getLogger(__name__)
 
@@ -25,6 +25,18 @@ _log = logging.getLogger(__name__)
 def opened(options: PruningOptions) -> PruningState:
     """The state of a search that has not begun."""
     return PruningState(Search(options.step, options.min_step), options.baseline)
+
+
+def begun(
+    state: PruningState, options: PruningOptions, pl_module: LightningModule, last: LightningModule | None
+) -> PruningState:
+    """What a ``fit`` begins with: this state, unless it is of another module; that of a checkpoint is loaded later.
+
+    ``last`` is the module of the fit before. A copy of the callback does not know it, and asks what the module holds.
+    """
+    models = [a.snapshot for a in (*state.accepted, state.dense) if a is not None]
+    mine = any(m.is_of(pl_module) for m in models) if last is None and state.left else last in (None, pl_module)
+    return state if mine else opened(options)
 
 
 def enter_(trainer: Trainer, pl_module: LightningModule, state: PruningState) -> str | None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from lightning.pytorch import Trainer
 
+from hqp_lightning.board.files import sweep
 from hqp_lightning.core.verdict import check_budget
 from hqp_lightning.errors import ConfigurationError
 from hqp_lightning.records import Budget
@@ -42,7 +43,7 @@ def check_devices(trainer: Trainer, recovery_epochs: int) -> None:
 
 
 def check_folder(folder: Path) -> None:
-    """Create a folder and try to write there, now and not after the training.
+    """Create a folder and try to write there, now and not after the training; parts that killed runs left there go.
 
     Raises:
         ConfigurationError: it can't be written.
@@ -51,6 +52,8 @@ def check_folder(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             pass
+        for inside in (folder, folder / "engines"):
+            sweep(inside)
     except OSError as error:
         raise ConfigurationError(
             f"dirpath={str(folder)!r} can't be written: {error}. Choose another folder."

@@ -83,15 +83,11 @@ def kept_search(dirpath: Path, model: LightningModule) -> tuple[Budget, PruningS
         return None
     content = torch.load(path, map_location="cpu", weights_only=True)
     budget, search = Budget(**content["budget"]), content["search"] and PruningState.from_plain(content["search"])
-    if search is not None and search.accepted:
-        mine, theirs = take(model), search.accepted[-1].snapshot
-        if mine.structure != theirs.structure or any(
-            not torch.equal(t, theirs.tensors[n].to(t.dtype)) for n, t in mine.tensors.items()
-        ):
-            raise ConfigurationError(
-                f"{path} is of another model than the one given: load it with load_pruned(..., {dirpath / PRUNED}), or "
-                "export yours into another folder, with a monitor and a max_drop of its own."
-            )
+    if search is not None and search.accepted and not search.accepted[-1].snapshot.is_of(model):
+        raise ConfigurationError(
+            f"{path} is of another model than the one given: load it with load_pruned(..., {dirpath / PRUNED}), or "
+            "export yours into another folder, with a monitor and a max_drop of its own."
+        )
     return budget, search
 
 

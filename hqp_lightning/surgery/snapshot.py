@@ -34,6 +34,13 @@ class Snapshot:
     schedulers: Sequence[Mapping[str, Any]] = ()
     averages: Sequence[Snapshot] = ()
 
+    def is_of(self, module: nn.Module) -> bool:
+        """Whether ``module`` holds this structure and, in its own types, these values."""
+        mine = take(module)
+        return mine.structure == self.structure and all(
+            torch.equal(t, self.tensors[n].to(t.dtype)) for n, t in mine.tensors.items()
+        )
+
     def to_plain(self) -> dict[str, Any]:
         """For a checkpoint: tensors, dicts, lists and numbers."""
         return {

@@ -1,5 +1,8 @@
 """A search goes on over several fits: with the same callback, or from a file saved after the end of one."""
 
+import copy
+import pickle
+
 import pytest
 from classifier import Classifier, Scripted
 
@@ -106,6 +109,29 @@ def test_another_module_begins_a_search_of_its_own(loaders, make_trainer):
     make_trainer(1, [callback]).fit(Scripted([0.6, 0.59]), *loaders)
     assert [(r.index, r.outcome, r.accuracy_drop) for r in callback.records] == [(1, "kept", pytest.approx(0.01))]
     assert callback.state.reference == pytest.approx(0.6)
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda callback: pickle.loads(pickle.dumps(callback))])
+def test_a_copy_of_the_callback_goes_on_with_a_copy_of_the_module_alone(loaders, make_trainer, copied):
+    callback, model = pruning(), Scripted([0.9, 0.89, 0.885])
+    make_trainer(1, [callback]).fit(model, *loaders)
+    twin, other, fresh = copied(callback), copied(callback), Scripted([0.9])
+    assert twin.state.accepted[-1].snapshot.is_of(model)
+    again = Scripted([0.885])
+    again.net = copy.deepcopy(model.net)
+    make_trainer(1, [twin]).fit(again, *loaders)
+    assert outcomes(twin) == ["kept"] * 2
+    assert outcomes(callback) == ["kept"]
+    make_trainer(1, [other]).fit(fresh, *loaders)  # a search of its own
+    assert [(r.index, r.accuracy_drop) for r in other.records] == [(1, 0.0)]
+
+
+def test_a_callback_in_the_middle_of_a_fit_is_copied_without_its_trainer(loaders, make_trainer):
+    callback, model, copies = pruning(), Scripted([0.9, 0.89]), []
+    model.on_train_epoch_end = lambda: copies.append(pickle.loads(pickle.dumps(callback)))  # no lambda is pickled
+    make_trainer(1, [callback]).fit(model, *loaders)
+    assert outcomes(copies[0]) == ["kept"]
+    assert not hasattr(copies[0], "log")
 
 
 def test_a_step_of_an_interrupted_fit_is_judged_in_the_next_one(loaders, make_trainer):
