@@ -10,12 +10,12 @@ from pathlib import Path
 
 import hqp_lightning.board
 from hqp_lightning import errors
-from hqp_lightning.board.files import write_whole
+from hqp_lightning.board.files import sweep, write_whole
 from hqp_lightning.board.provenance import FORMS
 from hqp_lightning.errors import ExportError
 from hqp_lightning.export.forms import write_form
 
-__all__ = ["FORMS", "PROGRAM", "board_files", "write_program", "write_whole"]
+__all__ = ["FORMS", "PROGRAM", "board_files", "sweep", "write_program", "write_whole"]
 
 PROGRAM = "hqp-engine.pyz"
 _log = logging.getLogger(__name__)

@@ -7,9 +7,9 @@ from pathlib import Path
 
 from lightning.pytorch import Trainer
 
-from hqp_lightning.board.files import sweep
 from hqp_lightning.core.verdict import check_budget
 from hqp_lightning.errors import ConfigurationError
+from hqp_lightning.export.board_files import sweep
 from hqp_lightning.records import Budget
 
 __all__ = ["check_devices", "check_folder", "own_budget"]
