@@ -5,6 +5,7 @@ convolution or linear layer for one sample. Sizes are bytes. Times are milliseco
 """
 
 from hqp_lightning.records.export import (
+    ComparedTensor,
     CompiledEngine,
     EngineReport,
     Latency,
@@ -37,6 +38,7 @@ __all__ = [
     "UNIT_KINDS",
     "Budget",
     "ChannelGroup",
+    "ComparedTensor",
     "CompiledEngine",
     "Consumer",
     "EngineReport",

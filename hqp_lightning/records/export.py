@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-__all__ = ["CompiledEngine", "EngineReport", "Latency", "OnnxArtifact", "QuantizedLayer"]
+__all__ = ["ComparedTensor", "CompiledEngine", "EngineReport", "Latency", "OnnxArtifact", "QuantizedLayer"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +34,37 @@ class QuantizedLayer:
     layer: str
     noise: float
     precision: str
+
+
+@dataclass(frozen=True, slots=True)
+class ComparedTensor:
+    """A tensor of one file beside the same one of another, such as float and INT8; noises are error over signal.
+
+    Attributes:
+        tensor: its name in the second file.
+        layer: the node that makes it there.
+        operator: of that node.
+        running: noise where both files run on their own.
+        alone: noise that this node alone makes of the first file's tensors.
+        quantizing: noise of the quantizer behind it alone; None: there is none.
+        clipped: share of the values that lie beyond that quantizer's range.
+        saturated: channels of which more than a twentieth is clipped.
+        dead: channels that are constant in the second file and not in the first.
+        channels: how many there are.
+        fault: what is wrong with it, in words; empty where nothing is.
+    """
+
+    tensor: str
+    layer: str
+    operator: str
+    running: float
+    alone: float
+    quantizing: float | None
+    clipped: float | None
+    saturated: int | None
+    dead: int
+    channels: int
+    fault: str = ""
 
 
 @dataclass(frozen=True, slots=True)

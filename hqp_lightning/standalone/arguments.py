@@ -18,8 +18,8 @@ __all__ = ["add_pictures", "given_pictures", "input_size"]
 _COLOURS = (1, 3)
 
 
-def add_pictures(parser: argparse.ArgumentParser) -> None:
-    """Add them to a parser."""
+def add_pictures(parser: argparse.ArgumentParser, limit: int | None = None) -> None:
+    """Add them to a parser; ``limit`` is the number of pictures where nobody says one, None for all."""
     pictures = parser.add_argument_group("how the pictures are prepared (resized, cut, scaled to [0, 1], normalised)")
     pictures.add_argument("--manifest", type=Path, help="manifest.json of a run, which says all of it")
     pictures.add_argument("--size", help="PX of the shorter side, or HxW; default: what the network takes")
@@ -27,7 +27,8 @@ def add_pictures(parser: argparse.ArgumentParser) -> None:
     pictures.add_argument("--mean", type=_numbers, metavar="R,G,B", help="such as 0.485,0.456,0.406; 0 for none")
     pictures.add_argument("--std", type=_numbers, metavar="R,G,B", help="such as 0.229,0.224,0.225; 1 for none")
     pictures.add_argument("--layout", choices=("NCHW", "NHWC"), help="of the network's input; default: by its shape")
-    parser.add_argument("--limit", type=int, metavar="N", help="use so many pictures, evenly spread; default: all")
+    text = f"use so many pictures, evenly spread (default: {limit or 'all'})"
+    parser.add_argument("--limit", type=int, default=limit, metavar="N", help=text)
 
 
 def input_size(options: argparse.Namespace) -> tuple[int, int] | None:

@@ -1,0 +1,74 @@
+"""Two files of one network, tensor by tensor, in words and as a table of 80 columns."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from hqp_lightning.records import ComparedTensor
+from hqp_lightning.report.units import ABSENT, decibel, node
+
+__all__ = ["fault_lines", "tensor_cells", "tensor_lines", "worst"]
+
+HEADERS = ("layer", "running", "alone", "quant.", "clipped", "satur.", "dead")
+_WIDTHS = (34, 7, 7, 7, 7, 6, 6)
+_FAR = 0.01  # 20 dB
+
+
+def worst(rows: Sequence[ComparedTensor], count: int) -> list[ComparedTensor]:
+    """Those at fault, and the noisiest by themselves up to ``count``; in their order. 0: all."""
+
+    def rank(row: ComparedTensor) -> tuple[bool, float]:
+        return not row.fault, -max(row.alone, row.quantizing or 0.0)
+
+    chosen = {r.tensor for r in sorted(rows, key=rank)[: count or len(rows)]}
+    return [r for r in rows if r.tensor in chosen or r.fault]
+
+
+def tensor_cells(row: ComparedTensor) -> tuple[str, ...]:
+    """A row under `HEADERS`: SQNR in dB, the share clipped, channels."""
+    return (
+        node(row.layer) if row.layer else row.tensor,
+        _number(row.running),
+        _number(row.alone),
+        _number(row.quantizing),
+        ABSENT if row.clipped is None else f"{100 * row.clipped:.2f} %",
+        ABSENT if row.saturated is None else str(row.saturated),
+        str(row.dead),
+    )
+
+
+def tensor_lines(rows: Sequence[ComparedTensor]) -> list[str]:
+    """The table as lines; long names lose their beginning."""
+    lines = [HEADERS, *map(tensor_cells, rows)]
+    return [
+        " ".join([_left(cells[0]), *(c.rjust(w) for c, w in zip(cells[1:], _WIDTHS[1:], strict=True))])
+        for cells in lines
+    ]
+
+
+def fault_lines(rows: Sequence[ComparedTensor]) -> list[str]:
+    """Which layers are at fault, and where the files part first."""
+    said = [f"at fault: {node(r.layer)}: {r.fault}" for r in rows if r.fault]
+    if first := next((r for r in rows if r.running > _FAR), None):
+        said.append(
+            f"the files part first at {node(first.layer)}: {decibel(first.running)} where both run on their own"
+        )
+    if not any(r.fault for r in rows):
+        loud = max(rows, key=lambda r: max(r.alone, r.quantizing or 0.0))
+        noise = max(loud.alone, loud.quantizing or 0.0)
+        said.append(
+            f"no layer is at fault; the noisiest by itself is {node(loud.layer) or loud.tensor}: {decibel(noise)}"
+        )
+    return said
+
+
+def _number(noise: float | None) -> str:
+    """Of SQNR in dB, exact ones as such."""
+    if noise is None:
+        return ABSENT
+    return "exact" if noise < 1e-11 else decibel(noise).removesuffix(" dB")
+
+
+def _left(name: str) -> str:
+    width = _WIDTHS[0]
+    return name.ljust(width) if len(name) <= width else f"...{name[3 - width :]}"
