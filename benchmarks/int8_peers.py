@@ -24,12 +24,29 @@ Job = dict[str, Any]
 def ours(job: Job, images: np.ndarray) -> Callable[[], object]:
     import onnxruntime  # noqa: F401  (a library, as those of the others, before the clock starts)
 
-    from hqp_lightning.export import collect_ranges, quantize
+    from hqp_lightning.export import (
+        Range,
+        collect_ranges,
+        float_order,
+        quantization_noise,
+        quantize,
+        unprofitable,
+    )
+    from hqp_lightning.export.engines import OpenVINOBackend
 
     def run() -> None:
         kind = "uint8" if job["quantizer"] in FOR_CPUS else "int8"
         ranges = collect_ranges(job["onnx"], batches(images), activation_type=kind, threads=job["threads"])
-        quantize(job["onnx"], ranges, job["target"])
+        quantize(job["onnx"], ranges, job["target"], exclude=left(ranges))
+
+    def left(ranges: dict[str, Range]) -> list[str]:
+        if job["quantizer"] == "ours, paying":
+            return list(unprofitable(job["onnx"]))
+        if job["quantizer"] != "ours, 4 in float":
+            return []
+        noise = quantization_noise(job["onnx"], ranges, images[:32], threads=job["threads"])
+        given = job["onnx"], ranges, noise, 4, OpenVINOBackend()
+        return float_order(*given, threads=job["threads"])[0][:4]
 
     return run
 
@@ -119,6 +136,8 @@ def batches(images: np.ndarray) -> list[np.ndarray]:
 
 QUANTIZERS = {
     "ours": ours,
+    "ours, paying": ours,
+    "ours, 4 in float": ours,
     "onnxruntime MinMax": onnxruntime,
     "onnxruntime Percentile": onnxruntime,
     "onnxruntime Entropy": onnxruntime,

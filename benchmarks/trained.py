@@ -1,4 +1,4 @@
-"""The networks of the benchmarks: torchvision's with ten classes, trained, dense or as Int8Export left them."""
+"""The networks of the benchmarks: torchvision's, trained, dense or pruned."""
 
 from __future__ import annotations
 
@@ -11,13 +11,17 @@ from torch import nn
 
 
 def network(name: str, weights: str) -> nn.Module:
-    """A network of torchvision with a state dict, or with the ``pruned.ckpt`` of the ``hqp`` command."""
-    dense = getattr(torchvision.models, name)(num_classes=10)
+    """A network of torchvision with a state dict, the ``pruned.ckpt`` of the ``hqp`` command, or a whole ``.pt``."""
+    if Path(weights).suffix == ".pt":  # written by this very benchmark
+        return torch.load(weights, weights_only=False).eval()
+    build = getattr(torchvision.models, name)
     if Path(weights).suffix != ".ckpt":
-        dense.load_state_dict(torch.load(weights, weights_only=True))
+        state = torch.load(weights, weights_only=True)
+        dense = build(num_classes=len(list(state.values())[-1]))
+        dense.load_state_dict(state)
         return dense.eval()
     warnings.filterwarnings("ignore", ".*pkg_resources")
     from hqp_lightning import load_pruned
     from hqp_lightning.models import ImageClassifier
 
-    return load_pruned(ImageClassifier(dense, num_classes=10), weights).net.eval()
+    return load_pruned(ImageClassifier(build(num_classes=10), num_classes=10), weights).net.eval()

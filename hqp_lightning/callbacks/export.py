@@ -57,8 +57,8 @@ class Int8Export(Portable):
             model ships to a CPU (OpenVINO, onnxruntime).
         placement: ``"paying"``: layers for which INT8 wins nothing stay in float; ``"compiled"``: so do others by what
             NVIDIA's compiler makes of the file (``docs/int8.md``); ``"all"``: every layer is quantized.
-        max_float_layers: if the INT8 score is over budget, so many layers at most stay in float, the noisiest first and
-            as few as bring it within the budget, before the export walks back to an earlier model; 0 for none.
+        max_float_layers: if the INT8 score is over budget, so many layers at most stay in float, those first that win
+            most noise for the time that they cost, before the export walks back to an earlier model; 0 for none.
         quantize_hardswish: quantize the inputs of hard-swish, too.
         quantize_se: quantize the squeeze and the gate of squeeze-excite blocks, too.
         recovery_epochs: if quantization costs more than a third of the budget, train for so many epochs with fake

@@ -1,10 +1,38 @@
-"""How many layers have to stay in float: a search over a measured predicate."""
+"""Which layers stay in float, and how many: noise against cost, and a search over a measured predicate."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 
-__all__ = ["fewest"]
+__all__ = ["by_worth", "fewest"]
+
+
+def by_worth(noise: Mapping[str, float], costs: Mapping[Sequence[str], float], floor: float) -> list[str]:
+    """Order layers by the noise that they win for what they cost, best first; a pair may come before its members.
+
+    The worth of a unit (one layer, or some that are cheaper together) is the noise of those of its layers that are not
+    in float yet, over what they add to the cost; no layer is taken as cheaper than ``floor``, so that the clock's own
+    error decides nothing and noise does, where layers cost next to nothing.
+
+    Args:
+        noise: layer to the noise that it puts into the logits.
+        costs: unit to what its layers cost together in float; every layer is a unit of its own, too.
+        floor: above 0, in the unit of the costs.
+
+    >>> by_worth({"a": 4, "b": 3, "c": 2}, {("a",): 4, ("b",): 4, ("c",): 1, ("a", "b"): 3}, 0.5)
+    ['a', 'b', 'c']
+    """
+    order: list[str] = []
+
+    def worth(unit: Sequence[str]) -> float:
+        left = [layer for layer in unit if layer not in order]
+        spent = max((costs[u] for u in costs if set(u) < set(unit) and set(u) <= set(order)), default=0.0)
+        return sum(noise[layer] for layer in left) / max(costs[unit] - spent, floor * len(left))
+
+    while len(order) < len(noise):
+        best = max((u for u in costs if not set(u) <= set(order)), key=worth)
+        order += sorted((layer for layer in best if layer not in order), key=lambda layer: -noise[layer])
+    return order
 
 
 def fewest(limit: int, enough: Callable[[int], bool]) -> int | None:

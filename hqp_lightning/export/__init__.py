@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from hqp_lightning.core.calibration import Range
 from hqp_lightning.export.artifact import describe
 from hqp_lightning.export.board_files import board_files, write_program
+from hqp_lightning.export.costing import float_order
 from hqp_lightning.export.manifest import data_sha256, read_manifest, write_manifest
 from hqp_lightning.export.paying import unprofitable
 from hqp_lightning.export.placement import Placement, placements, quantized_tensors
@@ -33,6 +34,7 @@ __all__ = [
     "describe",
     "export_onnx",
     "failing_module",
+    "float_order",
     "input_ranges",
     "look",
     "placements",

@@ -141,7 +141,8 @@ def quantization(report: Report) -> str:
             f"<li><span>{escape(node(q.layer))}{' (float)' if q.precision == 'float' else ''}</span>"
             f'<span class="bar"><i class="{"float" if q.precision == "float" else "noise"}" '
             f'style="width:{100 * q.noise / shown[0].noise:.2f}%"></i></span>'
-            f'<span class="value">{decibel(q.noise)} ({100 * q.noise / total:.0f} %)</span></li>\n'
+            f'<span class="value">{decibel(q.noise)} ({100 * q.noise / total:.0f} %)'
+            f"{'' if q.float_cost_ms is None else f', in float {q.float_cost_ms:+.3f} ms'}</span></li>\n"
         )
 
     lead = (

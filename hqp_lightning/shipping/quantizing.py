@@ -5,19 +5,19 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 
 from hqp_lightning import export
 from hqp_lightning.core.mixed_precision import fewest
-from hqp_lightning.export.engines import Engine
+from hqp_lightning.export.engines import Engine, backends
 from hqp_lightning.export.options import FileOptions
 from hqp_lightning.records import OnnxArtifact, QuantizedLayer, Verdict
 from hqp_lightning.shipping.placing import left_in_float
 
-__all__ = ["Quantized", "quantize_within"]
+__all__ = ["Quantized", "quantize_within", "with_cost"]
 
 _log = logging.getLogger(__name__)
 _NOISE_SAMPLES = 32
@@ -45,7 +45,10 @@ def quantize_within(
     options: FileOptions,
     max_float_layers: int,
 ) -> Quantized:
-    """Quantize what pays; if that is over budget, leave the noisiest layers in float, as few as bring it within.
+    """Quantize what pays; if that is over budget, leave layers in float, as few as bring it within the budget.
+
+    Those go first that win most noise for the time that they cost on the engine at hand. On a GPU, where each try is an
+    engine to build, and if their order brings nothing within, it is the noisiest.
 
     Args:
         float_onnx: the model.
@@ -78,24 +81,43 @@ def quantize_within(
     if warning is not None:
         _log.warning("hqp: %s", warning)
 
-    def attempt(in_float: int) -> Quantized:
-        kept = {*rule, *noisiest[:in_float]}
+    costs: dict[str, float] = {}
+
+    def attempt(order: Sequence[str], in_float: int) -> Quantized:
+        kept = {*rule, *order[:in_float]}
         artifact = export.quantize(float_onnx.path, ranges, out_path, exclude=sorted(kept), **where)
-        layers = (QuantizedLayer(n, v, "float" if n in kept else "int8") for n, v in noise.items())
+        layers = (QuantizedLayer(n, v, "float" if n in kept else "int8", costs.get(n)) for n, v in noise.items())
         return Quantized(artifact, *measure(artifact), tuple(layers), rule, ranges, warning)
 
-    def enough(in_float: int) -> bool:
-        tried = attempt(in_float)
-        tried.engine.close()
-        return tried.verdict.kept
+    def within(order: Sequence[str]) -> int | None:
+        def enough(in_float: int) -> bool:
+            tried = attempt(order, in_float)
+            tried.engine.close()
+            return tried.verdict.kept
 
-    made = attempt(0)
+        return fewest(limit, enough)
+
+    made = attempt(noisiest, 0)
     limit = min(max_float_layers, len(noisiest))
     if made.verdict.kept or limit == 0:
         return made
     made.engine.close()
-    in_float = fewest(limit, enough)
-    return made if in_float is None else attempt(in_float)
+    orders = [noisiest]
+    if made.engine.threads:
+        backend = next(b for b in backends() if b.name == made.engine.backend)
+        order, costs = export.float_order(
+            float_onnx.path, ranges, noise, limit, backend, exclude=rule, threads=made.engine.threads, **where
+        )
+        orders = [order] if order[:limit] == noisiest[:limit] else [order, noisiest]
+    for order in orders:
+        if (in_float := within(order)) is not None:
+            return attempt(order, in_float)
+    return replace(made, layers=tuple(replace(q, float_cost_ms=costs.get(q.layer)) for q in made.layers))
+
+
+def with_cost(layer: QuantizedLayer) -> str:
+    """Its name, and what it costs in float, where that was measured."""
+    return layer.layer + ("" if layer.float_cost_ms is None else f" ({layer.float_cost_ms:+.3f} ms)")
 
 
 def _warning(noise: float, noisiest: Sequence[str], alone: Mapping[str, float]) -> str | None:

@@ -19,7 +19,7 @@ from hqp_lightning.report import assemble, versions
 from hqp_lightning.search.judging import still_learning
 from hqp_lightning.search.state import Accepted, PruningState
 from hqp_lightning.shipping.compiling import compile_for_others
-from hqp_lightning.shipping.quantizing import Quantized
+from hqp_lightning.shipping.quantizing import Quantized, with_cost
 from hqp_lightning.shipping.recovering import costs_too_much, recover_
 from hqp_lightning.shipping.run import Exporting
 from hqp_lightning.shipping.scoring import lent
@@ -159,8 +159,9 @@ class _Shipping(Exporting):
                 "nothing: depthwise and thin layers (docs/int8.md)."
             )
         layers = sorted(made.layers, key=lambda q: q.noise, reverse=True)
-        if names := [q.layer for q in layers if q.precision == "float" and q.layer not in made.by_rule]:
-            self._note(f"Left in float to stay within the budget, noisiest layers first: {', '.join(names)}.")
+        if left := [q for q in layers if q.precision == "float" and q.layer not in made.by_rule]:
+            names = ", ".join(map(with_cost, left))
+            self._note(f"Left in float to stay within the budget, noisiest layers first: {names}.")
 
     def _for_the_board(self, dense: OnnxArtifact, artifact: OnnxArtifact, verdict: Verdict) -> list[CompiledEngine]:
         """Forms, engines of other machines' GPUs, and the manifest that lists them."""

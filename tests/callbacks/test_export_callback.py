@@ -8,7 +8,7 @@ from lightning.pytorch import Callback, LightningDataModule
 from torch.utils.data import DataLoader, TensorDataset
 
 from hqp_lightning import HQPPruning, Int8Export, hqp_callbacks, load_pruned
-from hqp_lightning.export import read_manifest
+from hqp_lightning.export import costing, read_manifest
 from hqp_lightning.report import read_json
 
 
@@ -124,7 +124,10 @@ def quantized_nodes(path):
     return {n.name for n in graph.node if dequantized & set(n.input) and n.op_type != "DequantizeLinear"}
 
 
-def test_before_walking_back_the_noisiest_layers_stay_in_float(loaders, make_trainer, tmp_path):
+def test_before_walking_back_the_noisiest_layers_stay_in_float(loaders, make_trainer, tmp_path, monkeypatch):
+    # As dear as one another, alone and in pairs: the noise decides.
+    alike = lambda engines, _: ({unit: 0.01 * len(unit) for unit in engines if unit}, 1.0)  # noqa: E731
+    monkeypatch.setattr(costing, "float_costs_ms", alike)
     # all layers quantized, then one, two, four in float, then the bisection's three: four are needed
     model = Scripted([0.90, 0.89], int8=[0.80, 0.81, 0.82, 0.885, 0.83, 0.885])
     export = Int8Export(tmp_path, engines=["onnxruntime"], latency_runs=1, placement="all")
@@ -136,9 +139,10 @@ def test_before_walking_back_the_noisiest_layers_stay_in_float(loaders, make_tra
     noise = {q.layer: q.noise for q in report.quantization}
     in_float = {q.layer for q in report.quantization if q.precision == "float"}
     assert in_float == set(sorted(noise, key=noise.get, reverse=True)[:4])
+    assert sum(q.float_cost_ms == 0.01 for q in report.quantization) == len(noise)
     assert quantized_nodes(tmp_path / "model.int8.onnx") == set(noise) - in_float
     (note,) = [n for n in report.notes if n.startswith("Left in float")]
-    assert all(name in note for name in in_float)
+    assert all(f"{name} (+0.010 ms)" in note for name in in_float)
 
 
 def test_too_few_layers_in_float_may_not_help(loaders, make_trainer, tmp_path):

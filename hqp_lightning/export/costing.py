@@ -1,0 +1,122 @@
+"""What layers cost in float, measured on whole files: the compiler's kernels, or the processor's time."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from hqp_lightning.core.calibration import Range
+from hqp_lightning.core.mixed_precision import by_worth
+from hqp_lightning.export.artifact import describe, load_model
+from hqp_lightning.export.edits import Graph
+from hqp_lightning.export.engines.base import Backend, Engine
+from hqp_lightning.export.placement import placements
+from hqp_lightning.export.quantize import quantize
+
+__all__ = ["float_costs_ms", "float_order", "in_a_row"]
+
+_TIMED = 2  # candidates for each layer that may stay in float
+_SHARE = 0.01  # of a call: two readings of the same file differ by as much
+_TURNS, _WARM = 15, 3
+
+
+def float_order(
+    onnx_path: str | os.PathLike[str],
+    ranges: Mapping[str, Range],
+    noise: Mapping[str, float],
+    limit: int,
+    backend: Backend,
+    *,
+    exclude: Sequence[str] = (),
+    threads: int = 1,
+    quantize_hardswish: bool = False,
+    quantize_se: bool = False,
+) -> tuple[list[str], dict[str, float]]:
+    """The order in which layers should go to float: most noise won for a millisecond first.
+
+    The noisiest ``2 * limit`` layers are timed, each alone and each pair of them that stands in a row, which saves a
+    quantizer; the others follow by their noise.
+
+    Args:
+        onnx_path: a float model.
+        ranges: tensor name to range, from `collect_ranges` on the same file.
+        noise: from `quantization_noise`.
+        limit: how many layers may stay in float.
+        backend: the runtime on which a call is timed.
+        exclude: names of nodes that are in float anyway.
+        threads: of the runtime.
+        quantize_hardswish: see `hqp_lightning.export.placements`; as for `collect_ranges`.
+        quantize_se: see there.
+
+    Returns:
+        Names of nodes without ``exclude``, best first, and what each timed one adds to a call, in ms; below 0: it is
+        quicker in float.
+    """
+    where = {"quantize_hardswish": quantize_hardswish, "quantize_se": quantize_se}
+    loudest = sorted(set(noise) - set(exclude), key=lambda name: (-noise[name], name))
+    timed = loudest[: _TIMED * limit]
+    units = [(name,) for name in timed] + in_a_row(onnx_path, timed)
+    if not units:
+        return loudest, {}
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as scratch:
+        engines: dict[tuple[str, ...], Engine] = {}
+        try:
+            for k, unit in enumerate([(), *units]):
+                file = Path(scratch) / f"{k}.onnx"
+                quantize(onnx_path, ranges, file, exclude=sorted({*exclude, *unit}), **where)
+                engines[unit] = backend.build(file, "int8", scratch, threads=threads)
+            costs, call = float_costs_ms(engines, _one(onnx_path))
+        finally:
+            for engine in engines.values():
+                engine.close()
+    order = by_worth({name: noise[name] for name in timed}, costs, max(_SHARE * call, 1e-6))
+    return [*order, *loudest[len(timed) :]], {name: costs[name,] for name in timed}
+
+
+def float_costs_ms(
+    engines: Mapping[tuple[str, ...], Engine], batch: np.ndarray
+) -> tuple[dict[Sequence[str], float], float]:
+    """Processor time that each unit adds to a call, and that of the call of ``engines[()]``, ms.
+
+    Medians over turns in which all run, each in another order: other programs and the clock change slowly.
+    """
+    spent: dict[tuple[str, ...], list[float]] = {unit: [] for unit in engines}
+    order, rng = list(engines), np.random.default_rng(0)
+    for turn in range(_WARM + _TURNS):
+        for at in rng.permutation(len(order)):
+            start = time.process_time()
+            engines[order[at]].run(batch)
+            if turn >= _WARM:
+                spent[order[at]].append(1e3 * (time.process_time() - start))
+    median = {unit: float(np.median(times)) for unit, times in spent.items()}
+    return {unit: ms - median[()] for unit, ms in median.items() if unit}, median[()]
+
+
+def in_a_row(onnx_path: str | os.PathLike[str], layers: Iterable[str]) -> list[tuple[str, ...]]:
+    """Pairs of these nodes of which one reads what the other makes, with no quantized node between them."""
+    graph = Graph(load_model(onnx_path))
+    stops, wanted = {p.node for p in placements(onnx_path)}, set(layers)
+    found: list[tuple[str, ...]] = []
+    for name in (n for n in graph.nodes if n in wanted):
+        open_, seen = list(graph.nodes[name].output), set()
+        while open_:
+            for reader in graph.readers.get(open_.pop(), ()):
+                if reader.name in seen:
+                    continue
+                seen.add(reader.name)
+                if reader.name in wanted:
+                    found.append((name, reader.name))
+                if reader.name not in stops:
+                    open_ += reader.output
+    return found
+
+
+def _one(onnx_path: str | os.PathLike[str]) -> np.ndarray:
+    artifact = describe(onnx_path)
+    values = np.random.default_rng(0).random((1, *artifact.input_shape))
+    return (255 * values if artifact.input_dtype == "uint8" else values).astype(artifact.input_dtype)

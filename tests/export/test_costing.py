@@ -1,0 +1,86 @@
+"""The order in which layers go to float: noise against what files with them in float take."""
+
+import numpy as np
+import torch
+from torch import nn
+
+from hqp_lightning.core.calibration import Range
+from hqp_lightning.export import costing, export_onnx, float_order, placements
+from hqp_lightning.export.costing import in_a_row
+from hqp_lightning.export.engines import Backend, Engine
+
+
+class _Fake(Backend):
+    """Engines that only note which convolutions of the file are quantized."""
+
+    name, precisions = "fake", ("int8",)
+
+    def unavailable(self):
+        return None
+
+    def _build(self, onnx, precision, engine_dir, threads, batch_size):
+        return _FakeEngine("fake", precision, "none", threads, str(onnx))
+
+
+class _FakeEngine(Engine):
+    closed = 0
+
+    def run(self, batch):
+        return batch
+
+    def close(self):
+        _FakeEngine.closed += 1
+
+
+class _Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.c = (nn.Conv2d(4, 4, 1) for _ in range(3))
+        self.head = nn.Linear(4, 3)
+
+    def forward(self, x):
+        x = self.b(self.a(x).relu()).relu()
+        return self.head((x + self.c(x)).mean((2, 3)))
+
+
+def test_the_noise_for_a_millisecond_decides_and_pairs_in_a_row_are_tried(tmp_path, monkeypatch):
+    torch.manual_seed(0)
+    export_onnx(_Net(), torch.zeros(1, 4, 8, 8), tmp_path / "m.onnx")
+    a, b, c, head = [p.node for p in placements(tmp_path / "m.onnx") if p.weight_axis is not None]
+    assert in_a_row(tmp_path / "m.onnx", [a, b, c, head]) == [(a, b), (b, c)]  # the sum stands between c and the head
+    prices = {(a,): 4.0, (b,): 4.0, (c,): 1.0, (head,): -1.0, (a, b): 3.0, (b, c): 5.0}
+    seen = []
+
+    def timed(engines, batch):
+        seen.extend(engines)
+        assert batch.shape == (1, 4, 8, 8)
+        return {unit: prices[unit] for unit in engines if unit}, 100.0
+
+    monkeypatch.setattr(costing, "float_costs_ms", timed)
+    ranges = {p.tensor: Range.symmetric(1.0) for p in placements(tmp_path / "m.onnx")}
+    noise = {a: 4e-3, b: 3e-3, c: 2e-3, head: 1e-3}
+    order, costs = float_order(tmp_path / "m.onnx", ranges, noise, 2, _Fake())
+    assert order == [a, b, c, head]  # (4 + 3) / 3 together; c: 2 / 1; the head: 1 / 1, no less than a hundredth of 100
+    assert costs == {(unit[0]): ms for unit, ms in prices.items() if len(unit) == 1}
+    assert seen[0] == ()
+    assert _FakeEngine.closed == len(seen) == 7
+    del prices[a, b]
+    monkeypatch.setattr(costing, "in_a_row", lambda *_: [])
+    assert float_order(tmp_path / "m.onnx", ranges, noise, 2, _Fake(), exclude=[b])[0] == [c, a, head]
+    assert float_order(tmp_path / "m.onnx", ranges, noise, 1, _Fake())[0] == [a, b, c, head]  # the others by noise
+
+
+def test_costs_are_the_difference_to_the_file_without(monkeypatch):
+    clock = iter(np.arange(1000.0))
+
+    class Engine:
+        def __init__(self, ticks):
+            self.ticks = ticks
+
+        def run(self, _):
+            for _ in range(self.ticks):
+                next(clock)
+
+    monkeypatch.setattr(costing.time, "process_time", lambda: next(clock))
+    costs, call = costing.float_costs_ms({(): Engine(1), ("a",): Engine(3), ("b",): Engine(0)}, np.zeros(1))
+    assert (costs, call) == ({("a",): 2000.0, ("b",): -1000.0}, 2000.0)
