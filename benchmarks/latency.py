@@ -27,7 +27,7 @@ def rows(folders: Sequence[str], args: argparse.Namespace) -> Iterator[Sequence[
     backend = OpenVINOBackend()
     for folder in folders:
         paths = {key: path for key, file in FILES.items() if (path := Path(folder) / file).is_file()}
-        shape = describe(paths["dense"]).input_shape
+        shape = describe(paths["dense"]).inputs[0].shape
         batch = np.random.default_rng(0).normal(size=(args.batch_size, *shape)).astype(np.float32)
         for _ in range(args.repeats):
             with tempfile.TemporaryDirectory() as cache:

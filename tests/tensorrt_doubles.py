@@ -168,8 +168,9 @@ def _engine(self, plan):
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
-    graph = onnx.load_from_string(data).graph
-    return new(self.module, "ICudaEngine", session=session, graph=graph, num_io_tensors=2, profile=json.loads(profile))
+    graph, tensors = onnx.load_from_string(data).graph, [*session.get_inputs(), *session.get_outputs()]
+    facts = {"session": session, "graph": graph, "num_io_tensors": len(tensors), "profile": json.loads(profile)}
+    return new(self.module, "ICudaEngine", **facts)
 
 
 def _context(self, *_):
@@ -182,7 +183,7 @@ def _tensor_name(self, index):
 
 def _mode(self, name):
     mode = self.module.TensorIOMode
-    return mode.INPUT if name == self.session.get_inputs()[0].name else mode.OUTPUT
+    return mode.INPUT if name in [i.name for i in self.session.get_inputs()] else mode.OUTPUT
 
 
 def _profile_shape(self, name, profile_index):
@@ -203,15 +204,15 @@ def _set_input_shape(self, name, shape):
 
 def _output_shape(self, name):
     (batch, *_) = next(iter(self.shapes.values()))
-    return [batch, *self.engine_double.session.get_outputs()[0].shape[1:]]
+    return [batch, *next(o.shape[1:] for o in self.engine_double.session.get_outputs() if o.name == name)]
 
 
 def _execute(self, stream):
     assert stream, "the default stream"
     session = self.engine_double.session
-    entry, out = session.get_inputs()[0].name, session.get_outputs()[0].name
-    (result,) = session.run(None, {entry: _view(self.addresses[entry], self.shapes[entry])})
-    _view(self.addresses[out], result.shape)[:] = result
+    feed = {i.name: _view(self.addresses[i.name], self.shapes[i.name]) for i in session.get_inputs()}
+    for out, result in zip(session.get_outputs(), session.run(None, feed), strict=True):
+        _view(self.addresses[out.name], result.shape)[:] = result
     return True
 
 
@@ -247,7 +248,9 @@ _ANSWERS = {
     ("ILayer", "get_input"): lambda self, index: _tensor(self, self.node.input[index]),
     ("ILayer", "get_output"): lambda self, index: _tensor(self, self.node.output[index]),
     ("IBuilderConfig", "add_optimization_profile"): lambda self, profile: put(self, profile=profile),
-    ("IOptimizationProfile", "set_shape"): lambda self, name, *shapes: put(self, shapes={name: shapes}),
+    ("IOptimizationProfile", "set_shape"): lambda self, name, *shapes: put(
+        self, shapes={**self.__dict__.get("shapes", {}), name: shapes}
+    ),
     ("Runtime", "deserialize_cuda_engine"): _engine,
     ("ICudaEngine", "create_execution_context"): _context,
     ("ICudaEngine", "get_tensor_name"): _tensor_name,

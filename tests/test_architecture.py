@@ -23,7 +23,7 @@ ALLOWED = {
     "models": {"records", "errors"},
     "loop": {"surgery", "export", "report", "core", "records", "errors"},
     "search": {"loop", "surgery", "report", "core", "records", "errors"},
-    "shipping": {"search", "loop", "surgery", "export", "report", "core", "records", "errors"},
+    "shipping": {"search", "loop", "surgery", "export", "report", "core", "board", "records", "errors"},
     "callbacks": {"shipping", "search", "loop", "surgery", "export", "report", "core", "records", "errors"},
     "standalone": {"shipping", "report", "export", "board", "core", "records", "errors"},
     "configs": {"records", "errors"},

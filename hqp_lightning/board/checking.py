@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from hqp_lightning.board.arrays import bundle, changed, each, sampled
 from hqp_lightning.board.data import labelled_batches, match_folders
 from hqp_lightning.board.engine import LoadedEngine
 from hqp_lightning.board.loading import load
@@ -43,9 +44,19 @@ def check(engine: Path, data: Path | None = None, manifest: Path | None = None, 
 
 
 def _top1(loaded: LoadedEngine, data: Path, content: dict[str, Any] | None, limit: int | None) -> list[str]:
+    if len(loaded.inputs) > 1 or len(loaded.outputs) > 1:
+        raise ExportError(
+            f"top-1 is of one input and one output; {loaded.name} has {', '.join((*loaded.inputs, *loaded.outputs))}: "
+            "check it without DATA, against the references of the export"
+        )
     right = seen = 0
     for images, labels in labelled_batches(data, content, loaded.max_batch, limit):
-        logits = loaded.run(images)
+        logits = each(loaded.run(images))[0]
+        if logits.ndim > 2:
+            raise ExportError(
+                f"top-1 is of one class an image; {loaded.name} gives {logits.shape[1:]} an image: check it without "
+                "DATA, against the references of the export"
+            )
         if labels.min() < 0 or labels.max() >= logits.shape[1]:
             raise ExportError(
                 f"{data} has labels from {labels.min()} to {labels.max()}, the model {logits.shape[1]} classes, "
@@ -65,28 +76,42 @@ def _against_references(loaded: LoadedEngine, path: Path) -> list[str]:
     """Agreement and SQNR with the logits that the export stored, and one image repeated over the batch."""
     try:
         with np.load(path) as stored:
-            images = stored["images"].astype(np.float32)
-            logits = {key: stored[key] for key in stored.files if key != "images"}
-    except (OSError, ValueError, KeyError) as error:
+            content = {key: stored[key] for key in stored.files}
+        images = bundle([x for key, x in content.items() if _is_input(key)])
+    except (OSError, ValueError, KeyError, IndexError) as error:
         raise ExportError(f"could not read the reference logits {path}: {error}") from error
-    found = loaded.run(images).reshape(len(images), -1)
+    count = len(each(images)[0])
+    found = dict(zip(loaded.outputs, map(sampled, each(loaded.run(images)))))
     said = []
-    for name, expected in logits.items():
-        if expected.shape != found.shape:
-            raise ExportError(f"{path}: logits of shape {expected.shape}, the engine gives {found.shape}")
-        agree = float((_classes(found) == _classes(expected)).mean())
+    for key, expected in content.items():
+        if _is_input(key):
+            continue
+        name, _, output = key.partition(":")
+        given = found.get(output or next(iter(found)))
+        if given is None or expected.shape != given.shape:
+            gives = {n: x.shape for n, x in found.items()} if given is None else given.shape
+            raise ExportError(f"{path}: {output or 'logits'} of shape {expected.shape}, the engine gives {gives}")
+        agree = float((_classes(given) == _classes(expected)).mean())
+        of = f" of {output}" if output else ""
         said.append(
-            f"{len(images)} reference images: {agree:.1%} of the classes as {name} on the training machine, "
-            f"{_sqnr(expected, found)} of the logits"
+            f"{count} reference images: {agree:.1%} of the classes{of} as {name} on the training machine, "
+            f"{_sqnr(expected, given)} of the logits"
         )
-    rows = loaded.run(np.repeat(images[:1], loaded.max_batch, axis=0))
-    spread = float(np.abs(rows - rows[0]).max())
-    if spread > _ROWS * max(1.0, float(np.abs(rows[0]).max())):
-        raise ExportError(
-            f"one image repeated {loaded.max_batch} times gives logits that differ by {spread:.3g}: the engine is "
-            "wrong for this batch size; build it with another --max-batch or --optimization-level"
-        )
+    spread = 0.0
+    for rows in each(loaded.run(changed(images, lambda x: np.repeat(x[:1], loaded.max_batch, axis=0)))):
+        apart = float(np.abs(rows - rows[0]).max())
+        if apart > _ROWS * max(1.0, float(np.abs(rows[0]).max())):
+            raise ExportError(
+                f"one image repeated {loaded.max_batch} times gives logits that differ by {apart:.3g}: the engine is "
+                "wrong for this batch size; build it with another --max-batch or --optimization-level"
+            )
+        spread = max(spread, apart)
     return [*said, f"one image repeated {loaded.max_batch} times: rows differ by {spread:.2g}"]
+
+
+def _is_input(key: str) -> bool:
+    """``images``, or ``input:NAME`` of several."""
+    return key == "images" or key.startswith("input:")
 
 
 def _sqnr(expected: np.ndarray, found: np.ndarray) -> str:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from hqp_lightning.board.arrays import bundle
 from hqp_lightning.board.build import MAX_BATCH, PRECISIONS
 from hqp_lightning.board.building import build
 from hqp_lightning.board.checking import check
@@ -33,9 +34,14 @@ def bench(engine: Path, batch_size: int | None = None, warmup: int = 50, runs: i
     loaded, note, said = load(engine)
     with loaded:
         n = loaded.batch_size if batch_size is None else batch_size
-        random, shape = np.random.default_rng(0), (n, *loaded.sample_shape)
-        pictures = loaded.input_dtype == np.uint8
-        batch = random.integers(0, 256, shape) if pictures else random.standard_normal(shape, dtype=np.float32)
+        random = np.random.default_rng(0)
+
+        def drawn(shape: tuple[int, ...], kind: Any) -> Any:
+            if kind == np.float32:
+                return random.standard_normal((n, *shape), dtype=np.float32)
+            return random.integers(0, 256 if kind == np.uint8 else 2, (n, *shape))
+
+        batch = bundle([drawn(*entry) for entry in loaded.inputs.values()])
         times = loaded.time(batch, warmup=warmup, runs=runs)
     return [
         *said,

@@ -109,8 +109,9 @@ def labelled_batches(
     if limit is not None and limit < len(samples):
         samples = [samples[k * len(samples) // limit] for k in range(limit)]
     model = (manifest or {}).get("model", {})
-    shape = None if prepared else tuple(model.get("input_shape", ())) or None
-    kind = model.get("input_dtype", "float32")
+    entries = model.get("inputs") or [{"shape": model.get("input_shape", ()), "dtype": model.get("input_dtype")}]
+    shape = None if prepared else tuple(entries[0]["shape"]) or None
+    kind = entries[0]["dtype"] or "float32"
     for start in range(0, len(samples), batch_size):
         part = samples[start : start + batch_size]
         images = [image if prepared else preprocess(open_picture(image), steps or {}, kind) for image, _ in part]

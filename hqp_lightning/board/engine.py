@@ -7,10 +7,14 @@ from typing import Any
 
 import numpy as np
 
+from hqp_lightning.board.arrays import Arrays, bundle, cut, each, joined
 from hqp_lightning.board.library import Log, title
 from hqp_lightning.errors import ExportError
 
 __all__ = ["LoadedEngine", "Times"]
+
+# Names of TensorRT; a release may lack some.
+_TYPES = {"FLOAT": "float32", "UINT8": "uint8", "INT32": "int32", "INT64": "int64", "HALF": "float16", "BOOL": "bool"}
 
 
 class Times:
@@ -47,9 +51,11 @@ class LoadedEngine:
     Attributes:
         library: the module that runs it.
         gpu: the name of the GPU.
+        inputs: name to the shape of a sample and the type, in the model's order.
+        outputs: name to type.
 
     Raises:
-        ExportError: the plan does not load, or has not one input of float32 or uint8 and one output of float32.
+        ExportError: the plan does not load, or has a tensor of a type that numpy does not have, such as float8.
     """
 
     def __init__(self, trt: Any, cuda: Any, plan: bytes, name: str | Path) -> None:
@@ -65,43 +71,48 @@ class LoadedEngine:
             raise ExportError(f"{title(trt)} cannot run {name}: {self._log.why()}")
         names = [self._engine.get_tensor_name(k) for k in range(self._engine.num_io_tensors)]
         inputs = [n for n in names if self._engine.get_tensor_mode(n) == trt.TensorIOMode.INPUT]
-        outputs = [n for n in names if n not in inputs]
-        if len(inputs) != 1 or len(outputs) != 1:
-            raise ExportError(f"{name} has {len(inputs)} inputs and {len(outputs)} outputs, expected one of each")
-        self._in, self._out = inputs[0], outputs[0]
-        kinds = [self._engine.get_tensor_dtype(n) for n in (self._in, self._out)]
-        bytes_ = getattr(trt.DataType, "UINT8", None)  # of inputs, since 8.5
-        if kinds[1] != trt.DataType.FLOAT or kinds[0] not in (trt.DataType.FLOAT, bytes_):
-            raise ExportError(f"{name}: the input must be float32 or uint8, the output float32")
-        self.input_dtype = np.dtype(np.float32 if kinds[0] == trt.DataType.FLOAT else np.uint8)
-        _, best, most = (tuple(s) for s in self._engine.get_tensor_profile_shape(self._in, 0))
-        self.sample_shape, self.batch_size, self.max_batch = most[1:], best[0], most[0]
+        profiles = {n: [tuple(s) for s in self._engine.get_tensor_profile_shape(n, 0)] for n in inputs}
+        self.inputs = {n: (most[1:], self._dtype(n)) for n, (_, _, most) in profiles.items()}
+        self.outputs = {n: self._dtype(n) for n in names if n not in inputs}
+        _, best, most = profiles[inputs[0]]
+        self.batch_size, self.max_batch = best[0], most[0]
         self._buffers: dict[str, tuple[int, int]] = {}  # tensor -> address, bytes
         self._stream, self._events = cuda.stream(), (cuda.event(), cuda.event())
 
-    def run(self, batch: np.ndarray) -> np.ndarray:
-        """Return the output ``(n, classes)`` of a batch ``(n, *sample_shape)`` of any size, float32.
+    def _dtype(self, name: str) -> Any:
+        kind, known = self._engine.get_tensor_dtype(name), self._trt.DataType
+        found = next((t for n, t in _TYPES.items() if hasattr(known, n) and getattr(known, n) == kind), None)
+        if found is None:
+            raise ExportError(f"{self.name}: {name!r} is of type {kind}, expected one of {', '.join(_TYPES)}")
+        return np.dtype(found)
+
+    def run(self, batch: Arrays) -> Arrays:
+        """Return the outputs ``(n, ...)`` of a batch ``(n, *shape)`` of any size: an array, or a tuple of several.
 
         Copied to the GPU and back; what is larger than the profile runs in parts.
+
+        Args:
+            batch: an array, or one for each of ``inputs``.
 
         Raises:
             ExportError: closed, a batch of another shape, or TensorRT failed.
         """
-        parts = [batch[k : k + self.max_batch] for k in range(0, len(batch), self.max_batch)]
-        return np.concatenate([self._run(part) for part in parts])
+        starts = range(0, len(each(batch)[0]), self.max_batch)
+        return joined([self._run(cut(batch, k, k + self.max_batch)) for k in starts])
 
-    def _run(self, batch: np.ndarray) -> np.ndarray:
-        result = self._bind(batch)
+    def _run(self, batch: Arrays) -> Arrays:
+        results = self._bind(batch)
         self._enqueue()
-        self._cuda.to_host(result, self._buffers[self._out][0], self._stream)
-        return result
+        for name, result in results.items():
+            self._cuda.to_host(result, self._buffers[name][0], self._stream)
+        return bundle(list(results.values()))
 
-    def latency_ms(self, batch: np.ndarray) -> float:
+    def latency_ms(self, batch: Arrays) -> float:
         """GPU time of one call by CUDA events, milliseconds; the copies to and from the GPU are not in it."""
         self._bind(batch)
         return self._span(1)
 
-    def time(self, batch: np.ndarray, *, warmup: int = 50, runs: int = 200) -> Times:
+    def time(self, batch: Arrays, *, warmup: int = 50, runs: int = 200) -> Times:
         """Time calls by CUDA events, first one by one, then in a row; copies lie outside.
 
         Args:
@@ -114,7 +125,7 @@ class LoadedEngine:
         self._bind(batch)
         self._span(warmup)
         latencies = [self._span(1) for _ in range(runs)]
-        return Times(latencies, 1e3 * len(batch) * runs / self._span(runs))
+        return Times(latencies, 1e3 * len(each(batch)[0]) * runs / self._span(runs))
 
     def layers(self) -> str:
         """The engine's layers as the inspector's JSON, for the profile's best batch size."""
@@ -122,26 +133,33 @@ class LoadedEngine:
             raise ExportError(f"the engine {self.name} is closed: load it again")
         inspector = self._engine.create_engine_inspector()
         # Without a context that knows its shapes, the formats read "N/A due to dynamic shapes".
-        self._context.set_input_shape(self._in, (self.batch_size, *self.sample_shape))
+        for name, (shape, _) in self.inputs.items():
+            self._context.set_input_shape(name, (self.batch_size, *shape))
         inspector.execution_context = self._context
         return inspector.get_engine_information(self._trt.LayerInformationFormat.JSON)
 
-    def _bind(self, batch: np.ndarray) -> np.ndarray:
-        """Copy a batch to the GPU and return an empty array for the result."""
+    def _bind(self, batch: Arrays) -> dict[str, np.ndarray]:
+        """Copy a batch to the GPU and return an empty array for each output."""
         if self._context is None:
             raise ExportError(f"the engine {self.name} is closed: load it again")
-        if not 0 < len(batch) <= self.max_batch or batch.shape[1:] != self.sample_shape:
-            expected = ("1.." + str(self.max_batch), *self.sample_shape)
-            raise ExportError(f"{self.name}: batch of shape {batch.shape}, expected {expected}")
+        given, size = each(batch), len(each(batch)[0])
+        if len(given) != len(self.inputs):
+            raise ExportError(f"{self.name}: {len(given)} arrays, expected one for each of {', '.join(self.inputs)}")
+        for x, (shape, _) in zip(given, self.inputs.values()):
+            if not 0 < len(x) <= self.max_batch or x.shape[1:] != shape or len(x) != size:
+                expected = ("1.." + str(self.max_batch), *shape)
+                raise ExportError(f"{self.name}: batch of shape {x.shape}, expected {expected}")
         self._cuda.activate()
-        values = np.ascontiguousarray(batch, dtype=self.input_dtype)
-        self._context.set_input_shape(self._in, values.shape)
-        result = np.empty(tuple(self._context.get_tensor_shape(self._out)), np.float32)
-        for name, nbytes in ((self._in, values.nbytes), (self._out, result.nbytes)):
-            self._context.set_tensor_address(name, self._reserve(name, nbytes))
-        self._cuda.to_device(self._buffers[self._in][0], values, self._stream)
-        self._cuda.synchronize(self._stream)  # the array may be gone when a queued copy starts
-        return result
+        values = {n: np.ascontiguousarray(x, dtype=kind) for (n, (_, kind)), x in zip(self.inputs.items(), given)}
+        for name, x in values.items():
+            self._context.set_input_shape(name, x.shape)
+        results = {n: np.empty(tuple(self._context.get_tensor_shape(n)), kind) for n, kind in self.outputs.items()}
+        for name, x in (*values.items(), *results.items()):
+            self._context.set_tensor_address(name, self._reserve(name, x.nbytes))
+        for name, x in values.items():
+            self._cuda.to_device(self._buffers[name][0], x, self._stream)
+        self._cuda.synchronize(self._stream)  # the arrays may be gone when a queued copy starts
+        return results
 
     def _span(self, calls: int) -> float:
         start, end = self._events

@@ -37,10 +37,10 @@ def parse(trt: Any, network: Any, log: Log, onnx: Path) -> None:
 def check_shape(network: Any, onnx: Path) -> None:
     """A model that this program cannot run is told before minutes of building."""
     inputs = [tuple(network.get_input(k).shape) for k in range(network.num_inputs)]
-    if len(inputs) != 1 or network.num_outputs != 1 or inputs[0][:1] != (-1,) or min(inputs[0][1:], default=0) < 1:
+    if not inputs or not network.num_outputs or any(s[:1] != (-1,) or min(s[1:], default=1) < 1 for s in inputs):
         raise ExportError(
-            f"{onnx} has inputs of shape {inputs} (-1: dynamic) and {network.num_outputs} outputs; expected one input "
-            "of which the batch alone is dynamic, and one output: export it so (dynamic_axes)"
+            f"{onnx} has inputs of shape {inputs} (-1: dynamic) and {network.num_outputs} outputs; expected inputs "
+            "of which the batch alone is dynamic, and an output: export it so (dynamic_axes)"
         )
 
 
@@ -51,10 +51,10 @@ def _parser_error(error: Any) -> str:
 
 def add_profile(builder: Any, network: Any, config: Any, batches: tuple[int, int, int]) -> None:
     """Say which batch sizes the engine takes: the least, the one to optimise for, the largest."""
-    entry = network.get_input(0)
-    sample = tuple(entry.shape)[1:]
     profile = builder.create_optimization_profile()
-    profile.set_shape(entry.name, *((n, *sample) for n in batches))
+    for entry in (network.get_input(k) for k in range(network.num_inputs)):
+        sample = tuple(entry.shape)[1:]
+        profile.set_shape(entry.name, *((n, *sample) for n in batches))
     config.add_optimization_profile(profile)
 
 

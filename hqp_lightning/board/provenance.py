@@ -24,7 +24,8 @@ __all__ = [
 ]
 
 FORMS = "tensorrt"  # folder beside a model with the forms of it that some releases want, see `source_for`
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+_READ = (1, 2)  # 2 has lists of inputs and outputs
 
 
 def sha256(path: Path) -> str:
@@ -89,10 +90,8 @@ def read_manifest(path: Path) -> dict[str, Any]:
         raise ExportError(f"could not read the manifest {path}: {error}") from error
     content = content if isinstance(content, dict) else {}
     model = content.get("model")
-    if content.get("schema_version") != SCHEMA_VERSION or not (
-        isinstance(model, dict) and {"path", "sha256"} <= set(model)
-    ):
-        raise ExportError(f"{path} is no manifest of schema version {SCHEMA_VERSION}")
+    if content.get("schema_version") not in _READ or not (isinstance(model, dict) and {"path", "sha256"} <= set(model)):
+        raise ExportError(f"{path} is no manifest of schema version {' or '.join(map(str, _READ))}")
     return content
 
 

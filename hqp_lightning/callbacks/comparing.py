@@ -85,8 +85,7 @@ class _Comparing(Exporting):
             add(name, row, (self.pruned_by, "fp32"), artifact)
         self._note_macs(figures.get(name))
         add("HQP", report.int8, ("hqp", "int8"), export.describe(self.deploy / "model.int8.onnx"))
-        example = self.example().numpy()
-        timed = [time_in_turn(b, wanted, example, self.dirpath, self.options) for b in self.backends]
+        timed = [time_in_turn(b, wanted, self.sample(), self.dirpath, self.options) for b in self.backends]
         return compare_methods(report.budget, figures, sum(timed, []), engine_of, self.notes)
 
     def _int8_only(self, dense_onnx: OnnxArtifact) -> tuple[ModelFigures, tuple[str, str], OnnxArtifact]:

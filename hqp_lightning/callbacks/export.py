@@ -53,8 +53,8 @@ class Int8Export(Portable):
         calibration_batches: batches that set the ranges, the same for every model that is tried.
         calibration_data: their loader: ``"train"``, augmented but not scored, or ``"val"``.
         method: range estimator, one of ``"mse"``, ``"max"``, ``"percentile"``, ``"entropy"``.
-        activation_type: ``"int8"``, symmetric, what TensorRT reads; or ``"uint8"``, with zero points, finer, where the
-            model ships to a CPU (OpenVINO, onnxruntime).
+        activation_type: ``"int8"``, symmetric, what TensorRT reads; or ``"uint8"``, with zero points, finer, for CPUs.
+        outputs: names of those to write and to score, where the network returns several; by default all.
         placement: ``"paying"``: layers for which INT8 wins nothing stay in float; ``"compiled"``: so do others by what
             NVIDIA's compiler makes of the file (``docs/int8.md``); ``"all"``: every layer is quantized.
         max_float_layers: if the INT8 score is over budget, so many layers at most stay in float, those first that win
@@ -63,10 +63,8 @@ class Int8Export(Portable):
         quantize_se: quantize the squeeze and the gate of squeeze-excite blocks, too.
         recovery_epochs: if quantization costs more than a third of the budget, train for so many epochs with fake
             quantization, by a second ``fit``, and keep what has the better INT8 score (``docs/int8.md``); 0: never.
-        recovery_lr_scale: the recovery's rate begins at this part of the highest one that ``configure_optimizers``
-            gives, in (0, 1], and falls linearly to zero; schedulers are left out.
-        holdout: loaders of data that no decision saw, or ``"test"`` for the datamodule's; scored by
-            ``validation_step`` and reported beside the budget.
+        recovery_lr_scale: its rate falls linearly to zero from this part, in (0, 1], of the highest one configured.
+        holdout: loaders of data that no decision saw, or ``"test"`` for the datamodule's; scored and reported.
         engines: backends to time, by name; by default TensorRT with a GPU, and OpenVINO, or else onnxruntime.
         rtx: compute capabilities to compile engines for, without a GPU, with the extra ``rtx``; () for none.
         batch_size: images per timed call.
@@ -89,6 +87,7 @@ class Int8Export(Portable):
         calibration_data: str = "train",
         method: str = DEFAULT_METHOD,
         activation_type: str = "int8",
+        outputs: Sequence[str] | None = None,
         placement: str = "paying",
         max_float_layers: int = 8,
         quantize_hardswish: bool = False,
@@ -110,6 +109,7 @@ class Int8Export(Portable):
             calibration_data=calibration_data,
             method=method,
             activation_type=activation_type,
+            outputs=outputs,
             placement=placement,
             max_float_layers=max_float_layers,
             quantize_hardswish=quantize_hardswish,

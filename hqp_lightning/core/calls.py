@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor, nn
 
-__all__ = ["Call", "OneTensor", "as_call"]
+from hqp_lightning.core.structure import Path, names, tensors_of, unique
+
+__all__ = ["Call", "OneTensor", "Tensors", "as_call"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +50,27 @@ class Call:
         """The shapes of its tensors."""
         return tuple(tuple(x.shape) for x in self.tensors())
 
+    def names(self, function: Callable[..., Any]) -> tuple[str, ...]:
+        """A name for each of its tensors: the parameter of ``function``, with keys and places behind it.
+
+        Where the only argument is a dict, its keys.
+
+        Examples:
+            >>> import torch
+            >>> x = torch.ones(1, 2)
+            >>> Call((x, [x, x]), {"mask": x}).names(lambda image, levels, mask: None)
+            ('image', 'levels_0', 'levels_1', 'mask')
+            >>> Call(({"left": x, "right": x},)).names(lambda batch: None)
+            ('left', 'right')
+        """
+        parameters = list(inspect.signature(function).parameters.values())
+        placed = [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+        placed += [f"input_{k}" for k in range(len(placed), len(self.args))]
+        given = dict(zip(placed, self.args, strict=False)) | dict(self.kwargs)
+        if len(given) == 1 and isinstance(only := next(iter(given.values())), dict):
+            return names(tensors_of(only), "input", "input")
+        return unique("_".join(path) for path in tensors_of(given))
+
 
 def as_call(example: Call | Sequence[Any]) -> Call:
     """A call from its arguments by place, or itself."""
@@ -68,6 +92,26 @@ class OneTensor(nn.Module):
     def forward(self, x: Tensor) -> Any:
         """The network's output for another tensor in the place of the call's."""
         return self.call.map(lambda _: x).on(self.network)
+
+
+class Tensors(nn.Module):
+    """A network as a function of the tensors that a call gives it, in their order; it returns tensors alone.
+
+    Args:
+        network: the network, shared.
+        call: a call; what is no tensor in it stays.
+        outputs: where the tensors stand that are wanted of what the network returns, see `tensors_of`.
+    """
+
+    def __init__(self, network: nn.Module, call: Call, outputs: Sequence[Path]) -> None:
+        super().__init__()
+        self.network, self.call, self.outputs = network, call, tuple(outputs)
+
+    def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        """The network's outputs for other tensors in the places of the call's."""
+        given = iter(tensors)
+        found = tensors_of(self.call.map(lambda _: next(given)).on(self.network))
+        return tuple(found[path] for path in self.outputs)
 
 
 def _map(value: Any, change: Callable[[Tensor], Any]) -> Any:

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import onnx
 from onnx import helper
 
+from hqp_lightning.board.arrays import Arrays, each
 from hqp_lightning.errors import ExportError
-from hqp_lightning.records import OnnxArtifact
+from hqp_lightning.records import ModelTensor, OnnxArtifact
 
-__all__ = ["BATCH", "INPUT", "OUTPUT", "describe", "load_model"]
+__all__ = ["BATCH", "INPUT", "OUTPUT", "describe", "entries", "feed", "load_model"]
 
 INPUT, OUTPUT, BATCH = "input", "logits", "batch"  # names in the files that the export writes
 
@@ -21,10 +24,10 @@ def describe(path: str | os.PathLike[str]) -> OnnxArtifact:
     """Read an existing ONNX file into its record.
 
     Args:
-        path: a file with one input and one output whose first axis is the batch.
+        path: a file of which the first axis of every input and output is the batch.
 
     Raises:
-        ExportError: no such file, not ONNX, or not one input of fixed sample shape and one output.
+        ExportError: no such file, not ONNX, or an input without a fixed sample shape.
     """
     path = Path(path)
     if not path.is_file():
@@ -34,31 +37,58 @@ def describe(path: str | os.PathLike[str]) -> OnnxArtifact:
     except Exception as error:
         raise ExportError(f"{path} is not a readable ONNX file: {error}") from error
     graph = model.graph
-    stored = {i.name for i in graph.initializer}
-    inputs = [i for i in graph.input if i.name not in stored]
-    if len(inputs) != 1 or len(graph.output) != 1:
-        raise ExportError(f"{path} has {len(inputs)} inputs and {len(graph.output)} outputs, expected one of each")
-    shape = tuple(d.dim_value for d in inputs[0].type.tensor_type.shape.dim)[1:]
-    if not shape or not all(shape):
-        raise ExportError(f"{path}: input {inputs[0].name!r} has no fixed sample shape: only the batch may be dynamic")
-    kind = helper.tensor_dtype_to_np_dtype(inputs[0].type.tensor_type.elem_type).name
+    inputs = entries(graph)
+    if not inputs or not graph.output:
+        raise ExportError(f"{path} has {len(inputs)} inputs and {len(graph.output)} outputs, expected one at least")
+    taken, given = tuple(map(_tensor, inputs)), tuple(map(_tensor, graph.output))
+    for tensor in taken:
+        if not tensor.shape and len(taken) == 1 or None in tensor.shape:
+            raise ExportError(f"{path}: input {tensor.name!r} has no fixed sample shape: only the batch may be dynamic")
     return OnnxArtifact(
         path=str(path),
         file_bytes=path.stat().st_size,
         sha256=hashlib.sha256(path.read_bytes()).hexdigest(),
-        input_name=inputs[0].name,
-        input_shape=shape,
-        output_name=graph.output[0].name,
         opset=next(o.version for o in model.opset_import if o.domain in ("", "ai.onnx")),
-        input_dtype=kind,
+        inputs=taken,
+        outputs=given,
     )
+
+
+def entries(graph: onnx.GraphProto) -> list[onnx.ValueInfoProto]:
+    """The inputs of a graph; old files name their weights among them."""
+    stored = {i.name for i in graph.initializer}
+    return [i for i in graph.input if i.name not in stored]
+
+
+def feed(inputs: Sequence[ModelTensor], batch: Arrays) -> dict[str, np.ndarray]:
+    """A batch as onnxruntime takes it: an array for each input, of its type.
+
+    Raises:
+        ExportError: a shape is not that of the input, or there are more or fewer arrays.
+    """
+    given = each(batch)
+    if len(given) != len(inputs):
+        raise ExportError(f"{len(given)} arrays in a batch, expected one for each input: {[t.name for t in inputs]}")
+    for tensor, x in zip(inputs, given, strict=True):
+        if x.shape[1:] != tensor.shape:
+            of = f" for {tensor.name!r}" if len(inputs) > 1 else ""
+            raise ExportError(
+                f"the batch{of} has shape {x.shape}, expected (batch, {', '.join(map(str, tensor.shape))})"
+            )
+    return {t.name: np.ascontiguousarray(x, dtype=t.dtype) for t, x in zip(inputs, given, strict=True)}
+
+
+def _tensor(info: onnx.ValueInfoProto) -> ModelTensor:
+    kind = info.type.tensor_type
+    shape = tuple(d.dim_value or None for d in kind.shape.dim)[1:]
+    return ModelTensor(info.name, shape, helper.tensor_dtype_to_np_dtype(kind.elem_type).name)
 
 
 def load_model(path: str | os.PathLike[str]) -> onnx.ModelProto:
     """Read a model whole.
 
     Raises:
-        ExportError: no such file, not ONNX, or not one input and one output.
+        ExportError: as of `describe`.
     """
     describe(path)  # raises a clear error for a file that is not one of ours
     return onnx.load(path)

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import onnx
 
+from hqp_lightning.board.arrays import Arrays
 from hqp_lightning.core import equalization
 from hqp_lightning.core.calibration import Range, compute_range
 from hqp_lightning.core.equalization import ChannelHistogram
@@ -54,7 +55,7 @@ def least_noise(
     model: onnx.ModelProto,
     placed: Sequence[Placement],
     candidates: Sequence[Mapping[str, Range]],
-    sample: np.ndarray,
+    sample: Arrays,
     threads: int | None,
 ) -> dict[str, Range]:
     """Quantize the whole model with each candidate; the one with the least noise of the logits, of equals the first."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from hqp_lightning.export.onnx import export_onnx
 __all__ = ["failing_module"]
 
 
-def failing_module(network: nn.Module, example: Tensor, error: ExportError) -> tuple[str, nn.Module]:
+def failing_module(network: nn.Module, example: Sequence[Tensor], error: ExportError) -> tuple[str, nn.Module]:
     """The innermost module that fails alone as the whole network does, and its qualified name (``""``: the network).
 
     Every module on the way is exported by itself, with the input that it gets. One that takes several inputs, or
@@ -24,7 +24,7 @@ def failing_module(network: nn.Module, example: Tensor, error: ExportError) -> t
 
     Args:
         network: what `export_onnx` could not write.
-        example: its input.
+        example: its inputs.
         error: what that raised.
     """
     inputs = _inputs(network, example)
@@ -47,7 +47,7 @@ def failing_module(network: nn.Module, example: Tensor, error: ExportError) -> t
             name, module = inner, network.get_submodule(inner)
 
 
-def _inputs(network: nn.Module, example: Tensor) -> Mapping[str, Tensor]:
+def _inputs(network: nn.Module, example: Sequence[Tensor]) -> Mapping[str, Tensor]:
     """What every module is called with, by name; only calls with one tensor by place."""
     found: dict[str, Tensor] = {}
 
@@ -62,7 +62,7 @@ def _inputs(network: nn.Module, example: Tensor) -> Mapping[str, Tensor]:
     ]
     try:
         with torch.no_grad():
-            network(example)
+            network(*example)
     except Exception:  # the network itself fails: what ran until then was seen
         pass
     finally:

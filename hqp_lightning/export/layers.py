@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import onnx
@@ -26,7 +26,7 @@ def input_ranges(
     float_path: str | os.PathLike[str],
     int8_path: str | os.PathLike[str],
     network: nn.Module,
-    example: Tensor,
+    example: Tensor | Sequence[Tensor],
     ranges: Mapping[str, Range] | None = None,
 ) -> dict[str, Range]:
     """Read back what each convolution and linear layer got in the INT8 file.
@@ -38,7 +38,7 @@ def input_ranges(
         float_path: the float model, from `export_onnx` of this very network.
         int8_path: what `quantize` made of it.
         network: the module; run once in evaluation mode.
-        example: its input, ``(batch, ...)``, on the network's device.
+        example: its input, ``(batch, ...)``, on the network's device, or its inputs.
         ranges: what `quantize` was given; needed where it has factors or shifts, which the file holds in other places.
 
     Returns:
@@ -69,7 +69,7 @@ def input_ranges(
     return found
 
 
-def _in_call_order(network: nn.Module, example: Tensor) -> dict[str, nn.Module]:
+def _in_call_order(network: nn.Module, example: Tensor | Sequence[Tensor]) -> dict[str, nn.Module]:
     called: list[str] = []
     layers = {n: m for n, m in network.named_modules() if isinstance(m, _LAYERS)}
     handles = [m.register_forward_pre_hook(lambda *_, n=n: called.append(n)) for n, m in layers.items()]
@@ -77,7 +77,7 @@ def _in_call_order(network: nn.Module, example: Tensor) -> dict[str, nn.Module]:
     try:
         network.eval()
         with torch.no_grad():
-            network(example)
+            network(*((example,) if isinstance(example, Tensor) else example))
     finally:
         for handle in handles:
             handle.remove()

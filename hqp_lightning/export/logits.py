@@ -1,4 +1,4 @@
-"""The logits of a model on some samples, and how far others are from them."""
+"""The outputs of a model on some samples, and how far others are from them."""
 
 from __future__ import annotations
 
@@ -6,11 +6,18 @@ import numpy as np
 import onnx
 from onnx import helper
 
+from hqp_lightning.board.arrays import Arrays, each, sampled
+from hqp_lightning.export.artifact import entries
+
 __all__ = ["logits", "noise"]
 
+Logits = tuple[np.ndarray, ...]
 
-def logits(model: onnx.ModelProto, batch: np.ndarray, threads: int | None = None) -> np.ndarray:
-    """What onnxruntime computes, float64 ``(batch, classes)``, each sample relative to its mean over the classes.
+
+def logits(model: onnx.ModelProto, batch: Arrays, threads: int | None = None) -> Logits:
+    """What onnxruntime computes, each output in float64 ``(batch, classes)`` relative to its mean over the classes.
+
+    Of an output with positions, as of a segmentation, ``(batch, classes, positions)``: some of them (`sampled`).
 
     A shift of all logits of a sample changes no softmax. Quantized models are computed as they are written, pair by
     pair: onnxruntime's own int8 kernels may round biases and saturate sums.
@@ -22,13 +29,21 @@ def logits(model: onnx.ModelProto, batch: np.ndarray, threads: int | None = None
     if threads is not None:
         options.intra_op_num_threads = threads
     session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    entry = model.graph.input[0]
-    dtype = helper.tensor_dtype_to_np_dtype(entry.type.tensor_type.elem_type)
-    (values,) = session.run(None, {entry.name: np.ascontiguousarray(batch, dtype=dtype)})
-    values = values.reshape(len(batch), -1).astype(np.float64)
-    return values - values.mean(axis=1, keepdims=True) if values.shape[1] > 1 else values
+    feed = {
+        entry.name: np.ascontiguousarray(x, helper.tensor_dtype_to_np_dtype(entry.type.tensor_type.elem_type))
+        for entry, x in zip(entries(model.graph), each(batch), strict=True)
+    }
+    found = (sampled(values).astype(np.float64) for values in session.run(None, feed))
+    return tuple(x - x.mean(axis=1, keepdims=True) if x.shape[1] > 1 else x for x in found)
 
 
-def noise(changed: np.ndarray, reference: np.ndarray) -> float:
-    """Squared error over signal, the inverse of the signal-to-quantization-noise ratio: 10^-4 is 40 dB."""
+def noise(changed: Logits, reference: Logits) -> float:
+    """Squared error over signal, the inverse of the signal-to-quantization-noise ratio: 10^-4 is 40 dB.
+
+    Of several outputs the mean: each counts alike, whatever its scale.
+    """
+    return float(np.mean([_noise(*pair) for pair in zip(changed, reference, strict=True)]))
+
+
+def _noise(changed: np.ndarray, reference: np.ndarray) -> float:
     return float(((changed - reference) ** 2).sum()) / (float((reference**2).sum()) or 1.0)

@@ -13,10 +13,11 @@ from typing import Any
 import numpy as np
 
 from hqp_lightning.board import provenance
+from hqp_lightning.board.arrays import Arrays, each
 from hqp_lightning.board.files import write_whole
 from hqp_lightning.board.rtx import GPUS
 from hqp_lightning.errors import ExportError
-from hqp_lightning.records import CompiledEngine, OnnxArtifact
+from hqp_lightning.records import CompiledEngine, ModelTensor, OnnxArtifact
 
 __all__ = ["data_sha256", "read_manifest", "write_manifest"]
 
@@ -63,10 +64,11 @@ def write_manifest(
     files = [*files, *([] if references is None else [references])]
     model = asdict(artifact)
     model["path"] = os.path.relpath(artifact.path, path.parent)
+    for entry, tensor in zip(model["inputs"], artifact.inputs, strict=True):
+        entry |= _facts(tensor, preprocessing if len(artifact.inputs) == 1 else None, layout)
     content = {
         "schema_version": provenance.SCHEMA_VERSION,
         "model": model,
-        "input": _input(artifact, preprocessing, layout),
         "preprocessing": preprocessing,
         "classes": None if classes is None else list(classes),
         "accuracy": accuracy,
@@ -114,13 +116,12 @@ def _how_to_run(version: str) -> dict[str, str]:
     }
 
 
-def _input(artifact: OnnxArtifact, preprocessing: Mapping[str, Any] | None, layout: str | None) -> dict[str, Any]:
+def _facts(tensor: ModelTensor, preprocessing: Mapping[str, Any] | None, layout: str | None) -> dict[str, Any]:
     """What the name and the shape leave open: who knows only the folder would have to guess."""
-    layout = layout or {1: "NC", 3: "NCHW"}.get(len(artifact.input_shape))
-    facts: dict[str, Any] = {"dtype": artifact.input_dtype, "layout": layout}
+    facts: dict[str, Any] = {"layout": layout or {1: "NC", 3: "NCHW"}.get(len(tensor.shape))}
     if preprocessing is not None:
         facts["channels"] = "RGB"
-        if artifact.input_dtype != "uint8":  # bytes go in as they are
+        if tensor.dtype != "uint8":  # bytes go in as they are
             facts["divide_by"] = 255  # of `hqp_lightning.board.data.preprocess`, before the mean
     return facts
 
@@ -145,9 +146,16 @@ def read_manifest(path: str | os.PathLike[str], *, verify: bool = True) -> dict[
     return content
 
 
-def data_sha256(batches: Iterable[np.ndarray]) -> str:
-    """Hash calibration data, whatever its batch size: the float32 bytes of all samples in order."""
-    digest = hashlib.sha256()
+def data_sha256(batches: Iterable[Arrays]) -> str:
+    """Hash calibration data, whatever its batch size: the float32 bytes of all samples in order.
+
+    Of several inputs, the SHA-256 of their hashes, one behind the other.
+    """
+    digests: list[Any] = []
     for batch in batches:
-        digest.update(np.ascontiguousarray(batch, dtype="<f4").data)
-    return digest.hexdigest()
+        digests = digests or [hashlib.sha256() for _ in each(batch)]
+        for digest, x in zip(digests, each(batch), strict=True):
+            digest.update(np.ascontiguousarray(x, dtype="<f4").data)
+    if len(digests) > 1:
+        return hashlib.sha256(b"".join(d.digest() for d in digests)).hexdigest()
+    return (digests or [hashlib.sha256()])[0].hexdigest()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,13 @@ OPSET, IR_VERSION = 17, 8  # what TensorRT 8.5 (JetPack 5) still reads; newer re
 
 
 def export_onnx(
-    module: nn.Module, example: Tensor, path: str | os.PathLike[str], *, opset: int = OPSET
+    module: nn.Module,
+    example: Tensor | Sequence[Tensor],
+    path: str | os.PathLike[str],
+    *,
+    opset: int = OPSET,
+    inputs: Sequence[str] = (INPUT,),
+    outputs: Sequence[str] = (OUTPUT,),
 ) -> OnnxArtifact:
     """Write ``module`` as an ONNX file and check that onnxruntime computes the same.
 
@@ -34,25 +40,28 @@ def export_onnx(
     ``no_grad`` and ``inference_mode``.
 
     Args:
-        module: takes one tensor, returns one tensor ``(batch, classes)``; float32 parameters.
-        example: an input, ``(batch, ...)``, on any device; its shape matters to the file, and whether it is of floats
-            or, for pictures as bytes, uint8.
+        module: takes tensors by place, returns one or a tuple of them; float32 parameters.
+        example: an input, ``(batch, ...)``, on any device, or one for each of ``inputs``; their shapes matter to the
+            file, and whether they are of floats or, for pictures as bytes, uint8.
         path: the file to write; its folder is created.
         opset: ONNX operator set; 17 or lower is for TensorRT 8.
+        inputs: their names, in the order of the module's arguments.
+        outputs: names of what it returns, in that order.
 
     Returns:
-        The artifact's record: input ``"input"``, output ``"logits"``, batch axis ``"batch"``.
+        The artifact's record; the batch axis, the first of every input and output, is called ``"batch"``.
 
     Raises:
-        ExportError: the module cannot be traced, is not float32, does not return one tensor, or the file
-            computes something else than the module.
+        ExportError: the module cannot be traced, is not float32, does not return a tensor for each output, or
+            the file computes something else than the module.
     """
     path = Path(path)
     dtypes = {p.dtype for p in module.parameters() if p.is_floating_point()} - {torch.float32}
     if dtypes:
         raise ExportError(f"export needs float32 parameters, found {dtypes.pop()}: call .float() on a copy first")
     parameter = next(module.parameters(), None)
-    device = example.device if parameter is None else parameter.device
+    examples = (example,) if isinstance(example, Tensor) else tuple(example)
+    device = examples[0].device if parameter is None else parameter.device
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with (
@@ -63,31 +72,47 @@ def export_onnx(
             torch.autocast(device.type, None, False),
             exact_arithmetic(),  # or the comparison below would blame the file for the user's TF32
         ):
-            # Cloned here, or an inference tensor could not be traced.
-            dtype = torch.float32 if example.is_floating_point() else example.dtype
-            example = example.detach().to(device=device, dtype=dtype, copy=True)
-            others = (
-                (-example[:1], 0.5 * example[:1]) if dtype == torch.float32 else (example[:1] // 2, example[:1] // 3)
-            )
-            batch = torch.cat([example[:1], *others])
-            reference = module(batch)
-            if not isinstance(reference, Tensor):
-                raise ExportError(
-                    f"{type(module).__name__}.forward returned {type(reference).__name__}, expected one tensor of "
-                    "logits: wrap the model so that it returns only them"
-                )
-            _trace(module, example, path, opset)
+            examples = tuple(_float32(x, device) for x in examples)
+            batch = [_three(x) for x in examples]
+            reference = _returned(module, batch, outputs)
+            _trace(module, examples, path, opset, inputs, outputs)
         model = onnx.load(path)
         _inline_aliases(model.graph)
         model.ir_version = min(model.ir_version, IR_VERSION)
         onnx.checker.check_model(model, full_check=True)
         onnx.save(model, path)
-        _compare(path, batch.cpu().numpy(), reference.float().cpu().numpy())
+        given = {n: x.cpu().numpy() for n, x in zip(inputs, batch, strict=True)}
+        _compare(path, given, {n: x.float().cpu().numpy() for n, x in zip(outputs, reference, strict=True)})
     except ExportError:
         raise
     except Exception as error:  # the exporter raises many unrelated types
         raise ExportError(f"could not export {type(module).__name__} to {path}: {_reason(error)}") from error
     return describe(path)
+
+
+def _float32(x: Tensor, device: torch.device) -> Tensor:
+    """On the device, floats in float32; a copy, or an inference tensor could not be traced."""
+    return x.detach().to(device=device, dtype=torch.float32 if x.is_floating_point() else x.dtype, copy=True)
+
+
+def _three(x: Tensor) -> Tensor:
+    """The first sample and two others that follow from it."""
+    x = x[:1]
+    if x.dtype == torch.bool:
+        return torch.cat([x, ~x, x])
+    return torch.cat([x, -x, 0.5 * x] if x.is_floating_point() else [x, x // 2, x // 3])
+
+
+def _returned(module: nn.Module, batch: Sequence[Tensor], outputs: Sequence[str]) -> tuple[Tensor, ...]:
+    returned = module(*batch)
+    found = returned if isinstance(returned, tuple) else (returned,)
+    if len(found) == len(outputs) and all(isinstance(x, Tensor) for x in found):
+        return found
+    raise ExportError(
+        f"{type(module).__name__}.forward returned {type(returned).__name__}, expected "
+        f"{'one tensor of logits' if len(outputs) == 1 else f'{len(outputs)} tensors'}: wrap the model so that it "
+        "returns only them"
+    )
 
 
 def _reason(error: Exception) -> str:
@@ -124,7 +149,14 @@ def _evaluating(module: nn.Module) -> Iterator[None]:
             submodule.training = training
 
 
-def _trace(module: nn.Module, example: Tensor, path: Path, opset: int) -> None:
+def _trace(
+    module: nn.Module,
+    examples: tuple[Tensor, ...],
+    path: Path,
+    opset: int,
+    inputs: Sequence[str],
+    outputs: Sequence[str],
+) -> None:
     # The TorchScript exporter: the newer one starts at opset 18, and its conversion down to 17 fails on the
     # ReduceMean of global pooling (torch 2.15, onnx 1.23). It is deprecated, hence exactly these filters.
     options: dict[str, Any] = {"dynamo": False} if "dynamo" in inspect.signature(torch.onnx.export).parameters else {}
@@ -135,11 +167,11 @@ def _trace(module: nn.Module, example: Tensor, path: Path, opset: int) -> None:
         warnings.filterwarnings("ignore", category=torch.jit.TracerWarning, module=r"torch\.nn\.functional")
         torch.onnx.export(
             module,
-            (example,),
+            examples,
             str(path),
-            input_names=[INPUT],
-            output_names=[OUTPUT],
-            dynamic_axes={INPUT: {0: BATCH}, OUTPUT: {0: BATCH}},
+            input_names=list(inputs),
+            output_names=list(outputs),
+            dynamic_axes={name: {0: BATCH} for name in (*inputs, *outputs)},
             opset_version=opset,
             do_constant_folding=True,  # with eval mode, this folds BatchNorm into the convolutions
             **options,
@@ -161,20 +193,21 @@ def _inline_aliases(graph: onnx.GraphProto) -> None:
     graph.node.extend(kept)
 
 
-def _compare(path: Path, batch: np.ndarray, expected: np.ndarray) -> None:
+def _compare(path: Path, batch: Mapping[str, np.ndarray], reference: Mapping[str, np.ndarray]) -> None:
     """Three samples, another batch size than was traced: a branch or a size frozen by tracing shows here."""
     import onnxruntime
 
-    if not np.isfinite(expected).all():
+    if not all(np.isfinite(x).all() for x in reference.values()):
         raise ExportError(
             "the network's output is NaN or infinite in evaluation mode, so that nothing can be compared with it: a "
             "weight or a statistic of BatchNorm has diverged"
         )
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    (got,) = session.run(None, {INPUT: batch})
-    error = float(np.abs(got - expected).max()) if got.shape == expected.shape else float("inf")
-    if not error <= 1e-3 * max(1.0, float(np.abs(expected).max())):
-        raise ExportError(
-            f"the exported file {path} computes something else than the module (shapes {got.shape} and "
-            f"{expected.shape}, largest difference {error:.2g}): look for Python branches or sizes in forward()"
-        )
+    for (name, expected), got in zip(reference.items(), session.run(list(reference), dict(batch)), strict=True):
+        error = float(np.abs(got - expected).max()) if got.shape == expected.shape else float("inf")
+        if not error <= 1e-3 * max(1.0, float(np.abs(expected).max())):
+            raise ExportError(
+                f"the exported file {path} computes something else than the module (output {name!r}: shapes "
+                f"{got.shape} and {expected.shape}, largest difference {error:.2g}): look for Python branches or sizes "
+                "in forward()"
+            )

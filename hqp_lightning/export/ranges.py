@@ -13,11 +13,12 @@ import numpy as np
 import onnx
 from onnx import helper
 
+from hqp_lightning.board.arrays import Arrays, bundle, each, joined
 from hqp_lightning.core import equalization, histogram
 from hqp_lightning.core.calibration import Range, compute_range
 from hqp_lightning.core.equalization import offset
 from hqp_lightning.errors import ExportError
-from hqp_lightning.export.artifact import describe, load_model
+from hqp_lightning.export.artifact import describe, feed, load_model
 from hqp_lightning.export.choosing import least_noise, rescaled
 from hqp_lightning.export.equalize import centrable, equalizable, shiftable
 from hqp_lightning.export.placement import placements
@@ -39,7 +40,7 @@ _PASS = 8  # samples whose activations are in memory at a time, however large th
 
 def collect_ranges(
     onnx_path: str | os.PathLike[str],
-    batches: Iterable[np.ndarray],
+    batches: Iterable[Arrays],
     *,
     method: str = DEFAULT_METHOD,
     percentile: float = 99.99,
@@ -54,7 +55,7 @@ def collect_ranges(
 
     Args:
         onnx_path: a float model.
-        batches: arrays ``(batch, *input_shape)`` as the model takes them, preprocessed.
+        batches: arrays ``(batch, *shape)`` as the model takes them, preprocessed; of several inputs, tuples of them.
         method: see `hqp_lightning.core.calibration.compute_range`.
         percentile: for ``method="percentile"``.
         activation_type: ``"int8"``, which every runtime reads, or ``"uint8"``, which is finer, but nothing that
@@ -73,13 +74,14 @@ def collect_ranges(
     artifact, model = describe(onnx_path), load_model(onnx_path)
     placed = placements(onnx_path, quantize_hardswish=quantize_hardswish, quantize_se=quantize_se)
     names = list(dict.fromkeys(p.tensor for p in placed))
-    inner = [name for name in names if name != artifact.input_name]
-    session = _session(onnx_path, [name for name in inner if name != artifact.output_name], threads)
+    taken, given_back = {t.name for t in artifact.inputs}, {t.name for t in artifact.outputs}
+    inner = [name for name in names if name not in taken]
+    session = _session(onnx_path, [name for name in inner if name not in given_back], threads)
     histograms = {name: histogram.init() for name in names}
     channels = {name: equalization.init(count) for name, count in equalizable(model, placed).items()}
     shifted = shiftable(model, placed) if activation_type == "int8" else {}
     ends = {name: (np.full(count, np.inf), np.full(count, -np.inf)) for name, count in shifted.items()}
-    judged: list[np.ndarray] = []
+    judged: list[Arrays] = []
 
     def count(values: dict[str, np.ndarray]) -> None:
         for name in names:  # popped, so that the activations are freed as they are counted
@@ -94,11 +96,11 @@ def collect_ranges(
 
     with ThreadPoolExecutor(1) as beside:  # one part is counted while the model runs on the next
         counting = None
-        for part in _parts(batches, artifact):
-            values = dict(zip(inner, session.run(inner, {artifact.input_name: part}), strict=True)) if inner else {}
-            values[artifact.input_name] = part
-            if sum(map(len, judged)) < _JUDGED:
-                judged.append(part)
+        for fed in _parts(batches, artifact):
+            values = dict(zip(inner, session.run(inner, fed), strict=True)) if inner else {}
+            values |= fed
+            if sum(len(each(x)[0]) for x in judged) < _JUDGED:
+                judged.append(bundle(list(fed.values())))
             if counting is not None:
                 counting.result()
             counting = beside.submit(count, values)
@@ -118,17 +120,17 @@ def collect_ranges(
     if far and activation_type == "int8":
         kinds.insert(0, (1.0, far))
     candidates = [rescaled(plain, channels, histograms, ends, *kind, **given) for kind in kinds]
-    return least_noise(model, placed, [*candidates, plain], np.concatenate(judged), threads)
+    return least_noise(model, placed, [*candidates, plain], joined(judged), threads)
 
 
-def _parts(batches: Iterable[np.ndarray], artifact: OnnxArtifact) -> Iterator[np.ndarray]:
-    shape = artifact.input_shape
+def _parts(batches: Iterable[Arrays], artifact: OnnxArtifact) -> Iterator[dict[str, np.ndarray]]:
     for batch in batches:
-        if batch.shape[1:] != shape:
-            raise ExportError(f"calibration batch has shape {batch.shape}, expected (batch, *{shape})")
-        for part in np.array_split(batch, math.ceil(len(batch) / _PASS) or 1):
-            if len(part):
-                yield np.ascontiguousarray(part, dtype=artifact.input_dtype)
+        fed = feed(artifact.inputs, batch)
+        size = len(each(batch)[0])
+        count = math.ceil(size / _PASS) or 1
+        for part in zip(*(np.array_split(x, count) for x in fed.values()), strict=True):
+            if len(part[0]):
+                yield dict(zip(fed, part, strict=True))
 
 
 def _session(path: str | os.PathLike[str], outputs: Iterable[str], threads: int | None) -> onnxruntime.InferenceSession:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import io
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from hqp_lightning.board.arrays import Arrays, changed, each, sampled
 from hqp_lightning.board.files import write_whole
-from hqp_lightning.export.artifact import describe
+from hqp_lightning.export.artifact import describe, feed
 
 __all__ = ["REFERENCES", "write_references"]
 
@@ -19,7 +21,7 @@ REFERENCES = "references.npz"
 
 def write_references(
     path: str | os.PathLike[str],
-    images: np.ndarray,
+    images: Arrays,
     float_path: str | os.PathLike[str],
     int8_path: str | os.PathLike[str],
     *,
@@ -29,9 +31,11 @@ def write_references(
 
     Args:
         path: the ``.npz`` to write.
-        images: ``(n, *input_shape)``, preprocessed; stored as float16, and what is stored is what is run.
-        float_path: the float model; its logits are called ``float``.
-        int8_path: the Q/DQ model; its logits are called ``int8``.
+        images: ``(n, *shape)``, preprocessed, or one for each input; stored as float16, and what is stored is what is
+            run. They are called ``images``, of several inputs ``input:NAME``.
+        float_path: the float model; its logits are called ``float``, of several outputs ``float:NAME``.
+        int8_path: the Q/DQ model; its logits are called ``int8``, or likewise. Of outputs with positions some are
+            stored, see `hqp_lightning.board.arrays.sampled`.
         threads: onnxruntime's.
 
     Returns:
@@ -39,18 +43,20 @@ def write_references(
     """
     import onnxruntime
 
-    stored = images.astype(np.float16)
+    entry = describe(int8_path)
+    alone, one = len(entry.inputs) == 1, len(entry.outputs) == 1
+    stored = changed(images, lambda x: x.astype(np.float16) if alone or x.dtype == np.float32 else x)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     # Its own int8 kernels, which come with more, may round biases and saturate sums.
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
-    logits = {}
+    names = ["images"] if alone else [f"input:{t.name}" for t in entry.inputs]
+    content: dict[str, Any] = dict(zip(names, each(stored), strict=True))
     for name, model in (("float", float_path), ("int8", int8_path)):
         session = onnxruntime.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
-        entry = describe(model)
-        (found,) = session.run(None, {entry.input_name: stored.astype(entry.input_dtype)})
-        logits[name] = found.reshape(len(images), -1).astype(np.float32)
-    content = io.BytesIO()
-    np.savez_compressed(content, images=stored, **logits)
-    write_whole(Path(path), content.getvalue())
+        for output, values in zip(entry.outputs, session.run(None, feed(entry.inputs, stored)), strict=True):
+            content[name if one else f"{name}:{output.name}"] = sampled(values).astype(np.float32)
+    written = io.BytesIO()
+    np.savez_compressed(written, **content)
+    write_whole(Path(path), written.getvalue())
     return Path(path)

@@ -5,12 +5,11 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 
-import numpy as np
 import onnx
 
+from hqp_lightning.board.arrays import Arrays
 from hqp_lightning.core.calibration import Range
-from hqp_lightning.errors import ExportError
-from hqp_lightning.export.artifact import load_model
+from hqp_lightning.export.artifact import describe, feed, load_model
 from hqp_lightning.export.logits import logits, noise
 from hqp_lightning.export.placement import Placement, placements
 from hqp_lightning.export.quantize import insert_qdq_
@@ -21,7 +20,7 @@ __all__ = ["look", "quantization_noise"]
 def quantization_noise(
     onnx_path: str | os.PathLike[str],
     ranges: Mapping[str, Range],
-    batch: np.ndarray,
+    batch: Arrays,
     *,
     threads: int | None = None,
     quantize_hardswish: bool = False,
@@ -37,7 +36,7 @@ def quantization_noise(
     Args:
         onnx_path: a float model.
         ranges: tensor name to range, from `collect_ranges` on the same file.
-        batch: ``(batch, *input_shape)``, preprocessed; some 32 samples rank the layers well.
+        batch: ``(batch, *shape)``, preprocessed, or one for each input; some 32 samples rank the layers well.
         threads: onnxruntime's threads; None: its own default.
         quantize_hardswish: see `hqp_lightning.export.placements`; as for `collect_ranges`.
         quantize_se: see there.
@@ -49,9 +48,7 @@ def quantization_noise(
         ExportError: a range is missing, or the batch has another shape than the model's input.
     """
     model = load_model(onnx_path)
-    shape = [d.dim_value for d in model.graph.input[0].type.tensor_type.shape.dim][1:]
-    if list(batch.shape[1:]) != shape:
-        raise ExportError(f"the batch has shape {batch.shape}, expected (batch, {', '.join(map(str, shape))})")
+    feed(describe(onnx_path).inputs, batch)  # raises where it does not fit
     reference = logits(model, batch, threads)
 
     def alone(placed: list[Placement]) -> float:
@@ -66,7 +63,7 @@ def quantization_noise(
 def look(
     onnx_path: str | os.PathLike[str],
     ranges: Mapping[str, Range],
-    batch: np.ndarray,
+    batch: Arrays,
     *,
     exclude: Sequence[str] = (),
     threads: int | None = None,
@@ -78,7 +75,7 @@ def look(
     Args:
         onnx_path: a float model.
         ranges: tensor name to range, from `collect_ranges` on the same file.
-        batch: ``(batch, *input_shape)``, preprocessed.
+        batch: ``(batch, *shape)``, preprocessed, or one for each input.
         exclude: names of nodes to keep in float.
         threads: onnxruntime's threads; None: its own default.
         quantize_hardswish: see `hqp_lightning.export.placements`; as for `collect_ranges`.

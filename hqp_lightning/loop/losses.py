@@ -11,9 +11,13 @@ from lightning.pytorch import LightningModule
 from torch import Tensor
 from torch.nn import functional as F
 
+from hqp_lightning.core.structure import tensors_of
 from hqp_lightning.errors import ConfigurationError
 
 __all__ = ["LossFn", "default_loss", "loss_named", "pair"]
+
+_UNLABELLED = 255  # the class of a pixel that nobody labelled, in the masks of VOC, Cityscapes and others
+_IGNORED = -100  # torch's own
 
 LossFn = Callable[[LightningModule, Any], Any]
 """Losses per sample ``(N,)`` or their mean; not ``Tensor``, or jsonargparse wants that annotation on the user's own."""
@@ -56,7 +60,7 @@ def default_loss(logits: Any, y: Tensor) -> Tensor:
 
     | network's output | targets | loss |
     |---|---|---|
-    | ``(N, C, ...)``, C ≥ 2 | integers ``(N, ...)`` below C | cross-entropy |
+    | ``(N, C, ...)``, C ≥ 2 | integers ``(N, ...)`` below C | cross-entropy, without positions of class 255 |
     | the same | of its shape, non-negative, summing to one over C | cross-entropy with soft targets |
     | the same | of its shape, zeros and ones | binary cross-entropy of every label |
     | one: ``(N, 1, ...)`` or ``(N,)`` | zeros and ones, ``(N, ...)`` or of its shape | binary cross-entropy |
@@ -64,7 +68,7 @@ def default_loss(logits: Any, y: Tensor) -> Tensor:
     | ``(N, C, ...)``, C ≥ 2 | of its shape, floats below zero or above one | squared error |
 
     Args:
-        logits: what the network returns.
+        logits: what the network returns: a tensor, alone or the only one in a dict or a tuple.
         y: the targets.
 
     Raises:
@@ -78,6 +82,8 @@ def default_loss(logits: Any, y: Tensor) -> Tensor:
         >>> default_loss(torch.tensor([[3.0]]), torch.tensor([[1.5]]))
         tensor([2.2500])
     """
+    found = tensors_of(logits)
+    logits = next(iter(found.values())) if len(found) == 1 else logits
     if not isinstance(logits, Tensor) or logits.dim() < 1 or not len(logits):
         raise _misfit(logits, y, "the network returns no tensor of logits (N, classes)")
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))  # as losses are under autocast
@@ -86,9 +92,12 @@ def default_loss(logits: Any, y: Tensor) -> Tensor:
     elif y.shape == logits.shape:
         losses = _of_its_shape(logits, y)
     elif not y.is_floating_point() and y.shape == (len(logits), *logits.shape[2:]):
+        y = y.long()
+        if y.dim() > 1 and logits.shape[1] <= _UNLABELLED:
+            y = y.masked_fill(y == _UNLABELLED, _IGNORED)
         if int(y.max()) >= logits.shape[1]:
             raise _misfit(logits, y, f"class {int(y.max())} is none of {logits.shape[1]} outputs")
-        losses = F.cross_entropy(logits, y.long(), reduction="none")
+        losses = F.cross_entropy(logits, y, ignore_index=_IGNORED, reduction="none")
     else:
         raise _misfit(logits, y, "no usual loss takes these shapes")
     return losses.flatten(1).mean(1) if losses.dim() > 1 else losses

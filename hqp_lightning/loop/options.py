@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -57,6 +58,7 @@ class ExportOptions(FileOptions):
 
     calibration_batches: int
     calibration_data: str
+    outputs: Sequence[str] | None
     max_float_layers: int
     recovery_epochs: int
     recovery_lr_scale: float
@@ -69,3 +71,5 @@ class ExportOptions(FileOptions):
         if isinstance(self.recovery_lr_scale, bool) or not 0 < self.recovery_lr_scale <= 1:
             raise ConfigurationError(f"recovery_lr_scale={self.recovery_lr_scale!r} must lie in (0, 1].")
         one_of(self, calibration_data=("train", "val"))
+        if isinstance(self.outputs, str):
+            raise ConfigurationError(f"outputs={self.outputs!r} must be a list of names, such as ('out',).")

@@ -9,6 +9,7 @@ from hqp_lightning.records.export import (
     CompiledEngine,
     EngineReport,
     Latency,
+    ModelTensor,
     OnnxArtifact,
     QuantizedLayer,
 )
@@ -50,6 +51,7 @@ __all__ = [
     "MethodComparison",
     "MethodFigures",
     "ModelFigures",
+    "ModelTensor",
     "OnnxArtifact",
     "PruningStep",
     "QuantizedLayer",

@@ -4,24 +4,49 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-__all__ = ["ComparedTensor", "CompiledEngine", "EngineReport", "Latency", "OnnxArtifact", "QuantizedLayer"]
+__all__ = [
+    "ComparedTensor",
+    "CompiledEngine",
+    "EngineReport",
+    "Latency",
+    "ModelTensor",
+    "OnnxArtifact",
+    "QuantizedLayer",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class ModelTensor:
+    """An input or output of an ONNX file. ``shape`` is of one sample, without the batch axis; None: not known.
+
+    ``dtype`` is ``"float32"``, or that of an input that is none: ``"uint8"`` of a picture as bytes.
+    """
+
+    name: str
+    shape: tuple[int | None, ...]
+    dtype: str = "float32"
 
 
 @dataclass(frozen=True, slots=True)
 class OnnxArtifact:
-    """An ONNX file with what one needs to run it. ``input_shape`` is of one sample, without the batch axis.
-
-    ``input_dtype`` is ``"float32"``, or ``"uint8"`` of a network that takes pictures as bytes.
-    """
+    """An ONNX file with what one needs to run it, its inputs and outputs in the order of the file."""
 
     path: str
     file_bytes: int
     sha256: str
-    input_name: str
-    input_shape: tuple[int, ...]
-    output_name: str
     opset: int
-    input_dtype: str = "float32"
+    inputs: tuple[ModelTensor, ...]
+    outputs: tuple[ModelTensor, ...]
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """Of a sample of the first input."""
+        return tuple(size or 0 for size in self.inputs[0].shape)
+
+    @property
+    def input_dtype(self) -> str:
+        """Of the first input."""
+        return self.inputs[0].dtype
 
 
 @dataclass(frozen=True, slots=True)

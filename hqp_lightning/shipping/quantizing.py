@@ -8,9 +8,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-import numpy as np
-
 from hqp_lightning import export
+from hqp_lightning.board.arrays import Arrays, cut
 from hqp_lightning.core.mixed_precision import fewest
 from hqp_lightning.export.engines import Engine, backends
 from hqp_lightning.export.options import FileOptions
@@ -39,7 +38,7 @@ class Quantized:
 
 def quantize_within(
     float_onnx: OnnxArtifact,
-    calibration: Callable[[], Iterator[np.ndarray]],
+    calibration: Callable[[], Iterator[Arrays]],
     measure: Callable[[OnnxArtifact], tuple[Engine, Verdict]],
     out_path: Path,
     options: FileOptions,
@@ -71,7 +70,7 @@ def quantize_within(
         threads=threads,
         **where,
     )
-    sample = next(calibration())[:_NOISE_SAMPLES]
+    sample = cut(next(calibration()), 0, _NOISE_SAMPLES)
     noise = export.quantization_noise(float_onnx.path, ranges, sample, threads=threads, **where)
     rule = left_in_float(float_onnx, ranges, options, out_path.parent)
     noisiest = sorted(set(noise) - set(rule), key=lambda name: noise[name], reverse=True)

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from lightning.pytorch import LightningModule, Trainer
-from torch import nn
 
 from hqp_lightning import export
+from hqp_lightning.board.arrays import Arrays, bundle
 from hqp_lightning.core.calls import Call
 from hqp_lightning.core.verdict import judge
 from hqp_lightning.errors import ExportError
@@ -26,11 +26,12 @@ from hqp_lightning.loop.parts import Way
 from hqp_lightning.loop.untouched import fixed_seed
 from hqp_lightning.records import Budget, EngineReport, ModelFigures, OnnxArtifact, Verdict
 from hqp_lightning.search.state import Accepted
+from hqp_lightning.shipping.exportable import Exportable, exportable, on_cpu, one_sample
 from hqp_lightning.shipping.quantizing import Quantized, quantize_within
 from hqp_lightning.shipping.scoring import holdout_loaders, score
 from hqp_lightning.shipping.standing_in import counting, running_on
 from hqp_lightning.shipping.timing import build, time_engines, usable_backends
-from hqp_lightning.shipping.trial import CALIBRATION_SEED, exportable, on_cpu
+from hqp_lightning.shipping.trial import CALIBRATION_SEED
 from hqp_lightning.surgery import restore_
 
 __all__ = ["Exporting"]
@@ -65,7 +66,7 @@ class Exporting:
             _log.info("hqp: %s", note)
         self.holdout = holdout_loaders(self.trainer, self.options.holdout)
         self.baseline, self.samples = float("nan"), 0
-        self._received: tuple[Call, Way] | None = None
+        self._received: tuple[Call, Way, Exportable] | None = None
 
     def float_model(self, model: Accepted, name: str) -> tuple[OnnxArtifact, ModelFigures]:
         """Put a model in place, write it as ONNX, and score it on the held-out data."""
@@ -75,11 +76,14 @@ class Exporting:
 
     def write(self, name: str) -> OnnxArtifact:
         """Write what the LightningModule holds, computed in float32, as ONNX."""
-        return export.export_onnx(self.exportable(), self.example(), self.dirpath / name)
+        made = self.exportable()
+        return export.export_onnx(
+            made.module, self.example(), self.dirpath / name, inputs=made.inputs, outputs=made.outputs
+        )
 
-    def exportable(self) -> nn.Module:
-        """The network as a function of one tensor in float32; a copy."""
-        return exportable(self.network, self.call())[0]
+    def exportable(self) -> Exportable:
+        """The network as a function of tensors in float32; a copy."""
+        return exportable(self.network, self.call(), self.options.outputs)
 
     def figures(self, model: Accepted, artifact: OnnxArtifact) -> ModelFigures:
         """Figures of a float model, which the LightningModule holds."""
@@ -109,7 +113,7 @@ class Exporting:
 
     def score_of(self, engine: Engine) -> float:
         """Score of an engine on the decision data."""
-        with running_on(self.way(), engine):
+        with self.running_on(engine):
             return self.score(self.trainer.val_dataloaders)
 
     def engines(self, dense: OnnxArtifact, pruned: OnnxArtifact, int8: Quantized) -> list[EngineReport]:
@@ -118,7 +122,7 @@ class Exporting:
             self.backends,
             {"dense": dense, "pruned": pruned},
             int8,
-            self.example().numpy(),
+            self.sample(),
             self.score_of,
             self._note,
             self.dirpath,
@@ -145,7 +149,7 @@ class Exporting:
         """Score of an engine on the held-out data, and the number of samples."""
         if self.holdout is None:
             return None, 0
-        with running_on(self.way(), engine), counting(self.pl_module) as sizes:
+        with self.running_on(engine), counting(self.pl_module) as sizes:
             return self.score(self.holdout), sum(sizes)
 
     def score(self, loaders: Any) -> float:
@@ -156,29 +160,34 @@ class Exporting:
         """What the network receives in validation, of one sample."""
         return self._asked()[0]
 
-    def way(self) -> Way:
-        """How validation runs the network."""
-        return self._asked()[1]
+    def running_on(self, engine: Engine) -> AbstractContextManager[None]:
+        """Inside, validation runs on the engine."""
+        _, way, made = self._asked()
+        return running_on(way, engine, made.put_back)
 
-    def example(self) -> torch.Tensor:
-        """One input, with its batch axis, on the CPU; floats in float32, and finite: a NaN in it says nothing here."""
-        return torch.nan_to_num(on_cpu(self.call().tensors()[0]))
+    def example(self) -> tuple[torch.Tensor, ...]:
+        """A sample of each input, on the CPU; floats in float32, and finite: a NaN in it says nothing here."""
+        return tuple(torch.nan_to_num(on_cpu(x)) for x in self.call().tensors())
 
-    def calibration(self) -> Iterator[np.ndarray]:
+    def sample(self) -> Arrays:
+        """The same as arrays."""
+        return bundle([x.numpy() for x in self.example()])
+
+    def calibration(self) -> Iterator[Arrays]:
         """The calibration batches, on the CPU, the same at every call and after every training."""
         of, seed = (self.trainer, self.pl_module, self.network, self.options.loss_fn), CALIBRATION_SEED
         with fixed_seed(seed):
             for call in batches(
                 *of, self.options.calibration_data, self.options.calibration_batches, seed, self.call()
             ):
-                (x,) = call.tensors()
-                yield on_cpu(x).numpy()
+                yield bundle([on_cpu(x).numpy() for x in call.tensors()])
 
-    def _asked(self) -> tuple[Call, Way]:
+    def _asked(self) -> tuple[Call, Way, Exportable]:
         if self._received is None:
             receiver = Receiver(self.trainer, self.pl_module, self.network, self.options.loss_fn)
             with fixed_seed(CALIBRATION_SEED):
                 batch = next(prepared(self.trainer, self.pl_module, "val", 1, CALIBRATION_SEED))
-                call = receiver.call(batch).map(lambda x: x[:1] if x.dim() else x)
-            self._received = call, receiver.way
+                call = one_sample(receiver.call(batch), self.network)
+            # What it returns has the same structure whatever is pruned later.
+            self._received = call, receiver.way, exportable(self.network, call, self.options.outputs)
         return self._received

@@ -10,6 +10,7 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 
 from hqp_lightning import export
+from hqp_lightning.board.arrays import cut
 from hqp_lightning.core.verdict import score_drop
 from hqp_lightning.errors import ExportError
 from hqp_lightning.loop.options import ExportOptions
@@ -132,7 +133,7 @@ class _Shipping(Exporting):
         made.engine.close()
         try:
             ranges = export.input_ranges(
-                float_onnx.path, made.artifact.path, self.exportable(), self.example(), made.ranges
+                float_onnx.path, made.artifact.path, self.exportable().module, self.example(), made.ranges
             )
             run = self.trainer, self.pl_module, self.network, ranges, epochs, self.options.recovery_lr_scale
             recover_(*run)
@@ -168,7 +169,7 @@ class _Shipping(Exporting):
         files = export.board_files(self.dirpath / "model.onnx", artifact.path, self.options.activation_type)
         compiled, notes = compile_for_others(dense, self.dirpath, self.options)
         self.notes += notes
-        images = next(iter(self.calibration()))[:_REFERENCES]
+        images = cut(next(self.calibration()), 0, _REFERENCES)
         models = self.dirpath / "model.onnx", artifact.path
         references = export.write_references(self.dirpath / export.REFERENCES, images, *models)
         data = loose(self.trainer).datamodule

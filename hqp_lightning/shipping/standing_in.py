@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import wraps
 from typing import Any
@@ -11,6 +11,7 @@ import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
+from hqp_lightning.board.arrays import bundle, each
 from hqp_lightning.core.calls import Call
 from hqp_lightning.errors import ExportError
 from hqp_lightning.export.engines import Engine
@@ -20,28 +21,31 @@ __all__ = ["counting", "running_on"]
 
 
 @contextmanager
-def running_on(way: Way, engine: Engine) -> Iterator[None]:
+def running_on(way: Way, engine: Engine, put_back: Callable[[Sequence[Tensor]], Any]) -> Iterator[None]:
     """Inside, the network that validation runs on that way is the engine.
+
+    Args:
+        way: how validation runs the network.
+        engine: what takes its place.
+        put_back: makes what the network returns of the engine's outputs.
 
     Raises:
         ExportError: on leaving, if nothing called the network: what was scored was not the engine.
     """
-    results: list[Tensor] = []
+    results: list[Any] = []
     calls = 0
 
-    def run(x: Tensor) -> Tensor:
+    def forward(*args: Any, **kwargs: Any) -> Any:
         nonlocal calls
         calls += 1
-        logits = torch.from_numpy(engine.run((x.float() if x.is_floating_point() else x).detach().cpu().numpy())).to(
-            x.device
-        )
-        return logits.double() if x.dtype == torch.float64 else logits
-
-    def forward(*args: Any, **kwargs: Any) -> Tensor:
-        return run(Call(args, kwargs).tensors()[0])
+        given = Call(args, kwargs).tensors()
+        batch = [(x.float() if x.is_floating_point() else x).detach().cpu().numpy() for x in given]
+        double = any(x.dtype == torch.float64 for x in given)
+        outputs = [torch.from_numpy(y).to(given[0].device) for y in each(engine.run(bundle(batch)))]
+        return put_back([y.double() if double and y.is_floating_point() else y for y in outputs])
 
     def begin(*args: Any, **kwargs: Any) -> Any:
-        results.append(run(Call(args, kwargs).tensors()[0]))
+        results.append(forward(*args, **kwargs))
         return first_forward(*args, **kwargs)  # what comes between the parts needs something of the right shape
 
     first_forward = way.first.forward

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from hqp_lightning.board.arrays import Arrays, changed
 from hqp_lightning.errors import ExportError
 from hqp_lightning.export.engines import Backend, Engine, backends, latencies
 from hqp_lightning.export.options import FileOptions
@@ -54,7 +55,7 @@ def time_engines(
     usable: list[Backend],
     models: Mapping[str, OnnxArtifact],
     int8: Quantized,
-    example: np.ndarray,
+    example: Arrays,
     score: Callable[[Engine], float],
     note: Callable[[str], None],
     dirpath: Path,
@@ -69,7 +70,7 @@ def time_engines(
         models: the ``"dense"`` and, if there is one, the ``"pruned"`` float model.
         int8: the Q/DQ form of the deployed one, with its engine on the first backend and its score; the engine is
             closed.
-        example: one input, with its batch axis.
+        example: one sample of each input, with its batch axis.
         score: measures an engine on the decision data.
         note: is told of an engine that can't be built; the others go on.
         dirpath: engines go to its ``engines`` folder; paths in the report are relative to it.
@@ -113,7 +114,7 @@ def _built(
 def time_in_turn(
     backend: Backend,
     wanted: Mapping[tuple[str, str], OnnxArtifact],
-    example: np.ndarray,
+    example: Arrays,
     dirpath: Path,
     options: FileOptions,
 ) -> list[EngineReport]:
@@ -122,7 +123,7 @@ def time_in_turn(
     Args:
         backend: where to.
         wanted: ``(model, precision)`` to the ONNX file.
-        example: one input, with its batch axis.
+        example: one sample of each input, with its batch axis.
         dirpath: as in `time_engines`.
         options: batch size, threads and number of runs.
     """
@@ -140,9 +141,9 @@ def _closing(engines: Mapping[tuple[str, str], Engine]) -> ExitStack:
 
 
 def _time(
-    engines: Mapping[tuple[str, str], Engine], example: np.ndarray, dirpath: Path, options: FileOptions
+    engines: Mapping[tuple[str, str], Engine], example: Arrays, dirpath: Path, options: FileOptions
 ) -> list[EngineReport]:
-    batch = np.repeat(example, options.batch_size, axis=0)
+    batch = changed(example, lambda x: np.repeat(x, options.batch_size, axis=0))
     times = latencies({"/".join(k): e for k, e in engines.items()}, batch, runs=options.latency_runs)
     return [
         EngineReport(

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from hqp_lightning.board.arrays import Arrays, each
 from hqp_lightning.core.verdict import check_budget, judge
 from hqp_lightning.errors import ConfigurationError, ExportError
 from hqp_lightning.export.engines import Engine
@@ -57,7 +58,7 @@ class Scoring:
     def _score(self, logits: np.ndarray) -> float:
         if self.labelled:
             return float((_classes(logits) == self.pictures.labels).mean())
-        return noise(_centred(logits), _centred(self.reference))
+        return noise((_centred(logits),), (_centred(self.reference),))
 
 
 def scoring_of(float_engine: Engine, pictures: Pictures, max_drop: float | None, max_noise: float | None) -> Scoring:
@@ -91,12 +92,12 @@ def scoring_of(float_engine: Engine, pictures: Pictures, max_drop: float | None,
     return Scoring(budget, pictures, reference)
 
 
-def logits_of(run: Callable[[np.ndarray], np.ndarray], pictures: Pictures) -> np.ndarray:
+def logits_of(run: Callable[[Arrays], Arrays], pictures: Pictures) -> np.ndarray:
     """All of them, float64 ``(n, classes)``."""
 
     def parts() -> Iterator[np.ndarray]:
         for batch in pictures.batches():
-            yield run(batch).reshape(len(batch), -1).astype(np.float64)
+            yield each(run(batch))[0].reshape(len(batch), -1).astype(np.float64)
 
     return np.concatenate(list(parts()))
 

@@ -274,20 +274,16 @@ def _dynamic_height(graph):
     graph.input[0].type.tensor_type.shape.dim[2].dim_param = "height"
 
 
-def _two_inputs(graph):
-    graph.input.append(onnx.helper.make_tensor_value_info("mask", onnx.TensorProto.FLOAT, ["batch", 1]))
+def _a_second_input_without_batch(graph):
+    graph.input.append(onnx.helper.make_tensor_value_info("mask", onnx.TensorProto.FLOAT, [1, 8]))
 
 
-def _two_outputs(graph):
-    graph.output.append(onnx.helper.make_tensor_value_info(graph.node[0].output[0], onnx.TensorProto.FLOAT, None))
-
-
-@pytest.mark.parametrize("change", [_fixed_batch, _dynamic_height, _two_inputs, _two_outputs])
+@pytest.mark.parametrize("change", [_fixed_batch, _dynamic_height, _a_second_input_without_batch])
 def test_a_model_of_another_form_is_refused_before_the_build(change, exported, tmp_path):
     model, trt = onnx.load(exported / "model.onnx"), tensorrt("10.3.0")
     change(model.graph)
     onnx.save(model, tmp_path / "model.onnx")
-    with pytest.raises(ExportError, match="expected one input of which the batch alone is dynamic, and one output"):
+    with pytest.raises(ExportError, match="expected inputs of which the batch alone is dynamic, and an output"):
         build_plan(trt, tmp_path / "model.onnx", "fp32")
     assert not _named(trt, "Builder.build_serialized_network")
 

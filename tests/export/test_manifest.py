@@ -34,8 +34,9 @@ def test_round_trip_and_moved_folder(written, tmp_path):
     content = read_manifest(path)
     assert content["model"]["path"] == "model.onnx"
     assert content["model"]["sha256"] == hashlib.sha256((path.parent / "model.onnx").read_bytes()).hexdigest()
-    assert content["model"]["input_shape"] == [4]
-    assert content["input"] == {"dtype": "float32", "layout": "NC", "channels": "RGB", "divide_by": 255}
+    facts = {"dtype": "float32", "layout": "NC", "channels": "RGB", "divide_by": 255}
+    assert content["model"]["inputs"] == [{"name": "input", "shape": [4], **facts}]
+    assert content["model"]["outputs"] == [{"name": "logits", "shape": [2], "dtype": "float32"}]
     assert content["classes"] == ["cat", "dog"]
     assert content["preprocessing"] == {"resize": [128, 128], "mean": [0.5], "std": [0.25]}
     assert content["accuracy"] == 0.93
@@ -48,7 +49,8 @@ def test_round_trip_and_moved_folder(written, tmp_path):
 def test_the_input_is_described_as_far_as_it_is_known(tmp_path):
     artifact = export_onnx(nn.Conv2d(3, 2, 3), torch.zeros(1, 3, 8, 8), tmp_path / "model.onnx")
     content = read_manifest(write_manifest(tmp_path / "manifest.json", artifact=artifact))
-    assert content["input"] == {"dtype": "float32", "layout": "NCHW"}
+    shape = {"name": "input", "shape": [3, 8, 8]}
+    assert content["model"]["inputs"] == [{**shape, "dtype": "float32", "layout": "NCHW"}]
 
 
 def test_another_model_is_refused(written):

@@ -12,6 +12,7 @@ from torch import nn
 
 from hqp_lightning.errors import ExportError
 from hqp_lightning.export import describe, export_onnx
+from hqp_lightning.records import ModelTensor
 
 
 def _randomised(model):
@@ -61,8 +62,9 @@ def test_the_file_is_what_the_oldest_target_reads(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["model.onnx"]
     assert loaded.graph.input[0].type.tensor_type.shape.dim[0].dim_param == "batch"
     assert loaded.graph.output[0].type.tensor_type.shape.dim[0].dim_param == "batch"
-    assert artifact.input_shape == (3, 64, 64)
-    assert (artifact.input_name, artifact.output_name, artifact.opset) == ("input", "logits", 17)
+    assert artifact.inputs == (ModelTensor("input", (3, 64, 64)),)
+    assert artifact.outputs == (ModelTensor("logits", (10,)),)
+    assert artifact.opset == 17
     assert artifact.file_bytes == (tmp_path / "model.onnx").stat().st_size
     assert describe(artifact.path) == artifact
 

@@ -103,7 +103,7 @@ def test_file_properties(models, name):
     model = onnx.load(artifact.path)
     assert (model.ir_version, artifact.opset) == (8, 17)
     assert artifact.file_bytes < 0.3 * float_path.stat().st_size
-    assert artifact.input_shape == (3, SIZE, SIZE)
+    assert artifact.inputs[0].shape == (3, SIZE, SIZE)
 
 
 def test_ranges_equal_those_of_the_stored_activations(models):

@@ -62,6 +62,16 @@ def test_ignored_pixels_cost_nothing():
     torch.testing.assert_close(default_loss(MAP, y), expected.mean((1, 2)))
 
 
+def test_pixels_of_class_255_and_a_dict_of_one_output():
+    y = PIXELS.to(torch.uint8)
+    y[:, 0] = 255
+    expected = cross_entropy(MAP, PIXELS)
+    expected[:, 0] = 0
+    torch.testing.assert_close(default_loss({"out": MAP}, y), expected.mean((1, 2)))
+    with pytest.raises(ConfigurationError, match="class 255 is none of 5 outputs"):
+        default_loss(LOGITS, torch.tensor([255, 0, 1, 2]))
+
+
 @pytest.mark.parametrize(
     ("logits", "y", "why"),
     [
@@ -75,7 +85,7 @@ def test_ignored_pixels_cost_nothing():
         (LOGITS, torch.rand(4), "no usual loss takes these shapes"),
         (LOGITS, torch.rand(4, 3), "no usual loss takes these shapes"),
         (LOGITS, CLASSES[:3], "no usual loss takes these shapes"),
-        ({"logits": LOGITS}, CLASSES, "returns no tensor of logits.*got dict"),
+        ({"out": LOGITS, "aux": LOGITS}, CLASSES, "returns no tensor of logits.*got dict"),
     ],
 )
 def test_a_loss_that_does_not_fit_is_refused_with_the_one_to_pass(logits, y, why):

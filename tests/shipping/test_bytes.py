@@ -47,7 +47,7 @@ def test_the_file_takes_bytes_where_validation_gives_them(digits, make_trainer, 
     assert report.int8.accuracy == pytest.approx(accuracy_by_hand(tmp_path / "model.int8.onnx", *of), abs=0.02)
     assert {e.backend for e in report.engines} == {"onnxruntime", "openvino"}
     manifest = read_manifest(tmp_path / "manifest.json")
-    assert manifest["input"]["dtype"] == manifest["model"]["input_dtype"] == "uint8"
+    assert manifest["model"]["inputs"][0]["dtype"] == "uint8"
 
 
 def test_the_board_gives_bytes_to_a_model_of_bytes():

@@ -26,7 +26,7 @@ folder, pictures = pathlib.Path(sys.argv[1]), sys.argv[2:]
 manifest = json.loads((folder / "manifest.json").read_text())
 steps, model = manifest["preprocessing"], manifest["model"]
 assert set(steps) == {"crop", "resize", "mean", "std"} and steps["crop"] == "square"
-entry = manifest["input"]
+entry = model["inputs"][0]
 assert entry["layout"] == "NCHW"
 session = onnxruntime.InferenceSession(folder / model["path"], providers=["CPUExecutionProvider"])
 for picture in pictures:
@@ -36,8 +36,8 @@ for picture in pictures:
     image = image.crop((left, top, left + side, top + side)).resize((steps["resize"],) * 2, Image.Resampling.BILINEAR)
     x = (np.asarray(image, entry["dtype"]) / entry["divide_by"] - np.float32(steps["mean"])) / np.float32(steps["std"])
     x = x.transpose(2, 0, 1)[None]
-    assert list(x.shape[1:]) == model["input_shape"]
-    (logits,) = session.run([model["output_name"]], {model["input_name"]: x})
+    assert list(x.shape[1:]) == entry["shape"]
+    (logits,) = session.run([model["outputs"][0]["name"]], {entry["name"]: x})
     print(json.dumps({"class": manifest["classes"][logits[0].argmax()], "logits": logits[0].tolist()}))
 """
 

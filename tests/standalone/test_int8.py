@@ -140,7 +140,7 @@ def test_folders_of_pictures(coloured, layout, tmp_path):
     assert (report.baseline.accuracy, report.int8.accuracy, report.samples) == (1.0, 1.0, 8)
     manifest = json.loads((tmp_path / "manifest.json").read_text())
     assert manifest["classes"] == ["0red", "1blue"]
-    assert manifest["input"]["layout"] == layout
+    assert manifest["model"]["inputs"][0]["layout"] == layout
     assert manifest["preprocessing"] == {"resize": 18, "center_crop": 16, "mean": [0.5] * 3, "std": [0.25] * 3}
     again = ["-o", tmp_path / "flat", "--manifest", tmp_path / "manifest.json"]
     assert hqp_int8(coloured / f"{layout}.onnx", coloured / "flat", *again) == 0

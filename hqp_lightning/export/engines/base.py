@@ -13,6 +13,7 @@ from typing import ClassVar
 
 import numpy as np
 
+from hqp_lightning.board.arrays import Arrays
 from hqp_lightning.core.calibration import ACTIVATION_TYPES
 from hqp_lightning.errors import ConfigurationError, ExportError
 from hqp_lightning.records import Latency
@@ -37,10 +38,13 @@ class Engine(ABC):
         self.backend, self.precision, self.device, self.threads, self.path = backend, precision, device, threads, path
 
     @abstractmethod
-    def run(self, batch: np.ndarray) -> np.ndarray:
-        """Return the logits ``(batch, classes)`` of a batch of any size, float32 or of the model's own type."""
+    def run(self, batch: Arrays) -> Arrays:
+        """Return the logits ``(batch, classes)`` of a batch of any size, float32 or of the model's own type.
 
-    def latency_ms(self, batch: np.ndarray) -> float:
+        Of a model with several inputs a tuple of arrays is given, of several outputs one is returned, in its order.
+        """
+
+    def latency_ms(self, batch: Arrays) -> float:
         """Run one batch and return how long it took, milliseconds: wall time, unless the runtime has a better clock."""
         start = time.perf_counter()
         self.run(batch)
@@ -116,9 +120,7 @@ class Backend(ABC):
             raise ExportError(f"{self.name} could not build {onnx} as {precision}: {error}") from error
 
 
-def latencies(
-    engines: Mapping[str, Engine], batch: np.ndarray, *, warmup: int = 10, runs: int = 100
-) -> dict[str, Latency]:
+def latencies(engines: Mapping[str, Engine], batch: Arrays, *, warmup: int = 10, runs: int = 100) -> dict[str, Latency]:
     """Time engines against each other: one call of each in turn, so that the machine's drift hits all alike.
 
     The order is new in every turn (and the same in every run): in a fixed one, another program that takes the processor

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
-
+from hqp_lightning.board.arrays import Arrays, bundle
 from hqp_lightning.errors import ExportError
+from hqp_lightning.export.artifact import describe, feed
 from hqp_lightning.export.engines.base import Backend, Engine, processor_name
 
 __all__ = ["OnnxRuntimeBackend"]
@@ -37,14 +37,12 @@ class _OnnxRuntimeEngine(Engine):
         self._session: onnxruntime.InferenceSession | None = onnxruntime.InferenceSession(
             str(onnx), options, providers=["CPUExecutionProvider"]
         )
-        entry = self._session.get_inputs()[0]
-        self._input, self._dtype = entry.name, np.uint8 if entry.type == "tensor(uint8)" else np.float32
+        self._inputs = describe(onnx).inputs
 
-    def run(self, batch: np.ndarray) -> np.ndarray:
+    def run(self, batch: Arrays) -> Arrays:
         if self._session is None:
             raise ExportError(f"the engine of {self.path} is closed: build it again")
-        (logits,) = self._session.run(None, {self._input: np.ascontiguousarray(batch, dtype=self._dtype)})
-        return logits
+        return bundle(self._session.run(None, feed(self._inputs, batch)))
 
     def close(self) -> None:
         self._session = None

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from hqp_lightning.board.arrays import Arrays, bundle, each
 from hqp_lightning.errors import ExportError
 from hqp_lightning.export.engines.base import Backend, Engine, lacks_vnni, processor_name
 
@@ -55,10 +56,11 @@ class _OpenVINOEngine(Engine):
 
     def _compile(self, batch: int) -> Any:
         model = self._core.read_model(self.path)
-        self._dtype = model.input(0).get_element_type().to_dtype()
-        shape = model.input(0).get_partial_shape()
-        shape[0] = batch
-        model.reshape({model.input(0): shape})
+        self._dtypes = [entry.get_element_type().to_dtype() for entry in model.inputs]
+        shapes = {entry: entry.get_partial_shape() for entry in model.inputs}
+        for shape in shapes.values():
+            shape[0] = batch
+        model.reshape(shapes)
         options = {
             "PERFORMANCE_HINT": "LATENCY",
             "INFERENCE_NUM_THREADS": self.threads,
@@ -68,15 +70,16 @@ class _OpenVINOEngine(Engine):
         }
         return self._core.compile_model(model, "CPU", options).create_infer_request()
 
-    def run(self, batch: np.ndarray) -> np.ndarray:
+    def run(self, batch: Arrays) -> Arrays:
         if self._core is None:
             raise ExportError(f"the engine of {self.path} is closed: build it again")
-        key = self._batch_size if len(batch) == self._batch_size else -1  # -1: OpenVINO's dynamic dimension
+        key = self._batch_size if len(each(batch)[0]) == self._batch_size else -1  # -1: OpenVINO's dynamic dimension
         if key not in self._requests:
             self._requests[key] = self._compile(key)
         request = self._requests[key]
-        request.infer({0: np.ascontiguousarray(batch, dtype=self._dtype)}, share_inputs=True)
-        return request.get_output_tensor(0).data.copy()  # the request reuses its own buffer
+        given = [np.ascontiguousarray(x, dtype=t) for x, t in zip(each(batch), self._dtypes, strict=True)]
+        request.infer(dict(enumerate(given)), share_inputs=True)
+        return bundle([t.data.copy() for t in request.output_tensors])  # the request reuses its own buffers
 
     def close(self) -> None:
         self._requests.clear()

@@ -6,8 +6,7 @@ import importlib.util
 import logging
 from pathlib import Path
 
-import numpy as np
-
+from hqp_lightning.board.arrays import Arrays
 from hqp_lightning.board.cuda import Cuda, driver_missing
 from hqp_lightning.board.engine import LoadedEngine
 from hqp_lightning.board.layers import fell_back
@@ -59,10 +58,10 @@ class _TensorRTEngine(Engine):
         super().__init__("tensorrt", precision, device, 0, loaded.name)
         self._loaded = loaded
 
-    def run(self, batch: np.ndarray) -> np.ndarray:
+    def run(self, batch: Arrays) -> Arrays:
         return self._loaded.run(batch)
 
-    def latency_ms(self, batch: np.ndarray) -> float:
+    def latency_ms(self, batch: Arrays) -> float:
         """GPU time of one call by CUDA events: the copies to and from the GPU are not in it."""
         return self._loaded.latency_ms(batch)
 
