@@ -11,16 +11,19 @@ from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor, nn
 
 from hqp_lightning.core import fisher
+from hqp_lightning.core.calls import Call
 from hqp_lightning.core.saliency import ESTIMATORS, saliency
 from hqp_lightning.errors import ConfigurationError
 from hqp_lightning.loop.calls import Receiver
 from hqp_lightning.loop.losses import LossFn, loss_named
 from hqp_lightning.loop.network import find_network, fisher_context, per_sample_loss
+from hqp_lightning.loop.options import CHANNELS, check_units
 from hqp_lightning.loop.portable import Portable
 from hqp_lightning.loop.ranks import merged
 from hqp_lightning.loop.trainer import loose
-from hqp_lightning.records import ChannelGroup
+from hqp_lightning.records import GATE, UNIT_KINDS, ChannelGroup, Unit
 from hqp_lightning.surgery import Shadow
+from hqp_lightning.surgery.means import watching
 
 __all__ = ["FisherAccumulator", "shared"]
 
@@ -43,9 +46,10 @@ class FisherAccumulator(Portable):
             ``(x, y)`` batches, the loss that fits the targets (`hqp_lightning.loop.losses.default_loss`). From YAML:
             the dotted path of a function.
         batches: number of batches used of each validation run; all by default.
+        units: of what: ``"channels"``, and ``"gates"`` and ``"branches"`` that go as a whole, see `HQPPruning`.
 
     Raises:
-        ConfigurationError: unknown estimator, or ``batches`` below 1.
+        ConfigurationError: unknown estimator or units, or ``batches`` below 1.
     """
 
     seen = ("_receiver",)
@@ -57,15 +61,19 @@ class FisherAccumulator(Portable):
         ignore: Sequence[str] = (),
         loss_fn: LossFn | str | None = None,
         batches: int | None = None,
+        units: Sequence[str] = (CHANNELS,),
     ) -> None:
         if estimator not in ESTIMATORS:
             raise ConfigurationError(f"estimator={estimator!r} is not known; choose one of {ESTIMATORS}.")
         if batches is not None and batches < 1:
             raise ConfigurationError(f"batches={batches} must be at least 1, or None for all.")
+        check_units(tuple(units), estimator)
         self.estimator, self.module, self.ignore = estimator, module, tuple(ignore)
-        self.loss_fn, self.batches = loss_named(loss_fn), batches
+        self.loss_fn, self.batches, self.kinds = loss_named(loss_fn), batches, tuple(units)
         self.active = True
         self.groups: tuple[ChannelGroup, ...] = ()
+        self.units: tuple[Unit, ...] = ()
+        self._means: dict[str, Tensor] = {}
         self.state = fisher.FisherState()
         self._receiver: Receiver | None = None
 
@@ -73,7 +81,7 @@ class FisherAccumulator(Portable):
         """Start from nothing: the network may have changed since the last validation."""
         self._receiver = None
         if not trainer.sanity_checking:
-            self.groups, self.state = (), fisher.FisherState()
+            self.groups, self.units, self.state = (), (), fisher.FisherState()
 
     def on_validation_batch_end(
         self,
@@ -100,17 +108,28 @@ class FisherAccumulator(Portable):
             if not self.groups or self.loss_fn is None:
                 call = self._received(trainer, pl_module, network).call(batch, batch_idx)
             if call is not None and not self.groups:
-                self.groups = Shadow(network, call, self.ignore).groups()
+                self._look(network, call)
 
             def loss() -> Tensor:
                 return per_sample_loss(pl_module, network, batch, self.loss_fn, call)
 
             if self.estimator == "gate":
-                new = fisher.gate_fisher(network, self.groups, loss)
+                new = fisher.gate_fisher(network, self.groups, loss, self.units, self._means)
             else:
                 layers = dict.fromkeys(f.parameter.rpartition(".")[0] for g in self.groups for f in g.filters)
                 new = fisher.weight_fisher(network, list(layers), loss)
         self.state = fisher.merge(self.state, new)
+
+    def _look(self, network: nn.Module, call: Call) -> None:
+        """Find the groups and units, and what the gates among them multiply with on average, by the first batch."""
+        shadow = Shadow(network, call, self.ignore)
+        wanted = {UNIT_KINDS[k] for k in self.kinds if k != CHANNELS}
+        self.groups = shadow.groups()
+        self.units = tuple(u for u in shadow.units() if u.kind in wanted) if wanted else ()
+        with watching(network, [u.name for u in self.units if u.kind == GATE]) as means:
+            if any(u.kind == GATE for u in self.units):
+                call.on(network)
+        self._means = means.compute()
 
     def _received(self, trainer: Trainer, pl_module: LightningModule, network: nn.Module) -> Receiver:
         if self._receiver is None:
@@ -120,18 +139,20 @@ class FisherAccumulator(Portable):
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Add up the ranks."""
         self._receiver = None  # it holds the trainer
-        self.groups, self.state = merged(trainer, self.groups, self.state)
+        (self.groups, self.units), self.state = merged(trainer, (self.groups, self.units), self.state)
 
     def compute(self) -> dict[str, Tensor]:
         """Mean Fisher values: by group name (gate) or parameter name (weight)."""
         return fisher.compute(self.state)
 
     def saliency(self) -> dict[str, Tensor]:
-        """One value per gate of every group, on the CPU; empty before the first validation."""
-        return saliency(self.compute(), self.groups, self.estimator) if self.state.samples else {}
+        """One value per gate of every group, and per unit, on the CPU; empty before the first validation."""
+        return saliency(self.compute(), self.groups, self.estimator, self.units) if self.state.samples else {}
 
 
-def shared(trainer: Trainer, pruning: Callback, own: FisherAccumulator, estimator: str) -> FisherAccumulator:
+def shared(
+    trainer: Trainer, pruning: Callback, own: FisherAccumulator, estimator: str, units: Sequence[str] = ()
+) -> FisherAccumulator:
     """The trainer's accumulator, so that one pass serves both; without one, ``own``.
 
     Raises:
@@ -145,6 +166,11 @@ def shared(trainer: Trainer, pruning: Callback, own: FisherAccumulator, estimato
         raise ConfigurationError(
             f"{type(pruning).__name__}(estimator={estimator!r}) would rank by the scores of the trainer's "
             f"FisherAccumulator(estimator={given.estimator!r}): give both the same, or leave the FisherAccumulator out."
+        )
+    if missing := [u for u in units if u not in given.kinds]:
+        raise ConfigurationError(
+            f"{type(pruning).__name__}(units={list(units)}) needs the values of {missing}, which the trainer's "
+            f"FisherAccumulator(units={list(given.kinds)}) does not measure: give both the same, or leave it out."
         )
     if trainer.world_size > 1 and callbacks.index(given) > callbacks.index(pruning):
         raise ConfigurationError(

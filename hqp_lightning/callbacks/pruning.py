@@ -15,7 +15,7 @@ from hqp_lightning.loop.averaging import scored
 from hqp_lightning.loop.checkpoint import carry_structure
 from hqp_lightning.loop.losses import LossFn, loss_named
 from hqp_lightning.loop.network import find_network
-from hqp_lightning.loop.options import MAGNITUDE, PruningOptions
+from hqp_lightning.loop.options import CHANNELS, MAGNITUDE, PruningOptions
 from hqp_lightning.loop.portable import Portable
 from hqp_lightning.loop.trainer import check_trainer, loose, monitored, validate_now
 from hqp_lightning.loop.twins import Twins
@@ -25,7 +25,7 @@ from hqp_lightning.search.judging import doubts, may_step_, weigh_
 from hqp_lightning.search.operation import try_step_, undo_
 from hqp_lightning.search.state import PruningState
 from hqp_lightning.search.telling import announce, say, say_once, show_saliency
-from hqp_lightning.search.tracing import dense_shadow, magnitudes
+from hqp_lightning.search.tracing import begin_, magnitudes
 
 __all__ = ["HQPPruning"]
 
@@ -62,6 +62,7 @@ class HQPPruning(Portable):
         baseline: the score that drops are measured from; by default the best of dense and accepted models.
         loss_fn: see `FisherAccumulator`; for batches that are not ``(x, y)``, or a loss that the targets do not tell.
         max_snapshots: accepted models kept in memory for `Int8Export` to walk back to.
+        units: what may go: ``"channels"``, ``"gates"`` (squeeze-excite, by its mean), ``"branches"`` (residual blocks).
 
     Raises:
         ConfigurationError: an argument out of range; in ``setup`` or before the first training batch: a path, monitor,
@@ -93,6 +94,7 @@ class HQPPruning(Portable):
         baseline: float | None = None,
         loss_fn: LossFn | str | None = None,
         max_snapshots: int = 5,
+        units: Sequence[str] = (CHANNELS,),
     ) -> None:
         self.budget = check_budget(Budget(max_drop, monitor, mode))
         loss_fn = loss_named(loss_fn)
@@ -115,9 +117,10 @@ class HQPPruning(Portable):
             baseline=baseline,
             loss_fn=loss_fn,
             max_snapshots=max_snapshots,
+            units=tuple(units),
         )
-        of = module, ignore, loss_fn, fisher_batches
-        self.own_fisher = FisherAccumulator("gate" if estimator == MAGNITUDE else estimator, *of)
+        by = "gate" if estimator == MAGNITUDE else estimator
+        self.own_fisher = FisherAccumulator(by, module, ignore, loss_fn, fisher_batches, units)
         self.state = opened(self.options)
         self._fisher = self.own_fisher
         self._example = Call()
@@ -138,7 +141,7 @@ class HQPPruning(Portable):
             last = self._module() if self._module is not None else None
             self.state = begun(self.state, self.options, pl_module, last)
             self._module = weakref.ref(pl_module)
-            self._fisher = shared(trainer, self, self.own_fisher, self.options.estimator)
+            self._fisher = shared(trainer, self, self.own_fisher, self.options.estimator, self.options.units)
             carry_structure(pl_module)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -149,10 +152,7 @@ class HQPPruning(Portable):
         """Trace the network once, and measure the baseline if pruning may start at once."""
         if (line := enter_(trainer, pl_module, self.state)) is not None:
             say(trainer, line)
-        self._example, self._twins, shadow = dense_shadow(trainer, pl_module, self.state, self.options)
-        if not self.state.channels:
-            self.state.channels = {g.name: g.channels for g in shadow.groups()}
-            self.state.dense_macs = shadow.macs
+        self._example, self._twins = begin_(trainer, pl_module, self.state, self.options)
         due = trainer.current_epoch >= self.options.start_epoch or trainer.num_sanity_val_steps == 0
         if due and self.state.dense is None and not loose(trainer).fast_dev_run:
             validate_now(trainer)

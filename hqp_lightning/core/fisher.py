@@ -10,6 +10,10 @@ Two estimators share one state (`FisherState`: sums over samples, and the number
   that HQP sums over a filter (arXiv 2602.06069).
 
 In units of the loss, ΔL ≈ ½ *F* for switching a gate off (Optimal Brain Damage).
+
+The same pass gives the value of whole units (`hqp_lightning.records.Unit`), exact per sample: of a module *M* that *R*
+would replace, *F* = 1/*N* Σₙ (Σ ∂Lₙ/∂*y* · (*M*(*x*) - *R*(*x*)))², the Fisher value of a gate on what *M* does beyond
+*R*. For a squeeze-excite gate *R* multiplies by the factors' mean, for a residual block it is the identity.
 """
 
 from __future__ import annotations
@@ -20,10 +24,10 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from hqp_lightning.core.taps import Loss, at_inputs, at_outputs, run_backward
+from hqp_lightning.core.taps import Loss, Tap, at_deviations, at_inputs, at_outputs, run_backward
 from hqp_lightning.core.weight_gradients import squared_sums
 from hqp_lightning.errors import ConfigurationError
-from hqp_lightning.records import ChannelGroup
+from hqp_lightning.records import GATE, ChannelGroup, Unit
 
 __all__ = ["FisherState", "compute", "gate_fisher", "merge", "weight_fisher"]
 
@@ -68,8 +72,14 @@ def compute(state: FisherState) -> dict[str, Tensor]:
     return {name: total / max(state.samples, 1) for name, total in state.sums.items()}
 
 
-def gate_fisher(module: nn.Module, groups: Sequence[ChannelGroup], loss: Loss) -> FisherState:
-    """Channel-gate Fisher of one batch, exact per sample, for every group in one backward pass.
+def gate_fisher(
+    module: nn.Module,
+    groups: Sequence[ChannelGroup],
+    loss: Loss,
+    units: Sequence[Unit] = (),
+    means: Mapping[str, Tensor] | None = None,
+) -> FisherState:
+    """Channel-gate Fisher of one batch, exact per sample, for every group and unit in one backward pass.
 
     Parameters are frozen during the pass, so no weight gradient is computed; ``.grad`` is left alone. The module
     should be in eval mode: batch statistics would mix the samples.
@@ -78,9 +88,11 @@ def gate_fisher(module: nn.Module, groups: Sequence[ChannelGroup], loss: Loss) -
         module: the network that the groups name.
         groups: coupled groups of ``module``.
         loss: runs the network on one batch and returns per-sample losses of shape ``(N,)``, or their mean.
+        units: modules that may go as a whole.
+        means: of each unit that is a gate, by its name, what would replace its factors, ``(C,)``.
 
     Returns:
-        State with one tensor of shape ``(gates,)`` per group.
+        State with one tensor of shape ``(gates,)`` per group, and of ``(1,)`` per unit, by its key.
 
     Raises:
         ConfigurationError: the loss is neither per sample nor a scalar, or a layer sees another number of samples.
@@ -90,15 +102,31 @@ def gate_fisher(module: nn.Module, groups: Sequence[ChannelGroup], loss: Loss) -
         for c in group.consumers:
             gate = torch.tensor(c.channels) % group.gates
             readers.setdefault(c.module, []).append((group, torch.tensor(c.inputs), gate))
-    return _finite(lambda loss_scale: _gate_fisher(module, readers, loss, loss_scale))
+    wholes = {u.key: (u.name, at_deviations(_instead(u, means or {}))) for u in units}
+    return _finite(lambda loss_scale: _gate_fisher(module, readers, wholes, loss, loss_scale))
+
+
+def _instead(unit: Unit, means: Mapping[str, Tensor]) -> Callable[[Tensor], Tensor]:
+    """What would stand in the place of a unit."""
+    if unit.kind != GATE:
+        return lambda x: x
+    return lambda x: x * means[unit.name].to(x).view(-1, *[1] * (x.dim() - 2))
 
 
 def _gate_fisher(
-    module: nn.Module, readers: Mapping[str, list[tuple[ChannelGroup, Tensor, Tensor]]], loss: Loss, loss_scale: float
+    module: nn.Module,
+    readers: Mapping[str, list[tuple[ChannelGroup, Tensor, Tensor]]],
+    wholes: Mapping[str, tuple[str, Tap]],
+    loss: Loss,
+    loss_scale: float,
 ) -> FisherState:
     derivative: dict[str, Tensor] = {}
 
     def receive(name: str, activation: Tensor, grad: Tensor, scale: float) -> None:
+        if name in wholes:
+            whole = (activation * grad).flatten(1).sum(1, keepdim=True) * scale
+            derivative[name] = derivative[name] + whole if name in derivative else whole
+            return
         per_input = _per_sample_product(module.get_submodule(name), activation, grad) * scale
         for group, inputs, gates in readers[name]:
             if group.name not in derivative:
@@ -106,7 +134,7 @@ def _gate_fisher(
             picked = per_input.index_select(1, inputs.to(per_input.device))
             derivative[group.name].index_add_(1, gates.to(per_input.device), picked)
 
-    samples = run_backward(module, list(readers), loss, receive, at_inputs, loss_scale)
+    samples = run_backward(module, list(readers), loss, receive, at_inputs, loss_scale, wholes)
     return FisherState({n: t.square().sum(0) for n, t in derivative.items()}, samples)
 
 

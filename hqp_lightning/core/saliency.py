@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from hqp_lightning.errors import ConfigurationError
-from hqp_lightning.records import ChannelGroup
+from hqp_lightning.records import ChannelGroup, Unit
 
 __all__ = ["ESTIMATORS", "saliency"]
 
@@ -17,7 +17,10 @@ ESTIMATORS = ("gate", "weight")
 
 
 def saliency(
-    fisher: Mapping[str, Tensor], groups: Sequence[ChannelGroup], estimator: str = "gate"
+    fisher: Mapping[str, Tensor],
+    groups: Sequence[ChannelGroup],
+    estimator: str = "gate",
+    units: Sequence[Unit] = (),
 ) -> dict[str, Tensor]:
     """Predicted loss increase when each gate is switched off, up to the factor one half.
 
@@ -28,9 +31,10 @@ def saliency(
         fisher: mean Fisher values, keyed by group name (gate) or parameter name (weight).
         groups: the coupled groups.
         estimator: ``"gate"`` or ``"weight"``.
+        units: modules that may go as a whole; the weight estimator has no value of them.
 
     Returns:
-        Group name to a float32 tensor of shape ``(gates,)`` on the CPU.
+        Group name to a float32 tensor of shape ``(gates,)``, and a unit's key to one of ``(1,)``, on the CPU.
 
     Raises:
         ConfigurationError: unknown estimator.
@@ -38,7 +42,8 @@ def saliency(
     if estimator not in ESTIMATORS:
         raise ConfigurationError(f"estimator={estimator!r} is not known; choose one of {ESTIMATORS}.")
     if estimator == "gate":
-        return {g.name: fisher[g.name].float().cpu() for g in groups if g.name in fisher}
+        names = [*(g.name for g in groups), *(u.key for u in units)]
+        return {n: fisher[n].float().cpu() for n in names if n in fisher}
     return {g.name: _filter_sums(fisher, g) for g in groups}
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -12,7 +12,7 @@ from torch.utils.hooks import RemovableHandle
 
 from hqp_lightning.errors import ConfigurationError
 
-__all__ = ["Loss", "Receiver", "at_inputs", "at_outputs", "run_backward"]
+__all__ = ["Loss", "Receiver", "Tap", "at_deviations", "at_inputs", "at_outputs", "run_backward"]
 
 Loss = Callable[[], Tensor]
 """Runs the network on a batch and returns its losses, see `run_backward`."""
@@ -46,6 +46,10 @@ class Taps:
         value.register_hook(hook)
 
 
+Tap = Callable[[nn.Module, str, Taps], RemovableHandle]
+"""Hooks a layer, to listen under a name."""
+
+
 def at_inputs(layer: nn.Module, name: str, taps: Taps) -> RemovableHandle:
     """Tap the gradient at the layer's input."""
 
@@ -71,13 +75,31 @@ def at_outputs(layer: nn.Module, name: str, taps: Taps) -> RemovableHandle:
     return layer.register_forward_hook(after, with_kwargs=True)
 
 
+def at_deviations(instead: Callable[[Tensor], Tensor]) -> Tap:
+    """Tap the gradient at a module's output; its activation is what the output has beyond ``instead`` of the input."""
+
+    def tap(layer: nn.Module, name: str, taps: Taps) -> RemovableHandle:
+        def after(_: nn.Module, args: tuple[Any, ...], given: dict[str, Any], out: Tensor) -> Tensor:
+            if not out.requires_grad:
+                out = taps.leaf(out).clone()
+            with torch.no_grad():  # now: what comes next may work in place
+                deviation = out - instead(_input(args, given))
+            taps.listen(name, out, deviation)
+            return out
+
+        return layer.register_forward_hook(after, with_kwargs=True)
+
+    return tap
+
+
 def run_backward(
     module: nn.Module,
     names: Sequence[str],
     loss: Loss,
     receive: Receiver,
-    tap: Callable[[nn.Module, str, Taps], RemovableHandle],
+    tap: Tap,
     loss_scale: float = 1.0,
+    more: Mapping[str, tuple[str, Tap]] | None = None,
 ) -> int:
     """Run ``loss`` and its backward with ``module``'s parameters frozen; ``.grad`` is left alone.
 
@@ -86,8 +108,9 @@ def run_backward(
         names: qualified names of the layers to tap.
         loss: runs the network, returns per-sample losses ``(N,)`` or their mean.
         receive: gets every tapped gradient as soon as it exists.
-        tap: `at_inputs` or `at_outputs`.
+        tap: `at_inputs` or `at_outputs`, for ``names``.
         loss_scale: the backward starts from the loss times this; the factor that ``receive`` gets takes it out again.
+        more: what else is tapped: the name that ``receive`` is given, to a module's name and how.
 
     Returns:
         The number of samples N.
@@ -97,6 +120,7 @@ def run_backward(
     """
     taps = Taps(receive)
     handles = [tap(module.get_submodule(name), name, taps) for name in names]
+    handles += [other(module.get_submodule(name), key, taps) for key, (name, other) in (more or {}).items()]
     with _frozen(module):
         try:
             value = loss()

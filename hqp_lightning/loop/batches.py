@@ -15,7 +15,7 @@ from hqp_lightning.core.calls import Call
 from hqp_lightning.loop.calls import Receiver
 from hqp_lightning.loop.losses import LossFn
 
-__all__ = ["batches", "prepared"]
+__all__ = ["batches", "first_images", "prepared"]
 
 
 def batches(
@@ -36,6 +36,15 @@ def batches(
     receiver = Receiver(trainer, pl_module, network, loss_fn, like)
     for i, batch in enumerate(prepared(trainer, pl_module, stage, limit, seed)):
         yield receiver.call(batch, i, training=stage == "train")
+
+
+def first_images(calls: Iterator[Call], count: int) -> Iterator[Call]:
+    """The first calls, until they have given ``count`` samples."""
+    for call in calls:
+        yield call
+        count -= next((len(x) for x in call.tensors() if x.dim()), 1)
+        if count <= 0:
+            return
 
 
 def prepared(

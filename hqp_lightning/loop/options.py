@@ -11,9 +11,11 @@ from hqp_lightning.core.selection import COSTS
 from hqp_lightning.errors import ConfigurationError
 from hqp_lightning.export.options import FileOptions, at_least, one_of
 from hqp_lightning.loop.network import LossFn
+from hqp_lightning.records import UNIT_KINDS
 
-__all__ = ["MAGNITUDE", "ExportOptions", "PruningOptions"]
+__all__ = ["CHANNELS", "MAGNITUDE", "ExportOptions", "PruningOptions", "check_units"]
 
+CHANNELS = "channels"
 MAGNITUDE = "magnitude"
 """The estimator that looks at the weights alone, to compare with."""
 
@@ -40,6 +42,7 @@ class PruningOptions:
     baseline: float | None
     loss_fn: LossFn | None
     max_snapshots: int
+    units: tuple[str, ...]
 
     def __post_init__(self) -> None:
         for name in ("step", "min_step", "target_macs", "max_channel_ratio"):
@@ -50,6 +53,7 @@ class PruningOptions:
             raise ConfigurationError(f"min_step={self.min_step} is larger than step={self.step}.")
         at_least(self, every_n_epochs=1, patience=0, start_epoch=0, round_to=1, recalibrate_batches=0, max_snapshots=1)
         one_of(self, estimator=(*ESTIMATORS, MAGNITUDE), cost=COSTS, compensate=(False, True))
+        check_units(self.units, self.estimator)
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,3 +77,16 @@ class ExportOptions(FileOptions):
         one_of(self, calibration_data=("train", "val"))
         if isinstance(self.outputs, str):
             raise ConfigurationError(f"outputs={self.outputs!r} must be a list of names, such as ('out',).")
+
+
+def check_units(units: tuple[str, ...], estimator: str) -> None:
+    """Refuse what nothing is known of, and what an estimator has no value of."""
+    known = (CHANNELS, *UNIT_KINDS)
+    unknown = [u for u in units if u not in known]
+    if unknown or not units:
+        raise ConfigurationError(f"units={list(units)} must be some of {list(known)}.")
+    whole = [u for u in units if u != CHANNELS]
+    if whole and estimator != "gate":
+        raise ConfigurationError(
+            f"units={list(units)}: the estimator {estimator!r} has no value of {whole}; take estimator='gate'."
+        )

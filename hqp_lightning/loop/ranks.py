@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TypeVar
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from hqp_lightning.core.fisher import FisherState
 from hqp_lightning.errors import ExportError
-from hqp_lightning.records import ChannelGroup
 from hqp_lightning.surgery import restore_, take
 
-__all__ = ["average_batchnorm_", "first_rank_only", "mean_score", "merged"]
+__all__ = ["average_batchnorm_", "first_rank_only", "mean_score", "merged", "summed"]
+
+T = TypeVar("T")
 
 
 def mean_score(trainer: Trainer, score: float) -> float:
@@ -26,16 +28,19 @@ def mean_score(trainer: Trainer, score: float) -> float:
     return float(trainer.strategy.reduce(value, reduce_op="mean"))
 
 
-def merged(
-    trainer: Trainer, groups: Sequence[ChannelGroup], state: FisherState
-) -> tuple[tuple[ChannelGroup, ...], FisherState]:
-    """Fisher sums and samples added over the ranks; a rank that saw no batch gets the groups from one that did."""
+def summed(trainer: Trainer, x: Tensor) -> Tensor:
+    """The sum over the ranks."""
+    return trainer.strategy.reduce(x.to(trainer.strategy.root_device, copy=True), reduce_op="sum")
+
+
+def merged(trainer: Trainer, measured: T, state: FisherState) -> tuple[T, FisherState]:
+    """Fisher sums and samples added over the ranks; a rank that saw no batch learns from one that did what of."""
     if trainer.world_size == 1:
-        return tuple(groups), state
+        return measured, state
     shapes = {n: tuple(s.shape) for n, s in state.sums.items()}
-    told: list[tuple[tuple[ChannelGroup, ...], dict[str, tuple[int, ...]]]] = [((), {})] * trainer.world_size
-    torch.distributed.all_gather_object(told, (tuple(groups), shapes))
-    everywhere, shapes = next((t for t in told if t[1]), ((), {}))
+    told: list[tuple[T, dict[str, tuple[int, ...]]]] = [(measured, {})] * trainer.world_size
+    torch.distributed.all_gather_object(told, (measured, shapes))
+    everywhere, shapes = next((t for t in told if t[1]), (measured, {}))
     device, reduce, sums = trainer.strategy.root_device, trainer.strategy.reduce, {}
     for name, shape in shapes.items():
         own = state.sums.get(name, torch.zeros(shape))

@@ -31,7 +31,7 @@ from hqp_lightning.records.report import (
     ModelFigures,
     Report,
 )
-from hqp_lightning.records.units import BRANCH, GATE, UNIT_KINDS, Unit
+from hqp_lightning.records.units import BRANCH, GATE, UNIT_KINDS, Unit, unit_of
 
 __all__ = [
     "BRANCH",
@@ -59,4 +59,5 @@ __all__ = [
     "StepRecord",
     "Unit",
     "Verdict",
+    "unit_of",
 ]

@@ -78,6 +78,7 @@ class Report:
     notes: tuple[str, ...] = ()
     versions: Mapping[str, str] = field(default_factory=dict)
     schema_version: int = 1
+    units_removed: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-__all__ = ["BRANCH", "GATE", "UNIT_KINDS", "Unit"]
+__all__ = ["BRANCH", "GATE", "UNIT_KINDS", "Unit", "unit_of"]
 
 GATE, BRANCH = "gate", "branch"
 UNIT_KINDS = {"gates": GATE, "branches": BRANCH}
@@ -39,3 +39,14 @@ class Unit:
     def holds(self, name: str) -> bool:
         """Whether a module of that name lies inside."""
         return name.startswith(f"{self.name}.")
+
+
+def unit_of(key: str) -> tuple[str, str] | None:
+    """Kind and name of the unit that a key is of; None for a group of channels.
+
+    Examples:
+        >>> unit_of("gate:features.1.block.1"), unit_of("features.0.0")
+        (('gate', 'features.1.block.1'), None)
+    """
+    kind, colon, name = key.partition(":")
+    return (kind, name) if colon and kind in UNIT_KINDS.values() else None

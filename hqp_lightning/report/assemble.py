@@ -123,6 +123,7 @@ def assemble(
     quantization: Iterable[QuantizedLayer] = (),
     notes: Iterable[str] = (),
     versions: Mapping[str, str] | None = None,
+    units_removed: Iterable[str] = (),
 ) -> Report:
     """Put the facts of a run into one `Report`, with the figures that follow from them.
 
@@ -143,6 +144,7 @@ def assemble(
         quantization: noise and precision of every layer that can be quantized.
         notes: what a reader must know, one sentence each.
         versions: package versions; see the function `versions`.
+        units_removed: keys of the units that the pruned model is without.
 
     Returns:
         The report. A drop is positive when the INT8 artifact is worse, whatever ``budget.mode``;
@@ -191,4 +193,5 @@ def assemble(
         quantization=tuple(quantization),
         notes=tuple(notes),
         versions=dict(versions or {}),
+        units_removed=tuple(units_removed),
     )

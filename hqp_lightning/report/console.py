@@ -11,7 +11,15 @@ from hqp_lightning.records import Report
 from hqp_lightning.report.assemble import speed_pair
 from hqp_lightning.report.compiled import advice, compiler_line
 from hqp_lightning.report.rows import conditions, model_rows
-from hqp_lightning.report.sentences import fastest, group_lines, key_figures, other_drops, steps_summary, verdict
+from hqp_lightning.report.sentences import (
+    fastest,
+    group_lines,
+    key_figures,
+    other_drops,
+    steps_summary,
+    unit_line,
+    verdict,
+)
 from hqp_lightning.report.units import ABSENT, count, fraction, latency, ms, size
 
 __all__ = ["print_report"]
@@ -88,7 +96,7 @@ def print_report(report: Report, console: Console | None = None) -> None:
             line(f"{', '.join(backends)} on {device}")
         if text := fastest(report):
             line(text, style="bold")
-    for text in filter(None, (compiler_line(report), advice(report), *group_lines(report))):
+    for text in filter(None, (unit_line(report), compiler_line(report), advice(report), *group_lines(report))):
         line(text)
     for note in report.notes:
         line(f"note: {note}")

@@ -11,7 +11,7 @@ from hqp_lightning.board.files import write_whole
 from hqp_lightning.records import Report
 from hqp_lightning.report.compiled import compiler_html
 from hqp_lightning.report.html_sections import channels, latencies, models, quantization, sensitivity, steps, trajectory
-from hqp_lightning.report.sentences import group_lines, key_figures, other_drops
+from hqp_lightning.report.sentences import group_lines, key_figures, other_drops, unit_line
 from hqp_lightning.report.units import fraction
 
 __all__ = ["page", "render_html", "write_html"]
@@ -52,6 +52,7 @@ def render_html(report: Report) -> str:
         _section("Latency of one call", latencies(report)),
         _section("NVIDIA's compiler", compiler_html(report)),
         _section("Steps", steps(report)),
+        _section("Removed as a whole", f"<p>{escape(unit_line(report))}</p>" if report.units_removed else ""),
         _section("Groups of channels", "".join(f"<p>{escape(text)}</p>" for text in group_lines(report))),
         _section("Notes", "".join(f"<p>{escape(note)}</p>" for note in report.notes)),
         _section("Versions", _versions(report)),

@@ -9,7 +9,7 @@ from hqp_lightning.records import EngineReport, GroupSensitivity, LayerChannels,
 from hqp_lightning.report.assemble import worsening
 from hqp_lightning.report.plots import edge_score, trajectory_svg
 from hqp_lightning.report.rows import conditions, model_rows
-from hqp_lightning.report.sentences import fastest, outcome_words, steps_summary
+from hqp_lightning.report.sentences import fastest, outcome_words, steps_summary, unit_counts
 from hqp_lightning.report.units import change, count, decibel, factor, fraction, latency, ms, node, size
 
 __all__ = ["channels", "latencies", "models", "quantization", "sensitivity", "steps", "trajectory"]
@@ -158,7 +158,11 @@ def steps(report: Report) -> str:
     lines = []
     for s in report.steps:
         cells = [str(s.epoch), count(s.macs), change(1 - s.macs / report.baseline.macs), count(s.params)]
-        cells += [fraction(s.accuracy), fraction(s.accuracy_drop), str(s.channels_removed)]
+        cells += [
+            fraction(s.accuracy),
+            fraction(s.accuracy_drop),
+            ", ".join(filter(None, (str(s.channels_removed), unit_counts(s.units_removed)))),
+        ]
         cells += [f"{s.predicted_loss_increase:.2g}", f"{s.step:.3g}", f"{s.surgery_s:.1f}"]
         lines.append(
             f'<tr class="{escape(s.outcome)}"><td>{s.index}</td><td class="mark">{MARKS.get(s.outcome, "")} '

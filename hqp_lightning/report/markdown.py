@@ -5,6 +5,7 @@ from __future__ import annotations
 from hqp_lightning.records import Report
 from hqp_lightning.report.assemble import speed_pair
 from hqp_lightning.report.rows import ModelRow, conditions, model_rows
+from hqp_lightning.report.sentences import unit_counts
 from hqp_lightning.report.units import count, factor, fraction, latency, size
 
 __all__ = ["markdown_table"]
@@ -58,6 +59,7 @@ def markdown_table(report: Report) -> str:
     ]
     words += ["Held-out data was seen by no decision."] if held else []
     words += ["Control is the dense model trained for the same epochs."] if control else []
+    words += [f"{_escape(unit_counts(report.units_removed))} removed as a whole."] if report.units_removed else []
     pair = speed_pair(report.engines)
     words += [f"Latency of one call: {_escape(conditions(pair[1]))}."] if pair else ["No backend timed dense and INT8."]
     return f"{table}\n\n{' '.join(words)}\n"

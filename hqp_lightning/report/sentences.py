@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from hqp_lightning.core.verdict import drop_interval
-from hqp_lightning.records import Report, StepRecord
+from hqp_lightning.records import UNIT_KINDS, Report, StepRecord
 from hqp_lightning.report.assemble import speed_pair, twin
 from hqp_lightning.report.units import change, count, factor, fraction, ms, size
 
@@ -15,6 +17,8 @@ __all__ = [
     "outcome_words",
     "step_line",
     "steps_summary",
+    "unit_counts",
+    "unit_line",
     "verdict",
 ]
 
@@ -55,12 +59,33 @@ def step_line(
         drop = "" if record.accuracy_drop is None else f" (drop {fraction(record.accuracy_drop)}{allowed})"
         parts.append(f"{monitor} {fraction(record.accuracy)}{drop}")
     parts.append(f"{record.channels_removed} channel{'' if record.channels_removed == 1 else 's'}")
+    parts += [text for text in [unit_counts(record.units_removed)] if text]
     if record.surgery_s:
         parts.append(f"surgery {record.surgery_s:.1f} s")
     line = f"hqp step {record.index} {outcome_words(record.outcome)}: {', '.join(parts)}"
     if record.outcome != "kept" and record.reason:
         line += f"; {' '.join(record.reason.split())}"
     return line
+
+
+def unit_counts(keys: Sequence[str]) -> str:
+    """How many units of each kind.
+
+    Examples:
+        >>> unit_counts(["gate:a", "gate:b", "branch:c"])
+        '2 gates, 1 branch'
+    """
+    kinds = [key.partition(":")[0] for key in keys]
+    counts = {plural if kinds.count(kind) != 1 else kind: kinds.count(kind) for plural, kind in UNIT_KINDS.items()}
+    return ", ".join(f"{n} {words}" for words, n in counts.items() if n)
+
+
+def unit_line(report: Report) -> str:
+    """What the pruned model is without as a whole, by name; empty where that is nothing."""
+    if not report.units_removed:
+        return ""
+    names = ", ".join(key.replace(":", " ") for key in report.units_removed)
+    return f"removed as a whole: {unit_counts(report.units_removed)} ({names})"
 
 
 def group_lines(report: Report) -> list[str]:

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from hqp_lightning.core.calls import Call
 from hqp_lightning.errors import SurgeryError
-from hqp_lightning.loop.batches import batches
+from hqp_lightning.loop.batches import batches, first_images
 from hqp_lightning.loop.options import PruningOptions
+from hqp_lightning.loop.ranks import summed
 from hqp_lightning.loop.untouched import eager, fixed_seed
 from hqp_lightning.surgery import Cut
 from hqp_lightning.surgery.compensation import Seen, collecting, parts
@@ -57,25 +58,13 @@ def compensations(
             raise SurgeryError(f"compensation failed: {failure or 'on another rank'}") from failure
         if seen is not None:
             if trainer.world_size > 1:
-                seen.pool_(partial(_sum, trainer))
+                seen.pool_(partial(summed, trainer))
             last = i, seen
     return trainer.strategy.broadcast(gained)
 
 
 def _seen(trainer: Trainer, network: nn.Module, part: Sequence[Reader], calls: Iterator[Call]) -> Seen:
     with collecting(network, part, trainer.global_rank, trainer.world_size) as seen:
-        for call in _first_images(calls, _IMAGES // trainer.world_size):
+        for call in first_images(calls, _IMAGES // trainer.world_size):
             seen.run(call)
     return seen
-
-
-def _first_images(calls: Iterator[Call], count: int) -> Iterator[Call]:
-    for call in calls:
-        yield call
-        count -= next((len(x) for x in call.tensors() if x.dim()), 1)
-        if count <= 0:
-            return
-
-
-def _sum(trainer: Trainer, x: Tensor) -> Tensor:
-    return trainer.strategy.reduce(x.to(trainer.strategy.root_device), reduce_op="sum")

@@ -22,6 +22,7 @@ from hqp_lightning.records import StepRecord
 from hqp_lightning.search.batchnorm import carry_batchnorm_, references
 from hqp_lightning.search.compensating import compensations
 from hqp_lightning.search.proposal import untried
+from hqp_lightning.search.removing import remove_units_
 from hqp_lightning.search.state import PruningState
 from hqp_lightning.surgery import (
     Cut,
@@ -82,7 +83,7 @@ def prune_(
         wanted = min(wanted, shadow.macs - options.target_macs * state.dense_macs)
     state.note(shadow.notes)
     step = trainer.strategy.broadcast(untried(shadow, wanted, state, options))
-    if not step.channels:
+    if not step.parts:
         return None
     planned = StepRecord(
         index=state.search.index,
@@ -94,11 +95,12 @@ def prune_(
         predicted_loss_increase=step.predicted_loss_increase,
         macs=shadow.macs - step.macs_saved,
         params=shadow.params,
+        units_removed=step.units,
     )
     state.pending = planned
-    state.rejected.append(dict(step.removed))  # until it is kept
+    state.rejected.append(step.parts)  # until it is kept
     try:
-        cut = shadow.cut(step.removed)
+        cut = shadow.without(step.units).cut(step.removed)
         undo, finished, batchnorm = _operate(trainer, pl_module, cut, options, example, twins)
     except SurgeryError:
         raise
@@ -137,6 +139,7 @@ def _operate(
         forget_compiled()
         try:
             before = references(networks, options)
+            remove_units_(trainer, pl_module, networks, cut, options, example)
             gained = compensations(trainer, pl_module, networks, cut, options, example)  # they still read all
             for network, gain in zip(networks, gained, strict=True):
                 apply_cut_(network, cut)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 
 from hqp_lightning.core.selection import Caps, propose
-from hqp_lightning.loop.options import PruningOptions
-from hqp_lightning.records import GroupNote, PruningStep
+from hqp_lightning.errors import SurgeryError
+from hqp_lightning.loop.options import CHANNELS, PruningOptions
+from hqp_lightning.records import UNIT_KINDS, GroupNote, PruningStep, Unit
 from hqp_lightning.search.state import PruningState
 from hqp_lightning.surgery import Shadow
 
@@ -18,22 +20,41 @@ _log = logging.getLogger(__name__)
 def untried(shadow: Shadow, wanted: float, state: PruningState, options: PruningOptions) -> PruningStep:
     """The best step that is proved, and was not rejected already: whole tiles can make a halved step the last one.
 
-    A group that can't lose its channels is left out for good, and the step made of the others.
+    A group or unit that can't go is left out for good, and the step made of the others.
     """
     caps = Caps(options.round_to, options.max_channel_ratio, state.channels)
-    groups = {g.name: g for g in shadow.groups() if g.name not in state.left_out}
+    groups = {g.name: g for g in shadow.groups() if g.name not in state.left_out and CHANNELS in options.units}
+    units = {u.key: u for u in offered(shadow, options) if u.key not in state.left_out}
     while True:
-        step = propose(list(groups.values()), state.saliency or {}, wanted, caps, options.cost)
-        if not step.channels:
+        known = list(groups.values()), state.saliency or {}
+        step = propose(*known, wanted, caps, options.cost, list(units.values()))
+        if not step.parts:
             return step
-        if dict(step.removed) in state.rejected:
-            del groups[list(step.removed)[-1]]
+        if step.parts in state.rejected:
+            last = list(step.parts)[-1]
+            del (units if last in units else groups)[last]
             continue
-        failed = shadow.unprovable(step.removed)
+        try:
+            less = shadow.without(step.units)
+        except SurgeryError as error:
+            _leave_out(state, [GroupNote(u, 0, "left out", str(error)) for u in step.units])
+            units = {k: u for k, u in units.items() if k not in step.units}
+            continue
+        # Fewer groups may be left of a network without some units, as those inside of them go along.
+        left = {g.name: g.channels for g in less.groups()}
+        step = replace(step, removed={n: c for n, c in step.removed.items() if left.get(n) == groups[n].channels})
+        failed = less.unprovable(step.removed)
         if not failed:
             return step
-        notes = [GroupNote(n, groups.pop(n).channels, "left out", reason) for n, reason in failed.items()]
-        state.note(notes)
-        _log.warning(
-            "hqp: left out of this and all further steps: %s", "; ".join(f"{n.group}: {n.reason}" for n in notes)
-        )
+        _leave_out(state, [GroupNote(n, groups.pop(n).channels, "left out", why) for n, why in failed.items()])
+
+
+def offered(shadow: Shadow, options: PruningOptions) -> tuple[Unit, ...]:
+    """The units that the options let go."""
+    kinds = {UNIT_KINDS[u] for u in options.units if u != CHANNELS}
+    return tuple(u for u in shadow.units() if u.kind in kinds) if kinds else ()
+
+
+def _leave_out(state: PruningState, notes: list[GroupNote]) -> None:
+    state.note(notes)
+    _log.warning("hqp: left out of this and all further steps: %s", "; ".join(f"{n.group}: {n.reason}" for n in notes))

@@ -19,15 +19,15 @@ from hqp_lightning.loop.untouched import fixed_seed
 from hqp_lightning.search.state import PruningState
 from hqp_lightning.surgery import Shadow
 
-__all__ = ["dense_shadow", "magnitudes"]
+__all__ = ["begin_", "magnitudes"]
 
 
-def dense_shadow(
+def begin_(
     trainer: Trainer, pl_module: LightningModule, state: PruningState, options: PruningOptions
-) -> tuple[Call, Twins, Shadow]:
-    """Trace the network with the first validation batch; groups that can't be cut are noted in the state.
+) -> tuple[Call, Twins]:
+    """Trace the network with the first validation batch; the state notes its groups, and those that can't be cut.
 
-    Returns what it received (on the CPU), the modules that may have to be cut along, and the shadow.
+    Returns what it received (on the CPU), and the modules that may have to be cut along.
 
     Raises:
         ConfigurationError: the batch does not fit, the network can't be traced, or has nothing to prune.
@@ -61,7 +61,9 @@ def dense_shadow(
             f"{type(network).__name__} has no prunable channel groups: every convolution and linear layer is a head, "
             f"ignored ({list(options.ignore) or 'none'}), or can't be cut.{left}"
         )
-    return example, Twins(pl_module, network, trainer), shadow
+    if not state.channels:
+        state.channels, state.dense_macs = {g.name: g.channels for g in shadow.groups()}, shadow.macs
+    return example, Twins(pl_module, network, trainer)
 
 
 def magnitudes(

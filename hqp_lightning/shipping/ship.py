@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import cast
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
@@ -15,16 +14,17 @@ from hqp_lightning.core.verdict import score_drop
 from hqp_lightning.errors import ExportError
 from hqp_lightning.loop.options import ExportOptions
 from hqp_lightning.loop.trainer import loose
-from hqp_lightning.records import Budget, CompiledEngine, GroupSensitivity, LayerChannels, OnnxArtifact, Report, Verdict
+from hqp_lightning.records import Budget, CompiledEngine, OnnxArtifact, Report, Verdict
 from hqp_lightning.report import assemble, versions
 from hqp_lightning.search.judging import still_learning
 from hqp_lightning.search.state import Accepted, PruningState
 from hqp_lightning.shipping.compiling import compile_for_others
+from hqp_lightning.shipping.facts import channels, sensitivity, units_removed
 from hqp_lightning.shipping.quantizing import Quantized, with_cost
 from hqp_lightning.shipping.recovering import costs_too_much, recover_
 from hqp_lightning.shipping.run import Exporting
 from hqp_lightning.shipping.scoring import lent
-from hqp_lightning.surgery import Structure, layer_macs, restore_, take
+from hqp_lightning.surgery import layer_macs, restore_, take
 
 __all__ = ["ExportOptions", "ship"]
 
@@ -79,12 +79,13 @@ class _Shipping(Exporting):
             steps=self.search.records if self.search else (),
             engines=self.engines(dense_onnx, float_onnx, made),
             compiled=compiled,
-            channels=_channels(dense.snapshot.structure, shipped.snapshot.structure, self.prefix),
-            sensitivity=_sensitivity(self.search),
+            channels=channels(dense.snapshot.structure, shipped.snapshot.structure, self.prefix),
+            sensitivity=sensitivity(self.search),
             group_notes=self.search.notes if self.search else (),
             quantization=made.layers,
             notes=self.notes,
             versions=versions(),
+            units_removed=units_removed(self.search, shipped.snapshot.structure, self.prefix),
         )
 
     def _models(self) -> tuple[Accepted, list[Accepted]]:
@@ -195,26 +196,5 @@ class _Shipping(Exporting):
         return compiled
 
 
-def _sensitivity(search: PruningState | None) -> list[GroupSensitivity]:
-    if search is None:
-        return []
-    rows = []
-    for name, values in (search.dense_saliency or {}).items():
-        costs = values[values.isfinite()].double().sort().values / 2
-        half = float(costs[: len(costs) // 2].sum())
-        rows.append(GroupSensitivity(name, search.channels.get(name, len(values)), half, float(costs.sum())))
-    return rows
-
-
 def _name(model: Accepted) -> str:
     return f"step {model.index}" if model.index else "the dense model"
-
-
-def _channels(before: Structure, after: Structure, prefix: str) -> list[LayerChannels]:
-    rows = []
-    for name, attributes in before.attributes.items():
-        for key in ("out_channels", "out_features"):
-            if key in attributes and f"{name}.weight" in before.shapes:  # not a container that notes its width
-                layer = name.removeprefix(f"{prefix}.") if prefix else name
-                rows.append(LayerChannels(layer, cast(int, attributes[key]), cast(int, after.attributes[name][key])))
-    return rows

@@ -10,9 +10,10 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from hqp_lightning.errors import SurgeryError
+from hqp_lightning.surgery.folding import Removal
 from hqp_lightning.surgery.structure import Structure, replace_data_
 
-__all__ = ["Cut", "apply_cut_", "slice_optimizers_"]
+__all__ = ["Cut", "apply_cut_", "drop_from_", "slice_optimizers_"]
 
 
 @dataclass(frozen=True)
@@ -24,12 +25,14 @@ class Cut:
         structure: the structure afterwards.
         macs: MACs afterwards, for one sample.
         params: number of parameters afterwards.
+        removals: units that have to be gone when it is applied; what it keeps is of what they leave.
     """
 
     kept: Mapping[str, Tensor]
     structure: Structure
     macs: float
     params: int
+    removals: tuple[Removal, ...] = ()
 
 
 def apply_cut_(module: nn.Module, cut: Cut) -> None:
@@ -74,6 +77,39 @@ def slice_optimizers_(optimizers: Iterable[Optimizer], module: nn.Module, cut: C
                         )
                     like = torch.empty_like(parameter, dtype=value.dtype, device=value.device)
                     state[key] = like.copy_(_take(value, index))
+
+
+def drop_from_(
+    optimizers: Iterable[Optimizer], gone: Iterable[Tensor], instead: Mapping[Tensor, Tensor] | None = None
+) -> None:
+    """Take parameters out of their groups, with their state; a group may be left with none.
+
+    Args:
+        optimizers: that may hold them.
+        gone: the parameters.
+        instead: some of them to others that take their places: an optimizer that is made anew of what is left, as after
+            a checkpoint was loaded, has them there.
+
+    Raises:
+        SurgeryError: an optimizer keeps one state for all parameters (LBFGS), which can't lose one.
+    """
+    lost, instead = {id(p) for p in gone}, instead or {}
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            if not any(id(p) in lost for p in group["params"]):
+                continue
+            if isinstance(optimizer, torch.optim.LBFGS):
+                raise SurgeryError(
+                    "LBFGS keeps one state for all parameters, so that none can go; use SGD, Adam or AdamW."
+                )
+            held = [p for p in group["params"] if id(p) not in lost or p in instead]
+            if "param_names" in group:
+                names = zip(group["params"], group["param_names"], strict=True)
+                group["param_names"][:] = [n for p, n in names if id(p) not in lost or p in instead]
+            for p in group["params"]:
+                if id(p) in lost:
+                    optimizer.state.pop(p, None)
+            group["params"][:] = [instead.get(p, p) for p in held]
 
 
 def _take(tensor: Tensor, index: Tensor) -> Tensor:

@@ -33,6 +33,11 @@ _EXACT, _SINGLE = 1e-9, 1e-4
 class Proof:
     """Tries cuts on copies of a network.
 
+    Attributes:
+        network: the copy that is whole, in float64 where it computes in that, with values for what starts as zero.
+        calls: of it: the example, and a random one.
+        tolerance: relative differences that rounding makes there.
+
     Args:
         network: a float32 copy on the CPU in eval mode; it is not changed.
         call: an example of two samples.
@@ -45,20 +50,20 @@ class Proof:
     ) -> None:
         self.coupled, self._training, self._call = coupled, training, call
         generator = torch.Generator().manual_seed(0)
-        self._calls = [call, call.map(lambda x: torch.randn(x.shape, generator=generator) if _floats(x) else x)]
-        self._whole, self._tolerance = copy.deepcopy(network), _EXACT
-        _wake_(self._whole)
+        self.calls = [call, call.map(lambda x: torch.randn(x.shape, generator=generator) if _floats(x) else x)]
+        self.network, self.tolerance = copy.deepcopy(network), _EXACT
+        _wake_(self.network)
         try:
-            self._whole.double()
-            self._calls = [c.map(lambda x: x.double() if _floats(x) else x) for c in self._calls]
-            self._expected = self._outputs(self._whole)
+            self.network.double()
+            self.calls = [c.map(lambda x: x.double() if _floats(x) else x) for c in self.calls]
+            self._expected = self._outputs(self.network)
             single = any(o.dtype != torch.float64 for out in self._expected for o in out)
         except Exception:  # a forward that asks for float32
-            self._whole.float()
-            self._calls = [c.map(lambda x: x.float() if _floats(x) else x) for c in self._calls]
-            self._expected, single = self._outputs(self._whole), True
+            self.network.float()
+            self.calls = [c.map(lambda x: x.float() if _floats(x) else x) for c in self.calls]
+            self._expected, single = self._outputs(self.network), True
         if single:
-            self._tolerance = _SINGLE
+            self.tolerance = _SINGLE
 
     def masks(self, removed: Removed) -> str:
         """Why the network without these channels is not the one with them zeroed at their readers; empty if it is."""
@@ -70,11 +75,11 @@ class Proof:
     def exchanges(self, removed: Removed) -> str:
         """Why these channels can't be exchanged with the others of their groups; empty if they can."""
         try:
-            moved = pruned_twin(self._whole, exchanged_sides(self._whole, self.coupled, removed))
+            moved = pruned_twin(self.network, exchanged_sides(self.network, self.coupled, removed))
             if reason := self._compare(self._outputs(moved), self._expected):
                 return reason
             # Two shuffles may be none at this width, and one at another.
-            moved = pruned_twin(self._whole, exchanged_sides(self._whole, self.coupled, removed, cut=True))
+            moved = pruned_twin(self.network, exchanged_sides(self.network, self.coupled, removed, cut=True))
             return self._compare(self._outputs(moved), self._outputs(self._pruned(removed)))
         except Exception as error:
             return _in_words(error)
@@ -82,29 +87,51 @@ class Proof:
     def runs(self, removed: Removed) -> str:
         """Why the network without these channels does not run, or not with its outputs; empty if it does."""
         try:
-            pruned = self._pruned(removed)
+            return self._fits(self._pruned(removed))
+        except Exception as error:
+            return _in_words(error)
+
+    def replaces(self, change_: Callable[[nn.Module], None], by: Mapping[str, Callable[[Tensor], Tensor]]) -> str:
+        """Why a changed network is not the whole one with modules replaced by functions; empty if it is, and runs.
+
+        Args:
+            change_: changes a copy in place.
+            by: module names to what they do instead.
+        """
+        changed, expected = copy.deepcopy(self.network), copy.deepcopy(self.network)
+        try:
+            for name, function in by.items():
+                expected.get_submodule(name).forward = function
+            change_(changed)
+            return self._compare(self._outputs(changed), self._outputs(expected)) or self._fits(changed)
+        except Exception as error:
+            return _in_words(error)
+
+    def _fits(self, pruned: nn.Module) -> str:
+        """Why a network does not give the outputs' shapes, in training mode as well; empty if it does."""
+        try:
             before, after = ([o.shape for o in out[0]] for out in (self._expected, self._outputs(pruned, 1)))
             if before != after:
                 return f"it would change the output from {_shapes(before)} to {_shapes(after)}"
             own = copy.deepcopy(pruned, {id(p): p for p in pruned.parameters()})  # training would move shared buffers
-            if self._training is not None and training_shapes(own, self._calls[0]) != self._training:
+            if self._training is not None and training_shapes(own, self.calls[0]) != self._training:
                 return "it would break the network in training mode, where it worked before"
         except Exception as error:
             return _in_words(error)
         return ""
 
     def _pruned(self, removed: Removed) -> nn.Module:
-        return pruned_twin(self._whole, kept_sides(self._whole, self.coupled, removed))
+        return pruned_twin(self.network, kept_sides(self.network, self.coupled, removed))
 
     def _masked(self, removed: Removed) -> list[list[Tensor]]:
         handles = []
         for group, channels in removed.items():
             for name, side, _, index in indices(self.coupled[group].slices, set(channels)):
                 if side == IN and index:
-                    layer = self._whole.get_submodule(name)
+                    layer = self.network.get_submodule(name)
                     handles.append(layer.register_forward_pre_hook(_zero(layer, torch.tensor(index))))
         try:
-            return self._outputs(self._whole)
+            return self._outputs(self.network)
         finally:
             for handle in handles:
                 handle.remove()
@@ -112,7 +139,7 @@ class Proof:
     def _outputs(self, network: nn.Module, calls: int = 2) -> list[list[Tensor]]:
         found = []
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            for call in self._calls[:calls]:
+            for call in self.calls[:calls]:
                 torch.manual_seed(0)
                 out = tree_leaves(call.map(torch.clone).on(network))
                 found.append([o for o in out if isinstance(o, Tensor) and _floats(o)])
@@ -123,7 +150,7 @@ class Proof:
             if a.shape != b.shape:
                 return f"it would change the output from {tuple(b.shape)} to {tuple(a.shape)}"
             largest = b[b.isfinite()].abs().max() if b.isfinite().any() else b.new_zeros(())
-            if not torch.allclose(a, b, rtol=0.0, atol=float(largest) * self._tolerance, equal_nan=True):
+            if not torch.allclose(a, b, rtol=0.0, atol=float(largest) * self.tolerance, equal_nan=True):
                 off = float((a - b).abs().nan_to_num().max() / largest.clamp_min(1e-300))
                 return (
                     "without them the network would compute another function: on the way channels are permuted, "

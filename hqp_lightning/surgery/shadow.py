@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import logging
+import copy
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -13,22 +13,25 @@ from torch import Tensor, nn
 
 from hqp_lightning.core.calls import Call
 from hqp_lightning.errors import ConfigurationError, SurgeryError
-from hqp_lightning.records import ChannelGroup, GroupNote
+from hqp_lightning.records import GATE, ChannelGroup, GroupNote, Unit
+from hqp_lightning.surgery.asked import check_channels, some_of, tell
 from hqp_lightning.surgery.copying import copied, floating_tensors, on_cpu
 from hqp_lightning.surgery.cost import layer_macs
 from hqp_lightning.surgery.cut import Cut
+from hqp_lightning.surgery.folding import Removal, plan, proved, remove_
 from hqp_lightning.surgery.graph import group_norm
 from hqp_lightning.surgery.proof import Proof
 from hqp_lightning.surgery.slicing import kept_by
 from hqp_lightning.surgery.structure import record
-from hqp_lightning.surgery.tracing import LEFT_OUT, Trace, failing, trace
+from hqp_lightning.surgery.tracing import Trace, failing, trace
 from hqp_lightning.surgery.twin import kept_sides, pruned_twin
+from hqp_lightning.surgery.units import find
 
 __all__ = ["Shadow"]
 
-_log = logging.getLogger(__name__)
 _TRACES: weakref.WeakKeyDictionary[nn.Module, dict[Any, Trace]] = weakref.WeakKeyDictionary()
 """One trace for each structure of each living network: a rollback comes back to one that is known."""
+_UNITS: weakref.WeakKeyDictionary[nn.Module, dict[Any, tuple[Removal, ...]]] = weakref.WeakKeyDictionary()
 
 
 class Shadow:
@@ -38,6 +41,9 @@ class Shadow:
         module: the network; it is copied, not changed.
         example: a call of it, or its inputs by place, for one or more samples.
         ignore: module names whose output channels must stay (the head is found without being told).
+
+    Attributes:
+        removals: units that the copy has lost, and ``module`` has still; see `without`.
 
     Raises:
         ConfigurationError: the module can't be copied or traced, or ``ignore`` names no module.
@@ -50,8 +56,10 @@ class Shadow:
             names = dict(self._module.named_modules())
             unknown = [n for n in ignore if n not in names]
             if unknown:
-                raise ConfigurationError(f"ignore={unknown} names no module of the network; it has {_some(names)}.")
-            self._trace = self._traced(module, tuple(ignore))
+                raise ConfigurationError(f"ignore={unknown} names no module of the network; it has {some_of(names)}.")
+            self._owner, self._ignore = module, tuple(ignore)
+            self._trace = self._traced()
+        self.removals: tuple[Removal, ...] = ()
         self._proved: dict[str, tuple[int, ...]] | None = None
 
     @property
@@ -72,6 +80,40 @@ class Shadow:
     def groups(self) -> tuple[ChannelGroup, ...]:
         """The coupled groups that may lose channels, in the order in which their roots run; without the head's."""
         return tuple(c.group for c in self._trace.coupled.values())
+
+    def units(self) -> tuple[Unit, ...]:
+        """The modules that may go as a whole, in the order of the network; none that holds or is an ignored one."""
+        return tuple(r.unit for r in self._removable())
+
+    def without(self, units: Sequence[str]) -> Shadow:
+        """The shadow of the network without these units, whose loss is proved; this one stays as it is.
+
+        Args:
+            units: their keys.
+
+        Raises:
+            SurgeryError: they are not the network's, or can't go together.
+        """
+        if not units:
+            return self
+        chosen = tuple(r for r in self._removable() if r.unit.key in set(units))
+        missing = sorted(set(units) - {r.unit.key for r in chosen})
+        if missing:
+            raise SurgeryError(f"no unit has the key {missing}; the network has {[u.key for u in self.units()]}.")
+        with _plain_autograd():
+            reason = proved(self._proof(), chosen)
+        if reason:
+            raise SurgeryError(f"removing {list(units)} would break the network: {reason}")
+        less = copy.copy(self)
+        less._module = copy.deepcopy(self._module)
+        chosen = tuple(r for r in chosen if not any(o.unit.holds(r.unit.name) for o in chosen))
+        for r in chosen:
+            remove_(less._module, r, torch.ones(r.channels) if r.unit.kind == GATE else None)
+        less._module.requires_grad_(True)
+        less.removals, less._proved = (*self.removals, *chosen), None
+        with _plain_autograd():
+            less._trace = less._traced(self._trace.notes)
+        return less
 
     def group_norms(self) -> dict[str, Tensor]:
         """Squared L2 norm of each gate's weights over the group's mean, by group name: the usual magnitude criterion.
@@ -95,14 +137,14 @@ class Shadow:
         coupled = self._trace.coupled
         missing = sorted(set(removed) - set(coupled))
         if missing:
-            raise SurgeryError(f"no prunable group is named {missing}; the network has {_some(coupled)}.")
+            raise SurgeryError(f"no prunable group is named {missing}; the network has {some_of(coupled)}.")
         for name, channels in removed.items():
-            _check_channels(coupled[name].group, channels)
+            check_channels(coupled[name].group, channels)
         asked = {n: tuple(sorted(c)) for n, c in removed.items() if c}
         if asked == self._proved or not asked:
             return {}
         with _plain_autograd():
-            proof = Proof(self._module, self._example, coupled, self._trace.training)
+            proof = self._proof()
             like = self._trace.approximate
             bad = failing([n for n in asked if n not in like], lambda names: proof.masks({n: asked[n] for n in names}))
             bad |= failing([n for n in asked if n in like], lambda names: proof.exchanges({n: asked[n] for n in names}))
@@ -134,31 +176,32 @@ class Shadow:
             macs, _ = layer_macs(pruned, self._example)
         whole = {n: torch.arange(t.numel()).view(t.shape) for n, t in floating_tensors(self._module) if n not in kept}
         params = sum(p.numel() for p in pruned.parameters())
-        return Cut({**whole, **kept}, record(pruned), sum(macs.values()), params)
+        return Cut({**whole, **kept}, record(pruned), sum(macs.values()), params, self.removals)
 
-    def _traced(self, module: nn.Module, ignore: tuple[str, ...]) -> Trace:
-        structure = record(self._module)
-        kinds = tuple(type(m).__qualname__ for m in self._module.modules())
-        call = (ignore, self._example.shapes(), kinds)
-        key = (call, repr(structure.shapes), repr(structure.attributes))
-        known = _TRACES.setdefault(module, {})
+    def _proof(self) -> Proof:
+        return Proof(self._module, self._example, self._trace.coupled, self._trace.training)
+
+    def _removable(self) -> tuple[Removal, ...]:
+        known, key = _UNITS.setdefault(self._owner, {}), self._key()
         if key not in known:
-            before = [n for k, t in known.items() if k[0] == call for n in t.notes]
-            known[key] = trace(self._module, self._example, ignore, before)
-            _tell([n for n in known[key].notes if n not in before])
+            with _plain_autograd():
+                proof = self._proof()
+                known[key] = plan(proof, find(proof, self._trace.macs, self._ignore))
         return known[key]
 
+    def _key(self) -> tuple[Any, ...]:
+        structure = record(self._module)
+        kinds = tuple(type(m).__qualname__ for m in self._module.modules())
+        call = (self._ignore, self._example.shapes(), kinds)
+        return call, repr(structure.shapes), repr(structure.attributes)
 
-def _tell(notes: Sequence[GroupNote]) -> None:
-    """One line for all groups that were left out now, at the console of the process."""
-    out = [n for n in notes if n.status == LEFT_OUT]
-    if out:
-        shown = "; ".join(f"{n.group}: {n.reason}" for n in out[:3])
-        more = f"; and {len(out) - 3} more, see the report" if len(out) > 3 else ""
-        stay = (
-            "1 group of channels stays as it is" if len(out) == 1 else f"{len(out)} groups of channels stay as they are"
-        )
-        _log.warning("hqp: %s: %s%s", stay, shown, more)
+    def _traced(self, notes: Sequence[GroupNote] = ()) -> Trace:
+        known, key = _TRACES.setdefault(self._owner, {}), self._key()
+        if key not in known:
+            before = [*notes, *(n for k, t in known.items() if k[0] == key[0] for n in t.notes)]
+            known[key] = trace(self._module, self._example, self._ignore, before)
+            tell([n for n in known[key].notes if n not in before])
+        return known[key]
 
 
 @contextmanager
@@ -166,29 +209,3 @@ def _plain_autograd() -> Iterator[None]:
     """Neither inference mode nor autocast, with gradients, whatever is around."""
     with torch.inference_mode(False), torch.enable_grad(), torch.autocast("cpu", enabled=False):
         yield
-
-
-def _check_channels(group: ChannelGroup, channels: Sequence[int]) -> None:
-    chosen = set(channels)
-    outside = sorted(c for c in chosen if not 0 <= c < group.channels)
-    if outside or len(chosen) == group.channels:
-        raise SurgeryError(
-            f"group {group.name!r} has channels 0 to {group.channels - 1}, of which one must stay; "
-            f"got {f'{outside[:5]}' if outside else 'all of them'}."
-        )
-    torn = [c for c in chosen if any(k not in chosen for k in range(c % group.gates, group.channels, group.gates))]
-    if torn:
-        tied = tuple(range(torn[0] % group.gates, group.channels, group.gates))
-        raise SurgeryError(f"channels {tied} of group {group.name!r} go together: remove all or none.")
-    gates = {c % group.gates for c in chosen}
-    whole = next((part for part in group.parts if part <= gates), None)
-    if whole is not None:
-        raise SurgeryError(
-            f"gates {sorted(whole)[:5]} (of {len(whole)}) are all that a layer reads or writes of group "
-            f"{group.name!r}; one must stay."
-        )
-
-
-def _some(names: Mapping[str, object]) -> str:
-    shown = [n for n in names if n]
-    return ", ".join(shown[:12]) + (", ..." if len(shown) > 12 else "")

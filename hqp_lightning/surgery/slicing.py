@@ -95,7 +95,7 @@ def structure_of(
             attributes[name]["normalized_shape"] = (*layer.normalized_shape[:-1], count)
         elif layer is not None:
             attributes[name]["num_parameters" if isinstance(layer, nn.PReLU) else "num_features"] = count
-    return Structure({**now.shapes, **{n: tuple(k.shape) for n, k in kept.items()}}, attributes)
+    return Structure({**now.shapes, **{n: tuple(k.shape) for n, k in kept.items()}}, attributes, now.replaced)
 
 
 def _sliced(

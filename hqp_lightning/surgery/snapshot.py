@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from hqp_lightning.surgery.cut import drop_from_
 from hqp_lightning.surgery.structure import Structure, apply_structure_, record
 
 __all__ = ["Snapshot", "restore_", "take"]
@@ -23,7 +24,8 @@ class Snapshot:
     Attributes:
         structure: shapes and channel attributes.
         tensors: every parameter and buffer by name, persistent or not.
-        optimizers: per optimizer, ``{"state": {parameter name: state}, "groups": [hyperparameters]}``.
+        optimizers: per optimizer, ``{"state": {parameter name: state}, "groups": [hyperparameters], "names": [the
+            parameter names of each group]}``.
         schedulers: state dict of every scheduler.
         averages: a snapshot of every averaged copy of the module.
     """
@@ -94,14 +96,17 @@ def restore_(
     Raises:
         SurgeryError: the snapshot is of another architecture.
     """
+    before = list(module.parameters())
     apply_structure_(module, snapshot.structure)
+    now, optimizers = {id(p) for p in module.parameters()}, list(optimizers)
+    drop_from_(optimizers, [p for p in before if id(p) not in now])  # a stand-in's
     with torch.no_grad():
         for name, tensor in _tensors(module):
             tensor.grad = None
             tensor.data.copy_(snapshot.tensors[name])
     names = {id(p): n for n, p in module.named_parameters()}
     for optimizer, saved in zip(optimizers, snapshot.optimizers, strict=False):
-        _restore_optimizer_(optimizer, saved, names)
+        _restore_optimizer_(optimizer, saved, names, module.parameters())
     for scheduler, state in zip(schedulers, snapshot.schedulers, strict=False):
         scheduler.load_state_dict(copy.deepcopy(dict(state)))
     for average, copied in zip(averages, snapshot.averages, strict=False):
@@ -115,10 +120,18 @@ def _optimizer_state(optimizer: Optimizer, names: Mapping[int, str]) -> dict[str
         if p in optimizer.state
     }
     groups = [{k: copy.deepcopy(v) for k, v in g.items() if k != "params"} for g in optimizer.param_groups]
-    return {"state": state, "groups": groups}
+    listed = [[key for key, _ in _in_group(g, group, names)] for g, group in enumerate(optimizer.param_groups)]
+    return {"state": state, "groups": groups, "names": listed}
 
 
-def _restore_optimizer_(optimizer: Optimizer, saved: Mapping[str, Any], names: Mapping[int, str]) -> None:
+def _restore_optimizer_(
+    optimizer: Optimizer, saved: Mapping[str, Any], names: Mapping[int, str], parameters: Iterable[Tensor]
+) -> None:
+    owned = {names[id(p)]: p for p in parameters}
+    for g, (group, listed) in enumerate(zip(optimizer.param_groups, saved.get("names", ()), strict=False)):
+        now = dict(_in_group(g, group, names))
+        held = {**owned, **now}  # a removed unit's parameters come back, each in its place
+        group["params"][:] = [held[k] for k in listed if k in held] + [p for k, p in now.items() if k not in listed]
     for key, p in _named(optimizer, names):
         if key not in saved["state"]:
             optimizer.state.pop(p, None)
@@ -129,10 +142,19 @@ def _restore_optimizer_(optimizer: Optimizer, saved: Mapping[str, Any], names: M
 
 
 def _named(optimizer: Optimizer, names: Mapping[int, str]) -> Iterator[tuple[str, Tensor]]:
-    """The optimizer's parameters under their name in the module, or under their place for any other."""
+    """The optimizer's parameters under their name in the module, or, for any other, under their place among others."""
     for g, group in enumerate(optimizer.param_groups):
-        for i, p in enumerate(group["params"]):
-            yield names.get(id(p), f"{g}/{i}"), p
+        yield from _in_group(g, group, names)
+
+
+def _in_group(g: int, group: Mapping[str, Any], names: Mapping[int, str]) -> Iterator[tuple[str, Tensor]]:
+    others = 0
+    for p in group["params"]:
+        if id(p) in names:
+            yield names[id(p)], p
+        else:
+            yield f"{g}/{others}", p
+            others += 1
 
 
 def _placed(value: Any, parameter: Tensor) -> Any:

@@ -1,19 +1,21 @@
 """A model's structure as plain data: record it, apply it to a fresh model.
 
-The structure is absolute (every tensor's shape, every layer's channel attributes), so that applying it needs neither
-a dependency graph nor the history of prunes, and shrinks a dense model as well as it grows a pruned one back.
+The structure is absolute (every tensor's shape, every layer's channel attributes, every unit that was replaced), so
+that applying it needs neither a dependency graph nor the history of prunes, and shrinks a dense model as well as it
+grows a pruned one back.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from hqp_lightning.errors import SurgeryError
+from hqp_lightning.surgery.replaced import SCALE, forms, scales, set_forms_
 
 __all__ = ["CHANNEL_ATTRIBUTES", "Structure", "apply_structure_", "record", "resized"]
 
@@ -34,10 +36,11 @@ CHANNEL_ATTRIBUTES = (
 
 @dataclass(frozen=True)
 class Structure:
-    """Shapes of all tensors and channel attributes of all layers, by qualified name."""
+    """Shapes of all tensors, channel attributes of all layers, and forms of what was replaced, by qualified name."""
 
     shapes: Mapping[str, tuple[int, ...]]
     attributes: Mapping[str, Mapping[str, int | tuple[int, ...]]]
+    replaced: Mapping[str, str] = field(default_factory=dict)
 
     def to_plain(self) -> dict[str, Any]:
         """Dicts, lists and ints only, so that ``torch.load(..., weights_only=True)`` accepts it."""
@@ -46,6 +49,7 @@ class Structure:
             "attributes": {
                 m: {k: list(v) if isinstance(v, tuple) else v for k, v in a.items()} for m, a in self.attributes.items()
             },
+            "replaced": dict(self.replaced),
         }
 
     @classmethod
@@ -57,6 +61,7 @@ class Structure:
                 m: {k: tuple(v) if isinstance(v, list) else v for k, v in a.items()}
                 for m, a in plain["attributes"].items()
             },
+            dict(plain.get("replaced", {})),
         )
 
 
@@ -72,7 +77,7 @@ def record(module: nn.Module) -> Structure:
         found = {k: v for k in CHANNEL_ATTRIBUTES if _is_plain(v := child.__dict__.get(k))}
         if found:
             attributes[name] = found
-    return Structure({n: tuple(t.shape) for n, t in _tensors(module)}, attributes)
+    return Structure({n: tuple(t.shape) for n, t in _tensors(module)}, attributes, forms(module))
 
 
 def apply_structure_(module: nn.Module, structure: Structure) -> None:
@@ -83,17 +88,15 @@ def apply_structure_(module: nn.Module, structure: Structure) -> None:
     Raises:
         SurgeryError: ``structure`` belongs to another architecture; ``module`` is unchanged then.
     """
-    tensors = dict(_tensors(module))
-    missing, extra = sorted(set(structure.shapes) - set(tensors)), sorted(set(tensors) - set(structure.shapes))
-    layers = sorted(set(structure.attributes) - {n for n, _ in module.named_modules()})
-    other = [n for n, s in structure.shapes.items() if n in tensors and not _same_kind(tensors[n].shape, s)]
-    if missing or extra or layers or other:
+    before, factors = forms(module), {n: p.detach().clone() for n, p in scales(module)}
+    problem = _replace_(module, structure) or _difference(module, structure)
+    if problem:
+        set_forms_(module, before, factors)
         raise SurgeryError(
-            "the recorded structure is of another model: "
-            f"{len(missing)} tensors only in the record {missing[:3]}, {len(extra)} only in the model {extra[:3]}, "
-            f"{len(layers)} layers only in the record {layers[:3]}, {len(other)} tensors of another rank or kernel "
-            f"{other[:3]}. Build the model with the arguments that it was trained with."
+            f"the recorded structure is of another model: {problem}. Build the model with the arguments that it was "
+            "trained with."
         )
+    tensors = dict(_tensors(module))
     with torch.no_grad():
         for name, shape in structure.shapes.items():
             if tuple(tensors[name].shape) != shape:
@@ -102,6 +105,31 @@ def apply_structure_(module: nn.Module, structure: Structure) -> None:
         child = module.get_submodule(name)
         for key, value in values.items():
             setattr(child, key, value)
+
+
+def _replace_(module: nn.Module, structure: Structure) -> str:
+    """Replace and put back what the structure says; why that can't be, or nothing."""
+    ones = {n: torch.ones(structure.shapes[f"{n}.weight"]) for n, f in structure.replaced.items() if f == SCALE}
+    try:
+        set_forms_(module, structure.replaced, ones)
+    except AttributeError as error:
+        return f"of its replaced modules {sorted(structure.replaced)[:3]} one is only in the record ({error})"
+    return ""
+
+
+def _difference(module: nn.Module, structure: Structure) -> str:
+    """What else than channels differs, in words; empty if nothing does."""
+    tensors = dict(_tensors(module))
+    missing, extra = sorted(set(structure.shapes) - set(tensors)), sorted(set(tensors) - set(structure.shapes))
+    layers = sorted(set(structure.attributes) - {n for n, _ in module.named_modules()})
+    other = [n for n, s in structure.shapes.items() if n in tensors and not _same_kind(tensors[n].shape, s)]
+    if not (missing or extra or layers or other):
+        return ""
+    return (
+        f"{len(missing)} tensors only in the record {missing[:3]}, {len(extra)} only in the model {extra[:3]}, "
+        f"{len(layers)} layers only in the record {layers[:3]}, {len(other)} tensors of another rank or kernel "
+        f"{other[:3]}"
+    )
 
 
 def resized(tensor: Tensor, shape: tuple[int, ...]) -> Tensor:

@@ -1,3 +1,6 @@
+import copy
+
+import gated
 import pytest
 import torch
 from networks import BUILDERS, build, gates_at_inputs
@@ -7,7 +10,7 @@ from torch.nn import functional as F
 from hqp_lightning.core import fisher
 from hqp_lightning.core.fisher import FisherState, compute, gate_fisher, merge, weight_fisher
 from hqp_lightning.errors import ConfigurationError
-from hqp_lightning.records import ChannelGroup, Consumer
+from hqp_lightning.records import ChannelGroup, Consumer, Unit
 from hqp_lightning.surgery import Shadow
 
 
@@ -276,3 +279,44 @@ def test_no_groups_give_an_empty_state():
     network = build("vgg")
     x, y = data(2, torch.float32)
     assert gate_fisher(network, [], loss_of(network, x, y)).sums == {}
+
+
+@pytest.mark.parametrize("reduction", ["none", "mean"])
+def test_a_units_value_is_that_of_a_mask_on_what_it_does_beyond_its_replacement(reduction):
+    """Of a gate z on the factors' deviation from their mean, of a block on its residual part; beside the channels."""
+    network = gated.drawn()
+    shadow = Shadow(network, [torch.zeros(2, 1, 8, 8)])
+    network.double()
+    x, y = torch.rand(4, 1, 8, 8, dtype=torch.float64), torch.tensor([1, 0, 7, 3])
+    means = {n: torch.linspace(0.2, 0.9, 16, dtype=torch.float64) for n in gated.GATES}
+    state = gate_fisher(network, shadow.groups(), loss_of(network, x, y, reduction), shadow.units(), means)
+    alone = gate_fisher(network, shadow.groups(), loss_of(network, x, y, reduction))
+    assert all(torch.equal(state.sums[n], f) for n, f in alone.sums.items())
+    assert set(state.sums) - set(alone.sums) == set(gated.UNITS)
+    for unit in shadow.units():
+        masked, expected = copy.deepcopy(network), 0.0
+        module = masked.get_submodule(unit.name)
+        for n in range(len(x)):
+            z = torch.ones((), dtype=torch.float64, requires_grad=True)
+            if unit.kind == "gate":
+                mean = means[unit.name].view(-1, 1, 1)
+                module.forward = lambda x, m=module, z=z, s=mean: x * (s + z * (m.scale(x) - s))
+            else:
+                module.forward = lambda x, m=module, z=z: x + z * m.body(x)
+            (grad,) = torch.autograd.grad(F.cross_entropy(masked(x[n : n + 1]), y[n : n + 1]), [z])
+            expected += float(grad.square())
+        torch.testing.assert_close(state.sums[unit.key], torch.tensor([expected], dtype=torch.float64))
+        assert expected > 0
+
+
+def test_a_units_value_is_taken_before_what_comes_next_works_in_place():
+    torch.manual_seed(0)
+    block = gated.Block(16, last=True)
+    network = nn.Sequential(nn.Conv2d(1, 16, 1), block, nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()).eval()
+    unit, x, y = Unit("1.body.5", "gate", 1.0), torch.rand(3, 1, 4, 4), torch.tensor([1, 0, 7])
+    means = {"1.body.5": torch.full((16,), 0.4)}
+    expected = gate_fisher(network, [], loss_of(network, x, y), [unit], means).sums
+    block.forward = lambda x: block.body(x).add_(x)  # as ResNets do
+    found = gate_fisher(network, [], loss_of(network, x, y), [unit], means).sums
+    torch.testing.assert_close(found["gate:1.body.5"], expected["gate:1.body.5"])
+    assert found["gate:1.body.5"] > 0
