@@ -2,26 +2,29 @@
 
 from __future__ import annotations
 
+import logging
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 import onnx
-from onnx import helper
 
 from hqp_lightning.core import agreement
 from hqp_lightning.core.agreement import Agreement
+from hqp_lightning.export.artifact import load_model
 from hqp_lightning.export.faults import overflows, words
 from hqp_lightning.export.matching import MADE, Pair, Quantizer, cut, match, sources, with_outputs
+from hqp_lightning.export.running import Runner, Values
 from hqp_lightning.records import ComparedTensor
 
-__all__ = ["compare_models"]
+__all__ = ["compare_files", "compare_models"]
 
-_PART = 4  # samples whose tensors are in memory at a time, of both files
+_PART = 2  # samples whose tensors are in memory at a time, of both files
 _RESCALED = 0.1  # a tensor may be divided by factors and shifted if that leaves so much of its noise
 _SATURATED = 0.05
 
-Values = Mapping[str, np.ndarray]
+_log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -63,15 +66,30 @@ def compare_models(
     return compared.rows(), how
 
 
+def compare_files(
+    float_path: str | os.PathLike[str],
+    int8_path: str | os.PathLike[str],
+    images: np.ndarray,
+    threads: int | None = None,
+) -> tuple[ComparedTensor, ...]:
+    """`compare_models` of a float file and its INT8 form; nothing, where they can't be compared."""
+    try:
+        rows, _ = compare_models(load_model(float_path), load_model(int8_path), images, threads)
+    except Exception as error:  # a report without this table is better than none
+        _log.info("hqp: %s", error)
+        return ()
+    return tuple(rows)
+
+
 class _Comparison:
     def __init__(
         self, a: onnx.ModelProto, b: onnx.ModelProto, pairs: Sequence[Pair], images: np.ndarray, threads: int | None
     ) -> None:
         self.b, self.images, self.threads = b, images, threads
         entry, others = pairs[0], list(pairs[1:])
-        run_a = _Runner(with_outputs(a, [p.a for p in others]), threads)
+        run_a = Runner(with_outputs(a, [p.a for p in others]), threads)
         first = run_a({entry.a: images[:1]})
-        run_b = _Runner(with_outputs(b, [p.b for p in others]), threads)
+        run_b = Runner(with_outputs(b, [p.b for p in others]), threads)
         seen = run_b({entry.b: images[:1]})
         others = [p for p in others if first[p.a].shape == seen[p.b].shape]  # matched by chance else
         self.entry, self.pairs, self.run_a, self.run_b = entry, [entry, *others], run_a, run_b
@@ -85,14 +103,14 @@ class _Comparison:
         rescalable = {p.b for p in self.pairs[1:] if self._fits(self.counted[p.b].running)}
         own = [p.quantizer.output for p in self.pairs if p.quantizer and p.quantizer.source == p.b]
         others = {n for p in self.pairs if p.quantizer and p.quantizer.source != p.b for n in _ends(p.quantizer)}
-        runner = _Runner(cut(self.b, [*(p.b for p in self.pairs), *own], sorted(others)), self.threads)
+        runner = Runner(cut(self.b, [*(p.b for p in self.pairs), *own], sorted(others)), self.threads)
         for rescaled in (False, True) if rescalable else (False,):
             self._alone(runner, rescalable, rescaled)
         chosen = self._chosen(rescalable)
         over = overflows(self.b)
         return [self._row(p, chosen, over) for p in self.pairs]
 
-    def _parts(self, run_b: _Runner | None) -> Iterator[tuple[Values, Values]]:
+    def _parts(self, run_b: Runner | None) -> Iterator[tuple[Values, Values]]:
         for start in range(0, len(self.images), _PART):
             part = self.images[start : start + _PART]
             a = {**self.run_a({self.entry.a: part}), self.entry.a: part.astype(np.float32)}
@@ -101,7 +119,7 @@ class _Comparison:
     def _fits(self, sums: Agreement) -> bool:
         return float(sums.unexplained.sum()) < _RESCALED * float(sums.error.sum())
 
-    def _alone(self, runner: _Runner, rescalable: set[str], rescaled: bool) -> None:
+    def _alone(self, runner: Runner, rescalable: set[str], rescaled: bool) -> None:
         """Give every node the first file's tensors, those of ``rescalable`` as they are or rescaled."""
         for a, _ in self._parts(None):
             plain = {p.b: a[p.a] for p in self.pairs}
@@ -191,25 +209,3 @@ def _ends(quantizer: Quantizer) -> tuple[str, str]:
 def _rescale(values: np.ndarray, sums: Agreement) -> np.ndarray:
     shape = (1, -1, *[1] * (values.ndim - 2))
     return (values * sums.factors.reshape(shape) + sums.shifts.reshape(shape)).astype(np.float32)
-
-
-class _Runner:
-    """A model in onnxruntime, computed as it is written."""
-
-    def __init__(self, model: onnx.ModelProto, threads: int | None) -> None:
-        import onnxruntime
-
-        options = onnxruntime.SessionOptions()
-        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
-        options.log_severity_level = 3
-        if threads is not None:
-            options.intra_op_num_threads = threads
-        content = model.SerializeToString()
-        self.session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
-        self.names = [o.name for o in model.graph.output]
-        kind = model.graph.input[0].type.tensor_type.elem_type
-        self.entry, self.kind = model.graph.input[0].name, helper.tensor_dtype_to_np_dtype(kind)
-
-    def __call__(self, given: Values) -> dict[str, np.ndarray]:
-        feeds = {n: np.ascontiguousarray(v, self.kind if n == self.entry else np.float32) for n, v in given.items()}
-        return dict(zip(self.names, self.session.run(self.names, feeds), strict=True))

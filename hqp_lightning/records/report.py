@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from hqp_lightning.records.export import CompiledEngine, EngineReport, Latency, QuantizedLayer
+from hqp_lightning.records.export import ComparedTensor, CompiledEngine, EngineReport, Latency, QuantizedLayer
 from hqp_lightning.records.pruning import Budget, GroupNote, StepRecord
 
 __all__ = ["GroupSensitivity", "LayerChannels", "MethodComparison", "MethodFigures", "ModelFigures", "Report"]
@@ -75,6 +75,7 @@ class Report:
     sensitivity: tuple[GroupSensitivity, ...] = ()
     group_notes: tuple[GroupNote, ...] = ()
     quantization: tuple[QuantizedLayer, ...] = ()
+    tensors: tuple[ComparedTensor, ...] = ()
     notes: tuple[str, ...] = ()
     versions: Mapping[str, str] = field(default_factory=dict)
     schema_version: int = 1

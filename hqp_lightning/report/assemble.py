@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from hqp_lightning.errors import ConfigurationError
 from hqp_lightning.records import (
     Budget,
+    ComparedTensor,
     CompiledEngine,
     EngineReport,
     GroupNote,
@@ -121,6 +122,7 @@ def assemble(
     sensitivity: Iterable[GroupSensitivity] = (),
     group_notes: Iterable[GroupNote] = (),
     quantization: Iterable[QuantizedLayer] = (),
+    tensors: Iterable[ComparedTensor] = (),
     notes: Iterable[str] = (),
     versions: Mapping[str, str] | None = None,
     units_removed: Iterable[str] = (),
@@ -142,6 +144,7 @@ def assemble(
         sensitivity: what the coupled groups of the dense model are worth.
         group_notes: the groups that were left out or approximated, with the reason.
         quantization: noise and precision of every layer that can be quantized.
+        tensors: those of the float file beside the INT8 one's.
         notes: what a reader must know, one sentence each.
         versions: package versions; see the function `versions`.
         units_removed: keys of the units that the pruned model is without.
@@ -191,6 +194,7 @@ def assemble(
         sensitivity=tuple(sensitivity),
         group_notes=tuple(group_notes),
         quantization=tuple(quantization),
+        tensors=tuple(tensors),
         notes=tuple(notes),
         versions=dict(versions or {}),
         units_removed=tuple(units_removed),

@@ -20,7 +20,7 @@ from hqp_lightning.report.sentences import (
     unit_line,
     verdict,
 )
-from hqp_lightning.report.units import ABSENT, count, fraction, latency, ms, size
+from hqp_lightning.report.units import ABSENT, count, fraction, latency, ms, node, size
 
 __all__ = ["print_report"]
 
@@ -98,6 +98,8 @@ def print_report(report: Report, console: Console | None = None) -> None:
             line(text, style="bold")
     for text in filter(None, (unit_line(report), compiler_line(report), advice(report), *group_lines(report))):
         line(text)
+    for tensor in (t for t in report.tensors if t.fault):
+        line(f"at fault: {node(tensor.layer)}: {tensor.fault}", style="bold red")
     for note in report.notes:
         line(f"note: {note}")
     console.print()

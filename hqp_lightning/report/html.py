@@ -12,6 +12,7 @@ from hqp_lightning.records import Report
 from hqp_lightning.report.compiled import compiler_html
 from hqp_lightning.report.html_sections import channels, latencies, models, quantization, sensitivity, steps, trajectory
 from hqp_lightning.report.sentences import group_lines, key_figures, other_drops, unit_line
+from hqp_lightning.report.tensors import tensors_html
 from hqp_lightning.report.units import fraction
 
 __all__ = ["page", "render_html", "write_html"]
@@ -49,6 +50,7 @@ def render_html(report: Report) -> str:
         _section("Channels per layer", channels(report)),
         _section("Sensitivity per group of layers", sensitivity(report)),
         _section("Quantization noise per layer", quantization(report)),
+        _section("Float and INT8, tensor by tensor", tensors_html(report)),
         _section("Latency of one call", latencies(report)),
         _section("NVIDIA's compiler", compiler_html(report)),
         _section("Steps", steps(report)),

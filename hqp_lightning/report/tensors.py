@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from html import escape
 
-from hqp_lightning.records import ComparedTensor
+from hqp_lightning.records import ComparedTensor, Report
 from hqp_lightning.report.units import ABSENT, decibel, node
 
-__all__ = ["fault_lines", "tensor_cells", "tensor_lines", "worst"]
+__all__ = ["fault_lines", "tensor_cells", "tensor_lines", "tensors_html", "worst"]
 
 HEADERS = ("layer", "running", "alone", "quant.", "clipped", "satur.", "dead")
 _WIDTHS = (34, 7, 7, 7, 7, 6, 6)
 _FAR = 0.01  # 20 dB
+_SHOWN = 20
 
 
 def worst(rows: Sequence[ComparedTensor], count: int) -> list[ComparedTensor]:
@@ -60,6 +62,24 @@ def fault_lines(rows: Sequence[ComparedTensor]) -> list[str]:
             f"no layer is at fault; the noisiest by itself is {node(loud.layer) or loud.tensor}: {decibel(noise)}"
         )
     return said
+
+
+def tensors_html(report: Report) -> str:
+    """The noisiest on the report's page, with what the columns say."""
+    if not report.tensors:
+        return ""
+    head = "".join(f'<th class="{"number" if k else ""}">{escape(h)}</th>' for k, h in enumerate(HEADERS))
+    rows = (tensor_cells(r) for r in worst(report.tensors, _SHOWN))
+    body = "".join(f"<tr>{''.join(f'<td>{escape(c)}</td>' for c in cells)}</tr>\n" for cells in rows)
+    lead = (
+        "SQNR in dB: both files running, the node alone on the float file's tensors, the quantizer behind it alone; "
+        f"the share that it clips, and saturated and dead channels. The noisiest of {len(report.tensors)} tensors."
+    )
+    said = "".join(f"<p>{escape(text)}</p>\n" for text in fault_lines(report.tensors))
+    return (
+        f'{said}<p class="small">{escape(lead)}</p>\n<div class="scroll"><table>\n<thead><tr>{head}</tr></thead>\n'
+        f"<tbody>\n{body}</tbody></table></div>"
+    )
 
 
 def _number(noise: float | None) -> str:

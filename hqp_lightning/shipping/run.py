@@ -17,6 +17,7 @@ from hqp_lightning.board.arrays import Arrays, bundle
 from hqp_lightning.core.calls import Call
 from hqp_lightning.core.verdict import judge
 from hqp_lightning.errors import ExportError
+from hqp_lightning.export.departures import compare_files
 from hqp_lightning.export.engines import Engine, OnnxRuntimeBackend
 from hqp_lightning.loop.batches import batches, prepared
 from hqp_lightning.loop.calls import Receiver
@@ -24,7 +25,7 @@ from hqp_lightning.loop.network import find_network
 from hqp_lightning.loop.options import ExportOptions
 from hqp_lightning.loop.parts import Way
 from hqp_lightning.loop.untouched import fixed_seed
-from hqp_lightning.records import Budget, EngineReport, ModelFigures, OnnxArtifact, Verdict
+from hqp_lightning.records import Budget, ComparedTensor, EngineReport, ModelFigures, OnnxArtifact, Verdict
 from hqp_lightning.search.state import Accepted
 from hqp_lightning.shipping.exportable import Exportable, exportable, on_cpu, one_sample
 from hqp_lightning.shipping.quantizing import Quantized, quantize_within
@@ -36,6 +37,7 @@ from hqp_lightning.surgery import restore_
 
 __all__ = ["Exporting"]
 
+_COMPARED = 8
 _log = logging.getLogger(__name__)
 
 
@@ -181,6 +183,11 @@ class Exporting:
                 *of, self.options.calibration_data, self.options.calibration_batches, seed, self.call()
             ):
                 yield bundle([on_cpu(x).numpy() for x in call.tensors()])
+
+    def tensors(self, float_onnx: OnnxArtifact, int8_onnx: OnnxArtifact) -> tuple[ComparedTensor, ...]:
+        """The two files tensor by tensor, on some calibration images."""
+        images = next(self.calibration())[:_COMPARED]
+        return compare_files(float_onnx.path, int8_onnx.path, images, self.options.threads)
 
     def _asked(self) -> tuple[Call, Way, Exportable]:
         if self._received is None:

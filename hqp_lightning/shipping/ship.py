@@ -83,6 +83,7 @@ class _Shipping(Exporting):
             sensitivity=sensitivity(self.search),
             group_notes=self.search.notes if self.search else (),
             quantization=made.layers,
+            tensors=self.tensors(float_onnx, int8_onnx),
             notes=self.notes,
             versions=versions(),
             units_removed=units_removed(self.search, shipped.snapshot.structure, self.prefix),

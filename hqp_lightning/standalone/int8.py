@@ -12,6 +12,7 @@ import numpy as np
 from hqp_lightning import export
 from hqp_lightning.board.files import write_whole
 from hqp_lightning.export.artifact import describe, load_model
+from hqp_lightning.export.departures import compare_files
 from hqp_lightning.export.engines import Engine
 from hqp_lightning.export.options import FileOptions
 from hqp_lightning.records import CompiledEngine, ModelFigures, OnnxArtifact, Report, Verdict
@@ -125,6 +126,7 @@ class _File:
             engines=engines,
             compiled=compiled,
             quantization=made.layers,
+            tensors=compare_files(artifact.path, made.artifact.path, first[:_REFERENCES], self.options.threads),
             notes=self.notes,
             versions=versions(),
         )

@@ -97,6 +97,7 @@ def test_every_field_is_documented_and_no_other():
         "GroupSensitivity",
         "GroupNote",
         "QuantizedLayer",
+        "ComparedTensor",
     )
     assert set(sections) == set(names)
     for name in names:
