@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import onnx
 
+from hqp_lightning.board.arrays import Arrays
 from hqp_lightning.core import agreement
 from hqp_lightning.core.agreement import Agreement
 from hqp_lightning.export.artifact import load_model
@@ -69,10 +70,12 @@ def compare_models(
 def compare_files(
     float_path: str | os.PathLike[str],
     int8_path: str | os.PathLike[str],
-    images: np.ndarray,
+    images: Arrays,
     threads: int | None = None,
 ) -> tuple[ComparedTensor, ...]:
-    """`compare_models` of a float file and its INT8 form; nothing, where they can't be compared."""
+    """`compare_models` of a float file and its INT8 form; nothing, where they can't be compared, as files of several inputs."""
+    if not isinstance(images, np.ndarray):
+        return ()
     try:
         rows, _ = compare_models(load_model(float_path), load_model(int8_path), images, threads)
     except Exception as error:  # a report without this table is better than none

@@ -13,7 +13,7 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 
 from hqp_lightning import export
-from hqp_lightning.board.arrays import Arrays, bundle
+from hqp_lightning.board.arrays import Arrays, bundle, cut
 from hqp_lightning.core.calls import Call
 from hqp_lightning.core.verdict import judge
 from hqp_lightning.errors import ExportError
@@ -186,7 +186,7 @@ class Exporting:
 
     def tensors(self, float_onnx: OnnxArtifact, int8_onnx: OnnxArtifact) -> tuple[ComparedTensor, ...]:
         """The two files tensor by tensor, on some calibration images."""
-        images = next(self.calibration())[:_COMPARED]
+        images = cut(next(self.calibration()), 0, _COMPARED)
         return compare_files(float_onnx.path, int8_onnx.path, images, self.options.threads)
 
     def _asked(self) -> tuple[Call, Way, Exportable]:
