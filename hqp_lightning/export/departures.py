@@ -73,7 +73,7 @@ def compare_files(
     images: Arrays,
     threads: int | None = None,
 ) -> tuple[ComparedTensor, ...]:
-    """`compare_models` of a float file and its INT8 form; nothing, where they can't be compared, as files of several inputs."""
+    """`compare_models` of a float file and its INT8 form; nothing for networks of several inputs."""
     if not isinstance(images, np.ndarray):
         return ()
     try:
