@@ -46,6 +46,7 @@ def collect_ranges(
     percentile: float = 99.99,
     activation_type: str = "int8",
     threads: int | None = None,
+    exclude: Sequence[str] = (),
     quantize_hardswish: bool = False,
     quantize_se: bool = False,
 ) -> dict[str, Range]:
@@ -61,6 +62,8 @@ def collect_ranges(
         activation_type: ``"int8"``, which every runtime reads, or ``"uint8"``, which is finer, but nothing that
             TensorRT reads.
         threads: onnxruntime's; None: its own default.
+        exclude: nodes that will stay in float, such as `unprofitable` ones: they have ranges, too, but where several
+            ranges are compared by the noise of the whole file, it is that of the file without them.
         quantize_hardswish: see `hqp_lightning.export.placements`.
         quantize_se: see there.
 
@@ -120,7 +123,8 @@ def collect_ranges(
     if far and activation_type == "int8":
         kinds.insert(0, (1.0, far))
     candidates = [rescaled(plain, channels, histograms, ends, *kind, **given) for kind in kinds]
-    return least_noise(model, placed, [*candidates, plain], joined(judged), threads)
+    ships = [p for p in placed if p.node not in set(exclude)]
+    return least_noise(model, ships, [*candidates, plain], joined(judged), threads)
 
 
 def _parts(batches: Iterable[Arrays], artifact: OnnxArtifact) -> Iterator[dict[str, np.ndarray]]:

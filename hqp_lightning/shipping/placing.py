@@ -10,14 +10,15 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 from hqp_lightning import export
+from hqp_lightning.board.rtx import compile_rtx
 from hqp_lightning.errors import ExportError
 from hqp_lightning.export.board_files import write_whole
-from hqp_lightning.export.engines.rtx import compile_engines, missing
+from hqp_lightning.export.engines.rtx import missing
 from hqp_lightning.export.forms import write_form
 from hqp_lightning.export.options import FileOptions
 from hqp_lightning.records import OnnxArtifact
 
-__all__ = ["fewer_kernels", "left_in_float"]
+__all__ = ["compiled_cost", "fewer_kernels", "left_in_float"]
 
 _log = logging.getLogger(__name__)
 
@@ -48,23 +49,28 @@ def left_in_float(
     known = _Known(folder / "placement.json", of)
 
     def cost(exclude: Iterable[str]) -> Cost:
-        def compiled() -> Cost:
-            with tempfile.TemporaryDirectory() as scratch:
-                at = Path(scratch)
-                file = export.quantize(float_onnx.path, ranges, at / "q.onnx", exclude=sorted(exclude), **where)
-                form = write_form(file.path, "fp16", at / "q.fp16.onnx")
-                made, refused = compile_engines({("pruned", "int8"): form}, at, options.rtx[:1])
-                if not made:
-                    raise ExportError("; ".join(refused))
-                return made[0].kernels, made[0].bytes_moved
-
-        return known.get(exclude, compiled)
+        return known.get(exclude, lambda: compiled_cost(float_onnx.path, ranges, exclude, options.rtx[0], **where))
 
     try:
         return fewer_kernels(paying, [n for n in layers if n not in paying], cost)
     except ExportError as error:
         _log.warning("hqp: placement='compiled' is 'paying' here: %s", error)
         return paying
+
+
+def compiled_cost(
+    float_path: str | Path, ranges: Mapping[str, export.Range], exclude: Iterable[str], capability: str, **where: bool
+) -> Cost:
+    """What NVIDIA's compiler makes of the float16-typed INT8 form with these nodes in float.
+
+    Raises:
+        ExportError: it refuses the file.
+    """
+    with tempfile.TemporaryDirectory() as scratch:
+        at = Path(scratch)
+        file = export.quantize(float_path, ranges, at / "q.onnx", exclude=sorted(exclude), **where)
+        made = compile_rtx(write_form(file.path, "fp16", at / "q.fp16.onnx"), at / "q.engine", capability)
+        return made.kernels, made.bytes_moved
 
 
 def fewer_kernels(

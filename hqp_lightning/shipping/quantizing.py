@@ -68,6 +68,7 @@ def quantize_within(
         method=options.method,
         activation_type=options.activation_type,
         threads=threads,
+        exclude=() if options.placement == "all" else export.unprofitable(float_onnx.path),
         **where,
     )
     sample = cut(next(calibration()), 0, _NOISE_SAMPLES)
