@@ -10,9 +10,9 @@ A network of torchvision with random weights, or with a state dict and images th
 
 - kernels, MB: started and moved by one call, batch 1, float16-typed, compute capability 8.6; "FP16": the float model;
 - SQNR of the logits, top-1: onnxruntime, computed as the file is written;
-- OpenVINO: processor time of a call over that of the file with all in INT8, one thread, all in turn in a new order every
-  turn; the median over ``--builds`` builds of all engines, since two engines of one file differ by up to a seventh, as
-  their memory lies; "all again", a second engine of that file, shows how far from 1 chance alone goes.
+- OpenVINO: processor time of a call over that of the file with all in INT8, one thread, all in turn in a new order
+  every turn; the median over ``--builds`` builds of all engines, since two engines of one file differ by up to a
+  seventh, as their memory lies; "all again", a second engine of that file, shows how far from 1 chance alone goes.
 """
 
 from __future__ import annotations

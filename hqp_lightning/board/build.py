@@ -32,6 +32,7 @@ def build_plan(
     timing_cache: Path | None = None,
     workspace_mb: int | None = None,
     optimization_level: int | None = None,
+    tactic_sources: tuple[str, ...] | None = None,
     verbose: bool = False,
 ) -> tuple[bytes, list[str]]:
     """Build a serialized engine.
@@ -45,6 +46,8 @@ def build_plan(
         timing_cache: file with kernel timings, read if there and written, so that the next build is fast.
         workspace_mb: scratch memory that a layer may use, MB of 10^6 bytes; TensorRT's own default is the whole GPU.
         optimization_level: 0 (quick build) to 5 (longest search); 8.5 has none.
+        tactic_sources: the libraries that kernels may come from, by the names of `trt.TacticSource`; TensorRT's own
+            choice by default.
         verbose: print everything that TensorRT reports.
 
     Returns:
@@ -66,6 +69,8 @@ def build_plan(
     _set_precision(trt, config, precision)
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # or the inspector sees only layer names
     _set_limits(trt, config, workspace_mb, optimization_level)
+    if tactic_sources is not None:
+        config.set_tactic_sources(sum(1 << int(getattr(trt.TacticSource, name)) for name in tactic_sources))
     most = max(batch_size, MAX_BATCH) if max_batch is None else max_batch
     add_profile(builder, network, config, (1, batch_size, most))
     _watch(trt, config, log)
