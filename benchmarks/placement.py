@@ -72,7 +72,7 @@ def rows(entry: str, args: argparse.Namespace, folder: Path) -> Iterator[Sequenc
     yield name, "FP16", "", str(fp16.kernels), f"{fp16.bytes_moved / 1e6:.1f}", "", top1, ""
     for kind, file in files.items():
         got, engine = computed(file, x), made[kind]
-        decibels = "" if y is None else f"{-10 * np.log10(noise(got, reference)):.1f}"
+        decibels = "" if y is None else f"{-10 * np.log10(noise((got,), (reference,))):.1f}"
         top1 = "" if y is None else f"{(got.argmax(1) == y).mean():.4f}"
         counts = f"{engine.asked - len(engine.floats)} of {len(layers)}", str(engine.kernels)
         yield (
@@ -115,7 +115,7 @@ def compiled(file: str | Path, folder: Path) -> Compiled:
 
 def computed(file: str | Path, x: np.ndarray) -> np.ndarray:
     model = onnx.load(file)
-    return np.concatenate([logits(model, part, 1) for part in np.array_split(x, -(-len(x) // _PART))])
+    return np.concatenate([logits(model, part, 1)[0] for part in np.array_split(x, -(-len(x) // _PART))])
 
 
 def main() -> None:

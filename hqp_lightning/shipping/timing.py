@@ -80,7 +80,7 @@ def time_engines(
     for backend in usable:
         first = backend is usable[0]
         wanted = {("dense", "fp32"): models["dense"]}
-        wanted |= {(deployed, p): models[deployed] for p in backend.precisions if p != "int8"}
+        wanted |= {(deployed, p): models[deployed] for p in backend.offered() if p != "int8"}
         if not first:
             wanted[deployed, "int8"] = int8.artifact
         engines = _built(backend, wanted, note, dirpath, options)

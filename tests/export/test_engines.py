@@ -8,7 +8,7 @@ from torch import nn
 from hqp_lightning.errors import ConfigurationError, ExportError
 from hqp_lightning.export import collect_ranges, quantize
 from hqp_lightning.export import engines as engines_module
-from hqp_lightning.export.engines import OnnxRuntimeBackend, OpenVINOBackend, base, latencies
+from hqp_lightning.export.engines import OnnxRuntimeBackend, OpenVINOBackend, base, latencies, openvino
 from hqp_lightning.export.onnx import export_onnx
 from hqp_lightning.shipping.timing import usable_backends
 
@@ -158,3 +158,20 @@ def test_the_caution_reaches_the_notes(tmp_path, monkeypatch):
     monkeypatch.setattr(base, "_CPUINFO", tmp_path / "cpuinfo")
     (note,) = usable_backends(("openvino", "onnxruntime"), "uint8")[1]
     assert "without VNNI" in note
+
+
+def test_bfloat16_is_offered_where_the_processor_has_it_and_is_not_float32(model, tmp_path, monkeypatch):
+    pytest.importorskip("openvino")
+    _, path, _ = model
+    backend, batch = OpenVINOBackend(), np.random.default_rng(1).normal(size=(8, 3, 16, 16)).astype(np.float32)
+    has = openvino._capabilities()
+    if "BF16" in has:
+        assert backend.offered() == ("fp32", "bf16", "int8")
+        with (
+            backend.build(path, "fp32", tmp_path, threads=1) as exact,
+            backend.build(path, "bf16", tmp_path, threads=1) as coarse,
+        ):
+            difference = np.abs(coarse.run(batch) - exact.run(batch)).max()
+        assert 1e-5 < difference < 0.05  # eight bits of a mantissa
+    monkeypatch.setattr(openvino, "_capabilities", lambda: [c for c in has if c != "BF16"])
+    assert backend.offered() == ("fp32", "int8")

@@ -28,7 +28,7 @@ class Engine(ABC):
 
     Attributes:
         backend: name of the runtime.
-        precision: ``"fp32"``, ``"fp16"`` or ``"int8"``.
+        precision: ``"fp32"``, ``"fp16"``, ``"bf16"`` or ``"int8"``.
         device: name of the processor, for people.
         threads: CPU threads it uses; 0 on a GPU.
         path: the file it runs from.
@@ -73,6 +73,10 @@ class Backend(ABC):
     def unavailable(self) -> str | None:
         """Return one line saying why this machine cannot use it and what to do, or None."""
 
+    def offered(self) -> tuple[str, ...]:
+        """Return those of `precisions` that this machine's processor computes in."""
+        return self.precisions
+
     def caution(self) -> str | None:
         """Return one line on what its INT8 scores on this machine may not tell of others, or None."""
         return None
@@ -92,7 +96,7 @@ class Backend(ABC):
         """Build an engine.
 
         Args:
-            onnx: float model for ``"fp32"`` and ``"fp16"``, Q/DQ model for ``"int8"``.
+            onnx: float model for ``"fp32"``, ``"fp16"`` and ``"bf16"``, Q/DQ model for ``"int8"``.
             precision: one of `precisions`.
             engine_dir: folder for what the runtime writes; created.
             threads: CPU threads, at least 1.
