@@ -27,6 +27,7 @@ from hqp_lightning import app, reproduce
 from hqp_lightning.board import cli, cuda
 from hqp_lightning.board.rtx import missing
 from hqp_lightning.report import write_json
+from hqp_lightning.standalone import debug_cli, int8_cli
 from hqp_lightning.sweeps import hook
 
 EXTRAS = re.findall(r"^(\w+) = \[", (ROOT / "pyproject.toml").read_text().split("optional-dependencies]")[1], re.M)
@@ -97,6 +98,11 @@ def hqp_engine(*arguments):
         return cli.main(arguments)
 
 
+def parsed_by(program):
+    """A program that quantizes or compares: its own parser takes the arguments; tests/standalone runs it."""
+    return lambda *arguments: 0 if program._parser().parse_args(arguments) else 1
+
+
 def pip(install, *arguments):
     assert install == "install", "only the installation is looked at"
     for argument in (a.replace(".[", "hqp-lightning[") for a in arguments if a != "-e"):
@@ -144,6 +150,8 @@ PROGRAMS = {
     "cd": cd,
     "eval": evaluate,
     "hqp": hqp,
+    "hqp-debug": parsed_by(debug_cli),
+    "hqp-int8": parsed_by(int8_cli),
     "hqp-pareto": hqp_pareto,
     "hqp-reproduce": hqp_reproduce,
     "pip": pip,
