@@ -91,6 +91,23 @@ def cifar_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture(scope="session")
+def masks_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Pictures and masks: the class is the brightest of three colours, and some pixels have none."""
+    root = tmp_path_factory.mktemp("masked")
+    for folder in ("images", "masks"):
+        (root / folder).mkdir()
+    rng = np.random.default_rng(0)
+    for i in range(40):
+        coarse = rng.integers(0, 256, (4, 5, 3), dtype=np.uint8)
+        classes = coarse.argmax(2).astype(np.uint8)
+        classes[0, 0] = 255
+        for folder, values, kind in (("images", coarse, "jpg"), ("masks", classes, "png")):
+            path = root / folder / f"{i:02}.{kind}"
+            Image.fromarray(values).resize((50, 40), Image.Resampling.NEAREST).save(path)
+    return root
+
+
+@pytest.fixture(scope="session")
 def digits():
     data = load_digits()
     x = torch.tensor(data.images / 16, dtype=torch.float32).unsqueeze(1)

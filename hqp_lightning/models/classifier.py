@@ -11,6 +11,7 @@ import torch
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torchmetrics import Metric
 from torchmetrics.classification import MulticlassAccuracy
 
 from hqp_lightning.errors import ConfigurationError
@@ -51,11 +52,11 @@ def lr_factor(progress: float, schedule: str, warmup: float, decay: float, resta
 
 
 def distillation_loss(logits: Tensor, teacher: Tensor, temperature: float) -> Tensor:
-    """``T**2 * KL(softmax(teacher / T) || softmax(logits / T))``, mean over the batch (arXiv 1503.02531).
+    """``T**2 * KL(softmax(teacher / T) || softmax(logits / T))``, mean over batch and pixels (arXiv 1503.02531).
 
     Args:
-        logits: of the student, ``[B, num_classes]``.
-        teacher: logits of the teacher, ``[B, num_classes]``.
+        logits: of the student, ``[B, num_classes, ...]``.
+        teacher: logits of the teacher, ``[B, num_classes, ...]``.
         temperature: ``T``; the factor ``T**2`` keeps the gradient's scale.
 
     Examples:
@@ -64,7 +65,8 @@ def distillation_loss(logits: Tensor, teacher: Tensor, temperature: float) -> Te
         0.0
     """
     student, target = (F.log_softmax(x.float() / temperature, dim=1) for x in (logits, teacher))
-    return temperature**2 * F.kl_div(student, target, reduction="batchmean", log_target=True)
+    pixels = logits.shape[2:].numel()
+    return temperature**2 * F.kl_div(student, target, reduction="batchmean", log_target=True) / pixels
 
 
 class ImageClassifier(L.LightningModule):
@@ -93,6 +95,8 @@ class ImageClassifier(L.LightningModule):
     Raises:
         ConfigurationError: an unknown optimizer or schedule, a number out of range, a checkpoint that does not fit.
     """
+
+    score_name = "acc"
 
     def __init__(
         self,
@@ -134,13 +138,21 @@ class ImageClassifier(L.LightningModule):
         self.net = net.to(memory_format=torch.channels_last) if channels_last else net
         # In a tuple, so that it is no submodule: neither trained, pruned nor saved.
         self._teacher = (copy.deepcopy(self.net).eval().requires_grad_(False),) if distillation else ()
-        self.val_accuracy = MulticlassAccuracy(num_classes, average="micro")
-        self.test_accuracy = MulticlassAccuracy(num_classes, average="micro")
+        self.val_accuracy, self.test_accuracy = self._metric(num_classes), self._metric(num_classes)
+
+    def _metric(self, num_classes: int) -> Metric:
+        return MulticlassAccuracy(num_classes, average="micro")
+
+    def _loss(self, logits: Tensor, labels: Tensor, label_smoothing: float = 0.0) -> Tensor:
+        return F.cross_entropy(logits, labels, label_smoothing=label_smoothing)
+
+    def _logits(self, net: nn.Module, images: Tensor) -> Tensor:
+        logits: Tensor = net(self._laid_out(images))
+        return logits
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits ``[B, num_classes]`` of normalised images ``[B, 3, H, W]``."""
-        logits: Tensor = self.net(self._laid_out(images))
-        return logits
+        return self._logits(self.net, images)
 
     def on_fit_start(self) -> None:
         """Put the teacher where the network is."""
@@ -151,10 +163,10 @@ class ImageClassifier(L.LightningModule):
         """Return the loss of a batch."""
         images, labels = batch
         logits = self(images)
-        loss = F.cross_entropy(logits, labels, label_smoothing=self.hparams["label_smoothing"])
+        loss = self._loss(logits, labels, label_smoothing=self.hparams["label_smoothing"])
         for teacher in self._teacher:
             with torch.no_grad():
-                soft = teacher(self._laid_out(images))
+                soft = self._logits(teacher, images)
             part, t = self.hparams["distillation"], self.hparams["temperature"]
             loss = (1 - part) * loss + part * distillation_loss(logits, soft, t)
         self.log("train_loss", loss, prog_bar=True)
@@ -197,9 +209,9 @@ class ImageClassifier(L.LightningModule):
     def _laid_out(self, images: Tensor) -> Tensor:
         return images.contiguous(memory_format=torch.channels_last) if self.hparams["channels_last"] else images
 
-    def _score(self, split: str, accuracy: MulticlassAccuracy, batch: tuple[Tensor, Tensor]) -> None:
+    def _score(self, split: str, metric: Metric, batch: tuple[Tensor, Tensor]) -> None:
         images, labels = batch
         logits = self(images)
-        accuracy(logits, labels)
-        self.log(f"{split}_loss", F.cross_entropy(logits, labels), on_step=False, on_epoch=True)
-        self.log(f"{split}_acc", accuracy, on_step=False, on_epoch=True, prog_bar=True)
+        metric(logits, labels)
+        self.log(f"{split}_loss", self._loss(logits, labels), on_step=False, on_epoch=True)
+        self.log(f"{split}_{self.score_name}", metric, on_step=False, on_epoch=True, prog_bar=True)

@@ -48,7 +48,8 @@ def _models(report: Report) -> Table:
 
 
 def _engines(report: Report) -> Table:
-    table = _table("backend", "model", "precision", "batch", "threads", "ms", "p95", "images/s", "accuracy", left=3)
+    times = ("batch", "threads", "ms", "p95", "images/s")
+    table = _table("backend", "model", "precision", *times, report.budget.monitor, left=3)
     for e in report.engines:
         threads = str(e.threads) if e.threads > 0 else "-"
         rate = ABSENT if e.images_per_s is None else count(e.images_per_s)

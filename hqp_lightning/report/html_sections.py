@@ -52,7 +52,7 @@ def models(report: Report) -> str:
 
 
 def trajectory(report: Report) -> str:
-    """Accuracy against MACs, drawn once for a screen and once for a phone."""
+    """The score against MACs, drawn once for a screen and once for a phone."""
     if not report.steps:
         return "<p>No pruning step was made.</p>"
     drawings = trajectory_svg(report, 7.6, 3.9, "wide") + trajectory_svg(report, 3.9, 3.6, "narrow")

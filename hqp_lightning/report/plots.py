@@ -1,4 +1,4 @@
-"""The trajectory of a run, accuracy against MACs, as inline SVG that follows the page's colours."""
+"""The trajectory of a run, the score against MACs, as inline SVG that follows the page's colours."""
 
 from __future__ import annotations
 

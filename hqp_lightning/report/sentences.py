@@ -156,7 +156,7 @@ def _interval(
     if not (0 <= baseline <= 1 and 0 <= measured <= 1):
         return ""
     low, high = drop_interval(baseline, measured, samples)
-    return f"{join} lies within {fraction(low)} ... {fraction(high)} with 95 % confidence ({samples:,} samples)"
+    return f"{join} lies within {fraction(low)} ... {fraction(high)} with 95 % confidence ({samples:,} images)"
 
 
 def key_figures(report: Report) -> tuple[tuple[str, str, str], ...]:

@@ -54,7 +54,7 @@ class ParetoAtEnd(Callback):
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run ``hqp-pareto FOLDER``; exit code 1 if a run has no report or there are none."""
     parser = argparse.ArgumentParser(
-        prog="hqp-pareto", description="One Pareto table over the runs of a sweep: INT8 accuracy against latency."
+        prog="hqp-pareto", description="One Pareto table over the runs of a sweep: the INT8 score against latency."
     )
     parser.add_argument("folder", type=Path, help="folder of the sweep, outputs/multirun/...")
     parser.add_argument("--csv", type=Path, help="where to write the table (default: FOLDER/pareto.csv)")

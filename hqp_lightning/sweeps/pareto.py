@@ -1,4 +1,4 @@
-"""Accuracy against latency over several runs: which of them no other beats in both."""
+"""The score against the latency over several runs: which of them no other beats in both."""
 
 from __future__ import annotations
 
@@ -52,17 +52,17 @@ def points(reports: Sequence[Report]) -> tuple[list[Point], str]:
 
 
 def objectives(report: Report) -> tuple[float, float]:
-    """What a sweeper optimizes: INT8 accuracy, and latency (ms) or, where none was timed, MACs."""
+    """What a sweeper optimizes: the INT8 score, and latency (ms) or, where none was timed, MACs."""
     (point,), _ = points([report])
     return point.accuracy, point.cost
 
 
 def front(found: Sequence[Point], mode: str = "max") -> list[bool]:
-    """Tell for each point whether no other is at least as good in both accuracy and cost and better in one.
+    """Tell for each point whether no other is at least as good in both score and cost and better in one.
 
     Args:
         found: the points.
-        mode: ``"max"`` if a larger accuracy is better, else ``"min"``; a smaller cost always is.
+        mode: ``"max"`` if a larger score is better, else ``"min"``; a smaller cost always is.
 
     Examples:
         >>> front([Point(0.9, 2.0), Point(0.8, 1.0), Point(0.8, 3.0), Point(0.9, 2.0)])
@@ -75,6 +75,11 @@ def front(found: Sequence[Point], mode: str = "max") -> list[bool]:
         return gain >= 0 and a.cost <= b.cost and (gain > 0 or a.cost < b.cost)
 
     return [not any(beats(other, point) for other in found) for point in found]
+
+
+def _metric(runs: Sequence[SweepRun]) -> str:
+    """What the scores are, as the runs call it."""
+    return ", ".join(dict.fromkeys(r.report.budget.monitor for r in runs if r.report is not None)) or "score"
 
 
 def rows(runs: Sequence[SweepRun]) -> list[dict[str, object]]:
@@ -108,7 +113,7 @@ def write_csv(runs: Sequence[SweepRun], path: Path) -> Path:
 
 
 def write_png(runs: Sequence[SweepRun], path: Path) -> Path:
-    """Draw the finished runs, accuracy against cost, with the Pareto front as a line; at least one must be finished."""
+    """Draw the finished runs, score against cost, with the Pareto front as a line; at least one must be finished."""
     finished = [r for r in runs if r.report is not None]
     reports = [r.report for r in finished if r.report is not None]
     found, cost = points(reports)
@@ -139,9 +144,9 @@ def print_runs(runs: Sequence[SweepRun], console: Console | None = None) -> None
     """Print one table over the finished runs, then why the others have no report."""
     console = console or Console()
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False, header_style="bold")
-    names = ("", "run", "accuracy", "drop", "held out", "MACs", "ONNX", "ms", "speedup")
+    names = ("", "run", _metric(runs), "drop", "held out", "MACs", "ONNX", "ms", "speedup")
     for i, name in enumerate(names):
-        table.add_column(name, justify="left" if i < 2 else "right", overflow="fold")
+        table.add_column(Text(name), justify="left" if i < 2 else "right", overflow="fold")
     table_rows = rows(runs)
     for run, row in zip(runs, table_rows, strict=True):
         if run.report is None:
@@ -156,7 +161,8 @@ def print_runs(runs: Sequence[SweepRun], console: Console | None = None) -> None
     reports = [r.report for r in runs if r.report is not None]
     if reports:
         by = "latency" if points(reports)[1] == "latency_ms" else "MACs (not every run was timed)"
-        console.print(f"* no other run is at least as good in accuracy and {by}; ! over its budget", soft_wrap=True)
+        told = f"* no other run is at least as good in {_metric(runs)} and {by}; ! over its budget"
+        console.print(Text(told), soft_wrap=True)
         engines = sorted({str(row["engine"]) for row in table_rows if row["engine"]})
         if len(engines) > 1:
             told = f"note: latencies of different conditions do not compare: {'; '.join(engines)}"

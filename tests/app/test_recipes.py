@@ -15,7 +15,9 @@ RECIPES = sorted(path.stem for path in app.RECIPE_DIR.glob("*.yaml"))
 RUN = [
     *("resnet18_digits", "mobilenetv3_small_digits", "resnet18_imagenette", "mobilenetv3_small_imagenette"),
     *("resnet18_cifar10", "mobilenetv3_large_imagenet", "imagefolder"),
+    "lraspp_mobilenetv3_digits",
 ]
+SEGMENTATION = ("lraspp_mobilenetv3_digits", "imagefolder_segmentation")
 SMALL = [
     "data.image_size=32",
     "data.batch_size=4",
@@ -50,12 +52,18 @@ def small(recipe, tmp_path, root, *overrides):
         extra += [f"data.root={root}", "data.num_workers=0"]
     if recipe.endswith("imagenet"):
         extra.append("model.num_classes=10")
+    if recipe == "imagefolder_segmentation":
+        extra.append("data.num_classes=3")
+    if recipe == "lraspp_mobilenetv3_digits":
+        extra.append("data.canvases=16")
     return composed(recipe, *SMALL, *extra, *overrides)
 
 
 @pytest.fixture
 def root(recipe, request):
     """Pictures in the layout that the recipe's data module reads."""
+    if recipe == "imagefolder_segmentation":
+        return request.getfixturevalue("masks_root")
     if "cifar10" in recipe:
         return request.getfixturevalue("cifar_root")
     if recipe.endswith("imagenette"):
@@ -66,7 +74,7 @@ def root(recipe, request):
 def test_the_published_recipes_are_there():
     networks = "resnet18", "mobilenetv3_small", "mobilenetv3_large"
     expected = {f"{network}_{data}" for network in networks for data in ("imagenet", "imagenette", "cifar10")}
-    assert expected | {"resnet18_digits", "mobilenetv3_small_digits", "imagefolder"} == set(RECIPES)
+    assert expected | {"resnet18_digits", "mobilenetv3_small_digits", "imagefolder", *SEGMENTATION} == set(RECIPES)
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
@@ -98,7 +106,7 @@ def test_recipe_runs_to_the_report(recipe, tmp_path, root):
     cfg = small(recipe, tmp_path, root)
     report = app.run(cfg)
     assert report == read_json(tmp_path / "deploy" / "report.json")
-    assert report.budget.monitor == "val_acc"
+    assert report.budget.monitor == ("val_miou" if recipe in SEGMENTATION else "val_acc")
     assert report.pruned.macs < report.baseline.macs
     assert report.int8.holdout_accuracy is not None
     assert [e.backend for e in report.engines if e.precision == "int8"] == ["onnxruntime"]
@@ -118,8 +126,13 @@ def test_every_part_of_a_recipe_builds(recipe, tmp_path, root):
     assert images.shape == (4, 3, 32, 32)
     model.eval()
     with torch.no_grad():
-        assert model(images).shape == (4, 10)
-    assert labels.shape == (4,)
+        logits = model(images)
+    if recipe in SEGMENTATION:
+        assert logits.shape[2:] == labels.shape[1:] == (32, 32)
+        assert int(labels[labels != 255].max()) < logits.shape[1] == cfg.model.num_classes
+    else:
+        assert logits.shape == (4, 10)
+        assert labels.shape == (4,)
     assert trainer.max_epochs == 2
     assert trainer.limit_train_batches == 2
     again = instantiate(cfg.model)

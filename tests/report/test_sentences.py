@@ -41,10 +41,10 @@ def test_the_drops_come_with_their_interval_where_the_samples_are_known(sample):
     held = other_drops(sample(samples=None, holdout_samples=1000))[0]
     assert held == (
         "On held-out data, which no decision saw, the drop is 0.0200 and lies within -0.0085 ... 0.0485 with 95 % "
-        "confidence (1,000 samples)."
+        "confidence (1,000 images)."
     )
     assert other_drops(sample(samples=200))[0].startswith("On the data of the decisions the drop lies within -0.05")
-    assert "200 samples" in other_drops(sample(samples=200))[0]
+    assert "200 images" in other_drops(sample(samples=200))[0]
     loss = other_drops(sample(budget=Budget(0.015, "val_loss", "min"), holdout_samples=1000))
     assert not any("confidence" in line for line in loss)
 
