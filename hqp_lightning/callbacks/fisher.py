@@ -41,7 +41,7 @@ class FisherAccumulator(Portable):
     Args:
         estimator: ``"gate"`` (group-joint channel gates) or ``"weight"`` (the paper's sum over filter weights).
         module: the network's attribute name in the LightningModule; found if it is the only one with parameters.
-        ignore: names of modules in the network whose channels must stay.
+        ignore: names of modules in the network that stay as they are.
         loss_fn: ``loss_fn(pl_module, batch)`` returning per-sample losses ``(N,)`` or their mean; by default, for
             ``(x, y)`` batches, the loss that fits the targets (`hqp_lightning.loop.losses.default_loss`). From YAML:
             the dotted path of a function.

@@ -44,7 +44,7 @@ class HQPPruning(Portable):
         max_drop: how much worse than the baseline it may become, a fraction in (0, 1).
         mode: ``"max"`` if larger is better, else ``"min"``.
         module: the network's attribute name in the LightningModule; found if it is the only one with parameters.
-        ignore: names of modules in the network whose channels must stay. The head is found without being told.
+        ignore: names of modules in the network that stay as they are, and are not looked into. The head is found.
         estimator: ``"gate"`` or ``"weight"``, see `FisherAccumulator`; ``"magnitude"`` for Torch-Pruning's group
             norms of the weights, to compare with (its "predicted loss increase" is no loss).
         cost: ``"macs"`` ranks channels by loss increase per MAC, ``"none"`` by loss increase alone.

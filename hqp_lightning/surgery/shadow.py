@@ -40,7 +40,7 @@ class Shadow:
     Args:
         module: the network; it is copied, not changed.
         example: a call of it, or its inputs by place, for one or more samples.
-        ignore: module names whose output channels must stay (the head is found without being told).
+        ignore: names of modules that stay as they are (the head is found without being told).
 
     Attributes:
         removals: units that the copy has lost, and ``module`` has still; see `without`.

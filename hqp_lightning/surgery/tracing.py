@@ -62,7 +62,7 @@ def trace(
     Args:
         network: a float32 copy on the CPU, in eval mode.
         call: an example.
-        ignore: names of modules whose output channels stay.
+        ignore: names of modules that stay: of layers the output channels, of modules with parts what they read, too.
         known: notes of an earlier structure: groups that were left out then stay out.
         limit_s: see `LIMIT_S`.
 
@@ -74,12 +74,14 @@ def trace(
         macs, outputs = layer_macs(network, call)
     except Exception as error:
         raise _untraceable(network, call, error) from error
+    # What is ignored need not be looked into: modules with parts never are, layers only if it must be.
+    closed = [n for n in ignore if any(True for _ in network.get_submodule(n).children())]
     try:
-        found = _coupled(network, call, ignore, (), macs, limit_s)
+        found = _coupled(network, call, ignore, closed, macs, limit_s)
     except ConfigurationError:
-        if not ignore:
+        if closed == list(ignore):
             raise
-        found = _coupled(network, call, ignore, ignore, macs, limit_s)  # what is ignored need not be looked into
+        found = _coupled(network, call, ignore, ignore, macs, limit_s)
     runs_at = {name: i for i, name in enumerate(macs)}
     found.sort(key=lambda c: runs_at.get(c.group.name, len(macs)))  # the outside graph begins at the outputs
     training = training_shapes(network, call)

@@ -151,11 +151,14 @@ def test_a_branch_that_starts_at_zero_hides_nothing():
 class Slow(nn.Module):
     """Takes its time in every forward that autograd follows, as a trace does."""
 
+    followed = 0
+
     def __init__(self):
         super().__init__()
         self.inner = nn.Sequential(nn.Conv2d(16, 16, 1))
 
     def forward(self, x):
+        Slow.followed += torch.is_grad_enabled()
         for _ in range(500 if torch.is_grad_enabled() else 0):
             time.sleep(0.01)
         return self.inner(x)
@@ -165,7 +168,9 @@ def test_a_trace_that_takes_too_long_names_the_module_and_works_without_it(monke
     monkeypatch.setattr(tracing, "LIMIT_S", 0.2)
     with pytest.raises(ConfigurationError, match=r"longer than 0.2 s, in 'way'.*ignore=\['way'\]"):
         Shadow(Way(Slow()), [X])
+    before = Slow.followed
     shadow = Shadow(Way(Slow()), [X], ignore=["way"])
+    assert Slow.followed == before  # not even tried
     assert [g.name for g in shadow.groups()] == ["second"]
 
 
