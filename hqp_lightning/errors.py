@@ -1,6 +1,6 @@
 """What can go wrong, by whom it is to be mended."""
 
-__all__ = ["ConfigurationError", "ExportError", "HQPError", "SurgeryError"]
+__all__ = ["ConfigurationError", "ExportError", "HQPError", "LoaderError", "SurgeryError"]
 
 
 class HQPError(Exception):
@@ -17,3 +17,7 @@ class SurgeryError(HQPError, RuntimeError):
 
 class ExportError(HQPError, RuntimeError):
     """An artifact that could not be written, built or run."""
+
+
+class LoaderError(HQPError, RuntimeError):
+    """The user's loader failed to give a batch."""

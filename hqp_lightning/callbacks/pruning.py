@@ -21,8 +21,8 @@ from hqp_lightning.loop.trainer import check_trainer, loose, monitored, validate
 from hqp_lightning.loop.twins import Twins
 from hqp_lightning.records import Budget, StepRecord
 from hqp_lightning.search.fits import begun, enter_, leave_, opened
-from hqp_lightning.search.judging import doubts, may_step_, weigh_
-from hqp_lightning.search.operation import try_step_, undo_
+from hqp_lightning.search.judging import doubts, weigh_
+from hqp_lightning.search.operation import steps_, undo_
 from hqp_lightning.search.state import PruningState
 from hqp_lightning.search.telling import announce, say, say_once, show_saliency
 from hqp_lightning.search.tracing import begin_, magnitudes
@@ -190,11 +190,11 @@ class HQPPruning(Portable):
         """Roll back what was judged too expensive, then make the next step."""
         if self.state.rollback_due:
             undo_(trainer, pl_module, self.state)
-        while (twins := self._twins) and not twins.undecided() and may_step_(self.state, trainer, self.options):
-            refused = try_step_(trainer, pl_module, self.state, self.options, self._example, twins.following)
-            if refused is not None:
+        if (twins := self._twins) is not None and not twins.undecided():
+            before, of = self.state.pending, (pl_module, self.state, self.options, self._example, twins.following)
+            for refused in steps_(trainer, *of):
                 self._tell(trainer, refused)
-            elif self.state.pending is not None:
+            if self.state.pending is not before:
                 show_saliency(trainer, self.state.saliency or {})
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -12,6 +12,7 @@ from lightning.pytorch import LightningModule, Trainer
 from torch import nn
 
 from hqp_lightning.core.calls import Call
+from hqp_lightning.errors import LoaderError
 from hqp_lightning.loop.calls import Receiver
 from hqp_lightning.loop.losses import LossFn
 
@@ -64,12 +65,19 @@ def prepared(
         loader = copy.copy(loader)
         loader._iterator = None
     with _rewound(loader, seed):
-        for i, batch in enumerate(loader):
+        for i, batch in enumerate(_told(loader, stage)):
             if i == limit:
                 return
             batch = trainer.precision_plugin.convert_input(batch)
             batch = pl_module._on_before_batch_transfer(batch, dataloader_idx=0)
             yield pl_module._apply_batch_transfer_handler(batch, device=pl_module.device, dataloader_idx=0)
+
+
+def _told(loader: Any, stage: str) -> Iterator[Any]:
+    try:
+        yield from loader
+    except Exception as error:
+        raise LoaderError(f"the {stage} loader failed: {type(error).__name__}: {error}") from error
 
 
 @contextmanager

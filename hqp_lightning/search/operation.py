@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -11,7 +11,7 @@ from lightning.pytorch import LightningModule, Trainer
 
 from hqp_lightning.core.calls import Call
 from hqp_lightning.core.search import advance, finish
-from hqp_lightning.errors import SurgeryError
+from hqp_lightning.errors import LoaderError, SurgeryError
 from hqp_lightning.loop.averaging import averages, copies
 from hqp_lightning.loop.network import find_network
 from hqp_lightning.loop.options import PruningOptions
@@ -21,6 +21,7 @@ from hqp_lightning.loop.untouched import forget_compiled
 from hqp_lightning.records import StepRecord
 from hqp_lightning.search.batchnorm import carry_batchnorm_, references
 from hqp_lightning.search.compensating import compensations
+from hqp_lightning.search.judging import may_step_
 from hqp_lightning.search.proposal import untried
 from hqp_lightning.search.removing import remove_units_
 from hqp_lightning.search.state import PruningState
@@ -36,28 +37,39 @@ from hqp_lightning.surgery import (
 from hqp_lightning.surgery.compensation import add_
 from hqp_lightning.surgery.strategy import rewrapped
 
-__all__ = ["prune_", "try_step_", "undo_"]
+__all__ = ["prune_", "steps_", "undo_"]
 
 
-def try_step_(
+def steps_(
     trainer: Trainer,
     pl_module: LightningModule,
     state: PruningState,
     options: PruningOptions,
     example: Call,
     twins: Collection[str] = (),
-) -> StepRecord | None:
-    """Make the next step, and leave it pending; returns it where it had to be refused.
+) -> Iterator[StepRecord]:
+    """Make the next step if one is due, and leave it pending; gives those that had to be refused on the way.
 
-    The search ends where nothing may be removed any more; after a refusal it goes on with half the step.
+    The search ends where nothing may be removed any more; after a refusal it goes on with half the step. A step that
+    only lacked its batches is tried as it was, in the next epoch.
     """
-    try:
-        if prune_(trainer, pl_module, state, options, example, twins) is None:
-            state.search = finish(state.search, "no group may lose another tile of channels")
-    except SurgeryError as error:
-        state.search = advance(state.search, kept=False)
-        return state.close("refused", str(error))
-    return None
+    while may_step_(state, trainer, options):
+        try:
+            if prune_(trainer, pl_module, state, options, example, twins) is None:
+                state.search = finish(state.search, "no group may lose another tile of channels")
+            return
+        except SurgeryError as error:
+            anew = not trainer.strategy.reduce_boolean_decision(not _of_a_loader(error))
+            state.search = advance(state.search, kept=anew)
+            if anew:
+                state.rejected.pop()
+            yield state.close("refused", str(error))
+            if anew:
+                return
+
+
+def _of_a_loader(error: BaseException | None) -> bool:
+    return error is not None and (isinstance(error, LoaderError) or _of_a_loader(error.__cause__))
 
 
 def prune_(
