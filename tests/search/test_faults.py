@@ -9,7 +9,7 @@ from lightning.pytorch import Callback
 from torch.utils.data import DataLoader, TensorDataset
 from torchmetrics import Metric
 
-from hqp_lightning import ConfigurationError, HQPPruning
+from hqp_lightning import HQPPruning
 
 
 def lines(capsys, word):
@@ -86,14 +86,15 @@ class Worded(Classifier):
 
 
 @pytest.mark.parametrize(
-    ("answer", "error", "line"),
+    ("answer", "line"),
     [
-        ("good", ValueError, r"`self.log\(val_acc, good\)` was called, but `str` values cannot be logged"),
-        (Word(), ConfigurationError, r"^monitor='val_acc' is one number that can be judged by; .* logged 'good'\.$"),
+        ("good", r"`self.log\(val_acc, good\)` was called, but `str` values cannot be logged"),
+        (Word(), r"`.compute\(\)` return of the metric logged as 'val_acc' must be a tensor. Found good"),
     ],
 )
-def test_a_metric_that_is_a_word(loaders, make_trainer, answer, error, line):
+def test_a_metric_that_is_a_word(loaders, make_trainer, answer, line):
+    """Lightning says so; what comes through it is refused by the pruning itself (`test_names_and_metrics`)."""
     model = Worded()
     model.answer = answer
-    with pytest.raises(error, match=line):
+    with pytest.raises(ValueError, match=line):
         make_trainer(1, [HQPPruning("val_acc", 0.1)]).fit(model, *loaders)
