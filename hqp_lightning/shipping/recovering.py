@@ -15,7 +15,8 @@ from hqp_lightning.core.verdict import score_drop
 from hqp_lightning.loop.untouched import eager
 from hqp_lightning.records import Budget
 from hqp_lightning.shipping.scoring import lent, second_trainer, with_hooks
-from hqp_lightning.surgery import fake_quantized
+from hqp_lightning.shipping.teaching import taught
+from hqp_lightning.surgery import fake_quantized, learned
 
 __all__ = ["costs_too_much", "recover_"]
 
@@ -35,13 +36,15 @@ def recover_(
     ranges: Mapping[str, Range],
     epochs: int,
     lr_scale: float,
-) -> None:
-    """Train the model on for some epochs while layers compute as in INT8, in place.
+    teacher: nn.Module | None = None,
+) -> dict[Range, Range]:
+    """Train the model on for some epochs while layers compute as in INT8, in place; the ranges are learned, too.
 
     A second Trainer runs the user's ``training_step`` over the run's training batches, with the optimizers of
     ``configure_optimizers``, and nothing of the first one's callbacks, loggers and checkpoints; there is no validation.
     The rate falls linearly from ``lr_scale`` times the highest one that the optimizer was configured with to zero;
-    schedulers are left out, since theirs begin with the whole of it.
+    schedulers are left out, since theirs begin with the whole of it. The steps of the ranges join the first optimizer,
+    without weight decay; where the module optimizes by itself, they stay.
 
     Args:
         trainer: the trainer of the run, on one device; its data, precision, clipping, accumulation and limit are used.
@@ -50,13 +53,18 @@ def recover_(
         ranges: layer name in ``network`` to the range of its input.
         epochs: how many.
         lr_scale: see above.
+        teacher: a float network whose logits are a part of the loss, see `taught`.
+
+    Returns:
+        Every range to what it has become.
     """
     with (
         lent(pl_module, _SEED),
         eager(),
         torch.inference_mode(False),
         torch.enable_grad(),
-        fake_quantized(network, ranges),
+        taught(pl_module, network, teacher),
+        fake_quantized(network, ranges) as steps,
     ):
         second = second_trainer(
             trainer,
@@ -70,7 +78,7 @@ def recover_(
             num_sanity_val_steps=0,
             enable_progress_bar=trainer.progress_bar_callback is not None,
             logger=DummyLogger(),  # for a training_step that writes to its logger
-            callbacks=[_FallingRate(lr_scale)],
+            callbacks=[_FallingRate(lr_scale, list(steps.values()))],
         )
         own = pl_module.__dict__.pop("configure_callbacks", None)
         pl_module.__dict__["configure_callbacks"] = list  # the user's may bring this very export
@@ -80,16 +88,19 @@ def recover_(
             del pl_module.__dict__["configure_callbacks"]
             if own is not None:
                 pl_module.__dict__["configure_callbacks"] = own
+        return learned(steps)
 
 
 class _FallingRate(Callback):
-    def __init__(self, scale: float) -> None:
-        self.scale = scale
+    def __init__(self, scale: float, learned: list[nn.Parameter]) -> None:
+        self.scale, self.learned = scale, learned
         self.highest: list[list[float]] = []
         self.steps = 1.0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Note what was configured, before a warm-up or a cycle lowered it, and take the schedulers away."""
+        if self.learned and pl_module.automatic_optimization:
+            _join_(trainer.optimizers[0], self.learned)
         self.steps = float(trainer.estimated_stepping_batches)
         self.highest = [[_highest(g) for g in o.param_groups] for o in trainer.optimizers]
         if pl_module.automatic_optimization:
@@ -101,6 +112,14 @@ class _FallingRate(Callback):
         for optimizer, rates in zip(trainer.optimizers, self.highest, strict=True):
             for group, rate in zip(optimizer.param_groups, rates, strict=True):
                 group["lr"] = self.scale * rate * (1 - done)
+
+
+def _join_(optimizer: torch.optim.Optimizer, parameters: list[nn.Parameter]) -> None:
+    """A group as the first one is, for parameters that no decay may pull to zero."""
+    like = {k: v for k, v in optimizer.param_groups[0].items() if k not in ("params", "param_names")}
+    named = "param_names" in optimizer.param_groups[0]
+    params = [(f"range{k}", p) for k, p in enumerate(parameters)] if named else parameters
+    optimizer.add_param_group({**like, "params": params, "weight_decay": 0.0})
 
 
 def _highest(group: Mapping[str, Any]) -> float:

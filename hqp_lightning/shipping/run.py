@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -92,10 +93,16 @@ class Exporting:
         holdout = self.score(self.holdout) if self.holdout is not None else None
         return ModelFigures(model.score, model.macs, model.params, artifact.file_bytes, holdout)
 
-    def quantized(self, float_onnx: OnnxArtifact, name: str, max_float_layers: int) -> Quantized:
-        """The INT8 form of a float model, on its engine, scored and judged."""
+    def quantized(
+        self,
+        float_onnx: OnnxArtifact,
+        name: str,
+        max_float_layers: int,
+        learned: Mapping[str, export.Range] = MappingProxyType({}),
+    ) -> Quantized:
+        """The INT8 form of a float model, on its engine, scored and judged; some ranges may have been learned."""
         made = quantize_within(
-            float_onnx, self.calibration, self.measure, self.dirpath / name, self.options, max_float_layers
+            float_onnx, self.calibration, self.measure, self.dirpath / name, self.options, max_float_layers, learned
         )
         if made.warning is not None and made.warning not in self.notes:
             self.notes.append(made.warning)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
+from torch import nn
 
 from hqp_lightning import export
 from hqp_lightning.board.arrays import cut
@@ -25,6 +27,7 @@ from hqp_lightning.shipping.recovering import costs_too_much, recover_
 from hqp_lightning.shipping.run import Exporting
 from hqp_lightning.shipping.scoring import lent
 from hqp_lightning.surgery import layer_macs, restore_, take
+from hqp_lightning.surgery.copying import copied
 
 __all__ = ["ExportOptions", "ship"]
 
@@ -50,8 +53,13 @@ _REFERENCES = 8  # images whose logits travel with the model
 class _Shipping(Exporting):
     search: PruningState | None
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.learned: dict[int, Mapping[str, export.Range]] = {}  # of a recovered model, by its snapshot
+
     def run(self) -> Report:
         dense, candidates = self._models()
+        self.dense = dense
         reference = None if self.search is None else self.search.reference
         self.baseline = dense.score if reference is None else reference
         if self.search is not None and (learning := still_learning(self.search, self.budget)) is not None:
@@ -123,7 +131,8 @@ class _Shipping(Exporting):
         """Export, calibrate, quantize and score one model."""
         restore_(model.snapshot, self.pl_module)
         float_onnx = self.write("model.onnx")
-        return float_onnx, self.quantized(float_onnx, "model.int8.onnx", max_float_layers)
+        learned = self.learned.get(id(model.snapshot), {})
+        return float_onnx, self.quantized(float_onnx, "model.int8.onnx", max_float_layers, learned)
 
     def _recovered(
         self, model: Accepted, float_onnx: OnnxArtifact, made: Quantized
@@ -137,9 +146,11 @@ class _Shipping(Exporting):
             ranges = export.input_ranges(
                 float_onnx.path, made.artifact.path, self.exportable().module, self.example(), made.ranges
             )
-            run = self.trainer, self.pl_module, self.network, ranges, epochs, self.options.recovery_lr_scale
-            recover_(*run)
+            teacher = self._teacher(model)
+            run = self.trainer, self.pl_module, self.network, ranges, epochs, self.options.recovery_lr_scale, teacher
+            became = recover_(*run)
             trained = replace(model, score=self.score(self.trainer.val_dataloaders), snapshot=take(self.pl_module))
+            self.learned[id(trained.snapshot)] = {t: became[r] for t, r in made.ranges.items() if r in became}
             float_onnx, made = self._attempt(trained, self.options.max_float_layers)
         except Exception as error:  # the user's own code runs in there; what was there before still ships
             self._note(f"The recovery of {_name(model)} failed and was undone: {error}")
@@ -154,6 +165,14 @@ class _Shipping(Exporting):
             return trained, float_onnx, made
         made.engine.close()
         return model, *self._attempt(model, self.options.max_float_layers)
+
+    def _teacher(self, model: Accepted) -> nn.Module:
+        """A copy of the dense network; the LightningModule holds ``model`` again afterwards."""
+        restore_(self.dense.snapshot, self.pl_module)
+        try:
+            return copied(self.network)
+        finally:
+            restore_(model.snapshot, self.pl_module)
 
     def _say_what_is_in_float(self, made: Quantized) -> None:
         if made.by_rule:

@@ -4,7 +4,7 @@ from hqp_lightning.surgery.batchnorm import recalibrate_batchnorm_, tracking_bat
 from hqp_lightning.surgery.copying import duplicated
 from hqp_lightning.surgery.cost import layer_macs
 from hqp_lightning.surgery.cut import Cut, apply_cut_, slice_optimizers_
-from hqp_lightning.surgery.fake_quantization import fake_quantized
+from hqp_lightning.surgery.fake_quantization import fake_quantized, learned
 from hqp_lightning.surgery.shadow import Shadow
 from hqp_lightning.surgery.snapshot import Snapshot, restore_, take
 from hqp_lightning.surgery.structure import Structure, apply_structure_, record
@@ -19,6 +19,7 @@ __all__ = [
     "duplicated",
     "fake_quantized",
     "layer_macs",
+    "learned",
     "recalibrate_batchnorm_",
     "record",
     "restore_",

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -11,15 +13,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from hqp_lightning.core.calibration import Range
+from hqp_lightning.core.calibration import LEAST_SCALE, Range
 
-__all__ = ["fake_quantized"]
+__all__ = ["fake_quantized", "learned"]
 
 _WEIGHTS = 127  # symmetric int8: -127 ... 127
 
 
 @contextmanager
-def fake_quantized(network: nn.Module, ranges: Mapping[str, Range]) -> Iterator[None]:
+def fake_quantized(network: nn.Module, ranges: Mapping[str, Range]) -> Iterator[dict[Range, nn.Parameter]]:
     """Inside, the inputs and weights of some layers are rounded to the INT8 grid, and gradients pass straight through.
 
     Inputs: ``(clamp(round(x / scale) + zero_point, smallest, largest) - zero_point) · scale``, between the division by
@@ -30,6 +32,10 @@ def fake_quantized(network: nn.Module, ranges: Mapping[str, Range]) -> Iterator[
     the same integers. It runs on its stored statistics inside, as the INT8 file does; its scale and shift are trained
     on.
 
+    The steps of the inputs may be learned, too (LSQ; Esser et al., ICLR 2020, arXiv 1902.08153): the gradient of a step
+    *s* is that of ``clamp(round(x / s)) · s`` with the rounding passed straight through, times 1 / √(N · Q), N values a
+    sample and Q the largest integer, so that steps move about as far as weights. Steps that no optimizer holds stay.
+
     Parameters keep their identity and their names, so that optimizers and checkpoints see nothing of it. The training
     flags are as before afterwards.
 
@@ -37,6 +43,9 @@ def fake_quantized(network: nn.Module, ranges: Mapping[str, Range]) -> Iterator[
         network: holds the layers.
         ranges: layer name in ``network`` to the range of its input. Layers have a parameter ``weight`` with the output
             channels first, and take one tensor.
+
+    Yields:
+        A step for each range, shared by the layers that have an equal one; `learned` makes ranges of them again.
 
     >>> layer = nn.Linear(2, 1, bias=False)
     >>> with torch.no_grad(), fake_quantized(nn.Sequential(layer), {"0": Range.symmetric(63.5)}):
@@ -47,12 +56,13 @@ def fake_quantized(network: nn.Module, ranges: Mapping[str, Range]) -> Iterator[
     layers = {network.get_submodule(name): given for name, given in ranges.items()}
     hidden = {layer: layer.__dict__.get("forward") for layer in layers}
     norms = {m: m.training for m in network.modules() if isinstance(m, _BatchNorm)}
+    steps = {given: nn.Parameter(torch.tensor(given.scale)) for given in ranges.values()}
     try:
         for norm in norms:
             norm.eval()
         for layer, given in layers.items():
-            layer.__dict__["forward"] = partial(_forward, layer, layer.forward, given)
-        yield
+            layer.__dict__["forward"] = partial(_forward, layer, layer.forward, given, steps[given])
+        yield steps
     finally:
         for layer, forward in hidden.items():
             del layer.__dict__["forward"]
@@ -62,10 +72,21 @@ def fake_quantized(network: nn.Module, ranges: Mapping[str, Range]) -> Iterator[
             norm.training = training
 
 
-def _forward(layer: nn.Module, forward: Callable[..., Any], given: Range, x: Tensor, *args: Any, **kwargs: Any) -> Any:
-    grid = (given.scale, given.zero_point, *given.integers)
+def learned(steps: Mapping[Range, Tensor]) -> dict[Range, Range]:
+    """Each range to what its step has become: as wide as that many steps, with the same zero point."""
+
+    def moved(given: Range, step: Tensor) -> Range:
+        ratio = max(float(step.detach().abs()), LEAST_SCALE) / given.scale
+        return replace(given, low=given.low * ratio, high=given.high * ratio)
+
+    return {given: moved(given, step) for given, step in steps.items()}
+
+
+def _forward(
+    layer: nn.Module, forward: Callable[..., Any], given: Range, step: Tensor, x: Tensor, *args: Any, **kwargs: Any
+) -> Any:
     factors, shifts = (_of_channels(v, x) for v in (given.factors or (1.0,), given.shifts or (0.0,)))
-    even = torch.fake_quantize_per_tensor_affine((x.float() - shifts) / factors, *grid)
+    even = _rounded((x.float() - shifts) / factors, step.to(x.device), given)
     quantized = (even * factors + shifts).to(x.dtype)
     parameters = layer._parameters
     # Not a property or a parametrization of the class: the parameter has to stay what the optimizer holds.
@@ -74,6 +95,15 @@ def _forward(layer: nn.Module, forward: Callable[..., Any], given: Range, x: Ten
         return forward(quantized, *args, **kwargs)
     finally:
         layer.__dict__["_parameters"] = parameters
+
+
+def _rounded(x: Tensor, step: Tensor, given: Range) -> Tensor:
+    smallest, largest = given.integers
+    scale = 1 / math.sqrt(max(x.numel() // len(x), 1) * largest)
+    step = step.abs().clamp_min(LEAST_SCALE)
+    step = step * scale + (step - step * scale).detach()  # its value, and a part of its gradient
+    inside = (x / step).clamp(smallest - given.zero_point, largest - given.zero_point)
+    return (inside + (inside.round() - inside).detach()) * step
 
 
 def _of_channels(values: tuple[float, ...], x: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ from hqp_lightning import ConfigurationError, HQPPruning, Int8Export, load_prune
 from hqp_lightning.export import Range
 from hqp_lightning.records import Budget
 from hqp_lightning.shipping.recovering import costs_too_much, recover_
+from hqp_lightning.surgery import fake_quantized
 
 
 class Loud(Callback):
@@ -162,6 +163,39 @@ def test_the_recovery_is_a_loop_of_the_users_step_with_a_falling_rate(loaders, m
     assert data.setups == ["fit"]
     assert data.trainer is trainer
     assert [m.training for m in model.modules()] == modes
+
+
+def test_the_teachers_logits_and_the_ranges_are_learned_from(loaders, make_trainer):
+    model = Classifier()
+    trainer = make_trainer(1, [], limit_train_batches=2)
+    trainer.fit(model, *loaders)
+    student, teacher, given = copy.deepcopy(model.net), Classifier().net, Range.symmetric(1.0)
+    own = model.training_step.__func__
+    became = recover_(trainer, model, model.net, {"3": given}, 1, 0.5, copy.deepcopy(teacher))
+    assert model.training_step.__func__ is own
+    assert not model.net._forward_hooks
+
+    by_hand = Classifier()
+    by_hand.net = student.train()
+    (optimizer,), _ = by_hand.configure_optimizers()
+    rate = optimizer.param_groups[0].get("max_lr", optimizer.param_groups[0]["initial_lr"])
+    for m in student.modules():
+        if isinstance(m, nn.BatchNorm2d):
+            m.eval()
+    with fake_quantized(student, {"3": given}) as steps, torch.enable_grad():
+        optimizer.add_param_group({"params": list(steps.values()), "weight_decay": 0.0})
+        for k, (x, y) in enumerate(b for b, _ in zip(loaders[0], range(2), strict=False)):
+            for group in optimizer.param_groups:
+                group["lr"] = 0.5 * rate * (1 - k / 2)
+            logits, soft = student(x), teacher.eval()(x).detach().softmax(1)
+            loss = nn.functional.cross_entropy(logits, y)
+            loss = loss + (soft * (soft.log() - logits.log_softmax(1))).sum(1).mean()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        assert steps[given].item() != given.scale
+        assert became[given].scale == pytest.approx(steps[given].item())
+    torch.testing.assert_close(model.net.state_dict(), student.state_dict(), rtol=1e-4, atol=1e-5)
 
 
 def test_mixed_precision_trains_on_the_grid_too(loaders, make_trainer):

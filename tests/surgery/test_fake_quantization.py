@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from hqp_lightning.core.calibration import Range
-from hqp_lightning.surgery import fake_quantized
+from hqp_lightning.surgery import fake_quantized, learned
 
 
 def on_grid(x, step):
@@ -49,6 +49,38 @@ def test_uint8_by_hand():
         y.backward()
     torch.testing.assert_close(y.detach(), torch.tensor([[127 * (-0.5 - 0.4 + 0.0 + 7.8)]]))
     torch.testing.assert_close(x.grad, torch.tensor([[0.0, 127, 127, 127]]))
+
+
+@pytest.mark.parametrize("given", [Range.symmetric(1.5), Range(-0.5, 2.05, "uint8")])
+def test_gradients_of_steps_are_those_of_torchs_own_learnable_quantizer(given):
+    torch.manual_seed(0)
+    layer = nn.Linear(6, 1, bias=False)
+    nn.init.constant_(layer.weight, 127.0)
+    x = torch.randn(8, 6, requires_grad=True)
+    with fake_quantized(nn.Sequential(layer), {"0": given}) as steps:
+        (layer(x) * torch.arange(8.0)[:, None]).sum().backward()
+    ours, (step,) = x.grad.clone(), steps.values()
+    x.grad = None
+    low, high = given.integers
+    scale, zero = torch.tensor([given.scale], requires_grad=True), torch.tensor([float(given.zero_point)])
+    rounded = torch._fake_quantize_learnable_per_tensor_affine(x, scale, zero, low, high, (6 * high) ** -0.5)
+    (127 * rounded.sum(1) * torch.arange(8.0)).sum().backward()
+    torch.testing.assert_close(step.grad, scale.grad[0], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(ours, x.grad)
+
+
+def test_a_range_is_as_wide_as_its_steps_have_become():
+    a, b = Range.symmetric(1.27), Range(-0.5, 2.05, "uint8", factors=(1.0, 0.5))
+    layers = nn.ModuleList([nn.Linear(2, 2) for _ in range(3)])
+    with fake_quantized(layers, {"0": a, "1": a, "2": b}) as steps:
+        assert list(steps) == [a, b]  # layers that share a range share its step
+        with torch.no_grad():
+            steps[a].mul_(2)
+            steps[b].mul_(-1)  # a step has no sign
+    after = learned(steps)
+    assert (after[a].low, after[a].high) == (pytest.approx(-2.54), pytest.approx(2.54))
+    assert (after[b].zero_point, after[b].factors) == (b.zero_point, b.factors)
+    assert after[b].high == pytest.approx(b.high)
 
 
 def network():
