@@ -45,7 +45,7 @@ def ours(job: Job, images: np.ndarray) -> Callable[[], object]:
         if job["quantizer"] != "ours, 4 in float":
             return []
         noise = quantization_noise(job["onnx"], ranges, images[:32], threads=job["threads"])
-        given = job["onnx"], ranges, noise, 4, OpenVINOBackend()
+        given = job["onnx"], ranges, noise, 4, OpenVINOBackend(), images[:1]
         return float_order(*given, threads=job["threads"])[0][:4]
 
     return run

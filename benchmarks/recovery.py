@@ -34,16 +34,16 @@ def rows(args, folder):
     teacher = copy.deepcopy(net).requires_grad_(False)
     source, target = folder / "float.onnx", folder / "int8.onnx"
     export_onnx(net, example, source)
-    reference = logits(onnx.load(source), x, args.threads)
+    (reference,) = logits(onnx.load(source), x, args.threads)
 
     def calibrated():
         return collect_ranges(source, np.array_split(calibration, len(calibration) // 16), threads=args.threads)
 
     def row(label, ranges, seconds=""):
         quantize(source, ranges, target)
-        found = logits(onnx.load(target), x, args.threads)
+        (found,) = logits(onnx.load(target), x, args.threads)
         top1 = (found.argmax(1) == y).mean()
-        return label, f"{top1:.4f}", f"{-10 * np.log10(noise(found, reference)):.1f}", seconds
+        return label, f"{top1:.4f}", f"{-10 * np.log10(noise((found,), (reference,))):.1f}", seconds
 
     yield "float", f"{(reference.argmax(1) == y).mean():.4f}", "", ""
     before = calibrated()

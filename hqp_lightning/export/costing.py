@@ -10,9 +10,10 @@ from pathlib import Path
 
 import numpy as np
 
+from hqp_lightning.board.arrays import Arrays
 from hqp_lightning.core.calibration import Range
 from hqp_lightning.core.mixed_precision import by_worth
-from hqp_lightning.export.artifact import describe, load_model
+from hqp_lightning.export.artifact import load_model
 from hqp_lightning.export.edits import Graph
 from hqp_lightning.export.engines.base import Backend, Engine
 from hqp_lightning.export.placement import placements
@@ -31,6 +32,7 @@ def float_order(
     noise: Mapping[str, float],
     limit: int,
     backend: Backend,
+    batch: Arrays,
     *,
     exclude: Sequence[str] = (),
     threads: int = 1,
@@ -48,6 +50,7 @@ def float_order(
         noise: from `quantization_noise`.
         limit: how many layers may stay in float.
         backend: the runtime on which a call is timed.
+        batch: what that call gets, such as one sample.
         exclude: names of nodes that are in float anyway.
         threads: of the runtime.
         quantize_hardswish: see `hqp_lightning.export.placements`; as for `collect_ranges`.
@@ -70,7 +73,7 @@ def float_order(
                 file = Path(scratch) / f"{k}.onnx"
                 quantize(onnx_path, ranges, file, exclude=sorted({*exclude, *unit}), **where)
                 engines[unit] = backend.build(file, "int8", scratch, threads=threads)
-            costs, call = float_costs_ms(engines, _one(onnx_path))
+            costs, call = float_costs_ms(engines, batch)
         finally:
             for engine in engines.values():
                 engine.close()
@@ -79,7 +82,7 @@ def float_order(
 
 
 def float_costs_ms(
-    engines: Mapping[tuple[str, ...], Engine], batch: np.ndarray
+    engines: Mapping[tuple[str, ...], Engine], batch: Arrays
 ) -> tuple[dict[Sequence[str], float], float]:
     """Processor time that each unit adds to a call, and that of the call of ``engines[()]``, ms.
 
@@ -114,9 +117,3 @@ def in_a_row(onnx_path: str | os.PathLike[str], layers: Iterable[str]) -> list[t
                 if reader.name not in stops:
                     open_ += reader.output
     return found
-
-
-def _one(onnx_path: str | os.PathLike[str]) -> np.ndarray:
-    artifact = describe(onnx_path)
-    values = np.random.default_rng(0).random((1, *artifact.input_shape))
-    return (255 * values if artifact.input_dtype == "uint8" else values).astype(artifact.input_dtype)

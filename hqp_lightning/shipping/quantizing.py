@@ -109,8 +109,9 @@ def quantize_within(
     orders = [noisiest]
     if made.engine.threads:
         backend = next(b for b in backends() if b.name == made.engine.backend)
+        one, threads = cut(sample, 0, 1), made.engine.threads
         order, costs = export.float_order(
-            float_onnx.path, ranges, noise, limit, backend, exclude=rule, threads=made.engine.threads, **where
+            float_onnx.path, ranges, noise, limit, backend, one, exclude=rule, threads=threads, **where
         )
         orders = [order] if order[:limit] == noisiest[:limit] else [order, noisiest]
     for order in orders:

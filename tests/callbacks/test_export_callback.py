@@ -124,10 +124,14 @@ def quantized_nodes(path):
     return {n.name for n in graph.node if dequantized & set(n.input) and n.op_type != "DequantizeLinear"}
 
 
-def test_before_walking_back_the_noisiest_layers_stay_in_float(loaders, make_trainer, tmp_path, monkeypatch):
-    # As dear as one another, alone and in pairs: the noise decides.
+@pytest.fixture
+def as_dear(monkeypatch):
+    """Layers cost as much as one another in float, alone and in pairs: their noise decides."""
     alike = lambda engines, _: ({unit: 0.01 * len(unit) for unit in engines if unit}, 1.0)  # noqa: E731
     monkeypatch.setattr(costing, "float_costs_ms", alike)
+
+
+def test_before_walking_back_the_noisiest_layers_stay_in_float(loaders, make_trainer, tmp_path, as_dear):
     # all layers quantized, then one, two, four in float, then the bisection's three: four are needed
     model = Scripted([0.90, 0.89], int8=[0.80, 0.81, 0.82, 0.885, 0.83, 0.885])
     export = Int8Export(tmp_path, engines=["onnxruntime"], latency_runs=1, placement="all")
@@ -145,7 +149,7 @@ def test_before_walking_back_the_noisiest_layers_stay_in_float(loaders, make_tra
     assert all(f"{name} (+0.010 ms)" in note for name in in_float)
 
 
-def test_too_few_layers_in_float_may_not_help(loaders, make_trainer, tmp_path):
+def test_too_few_layers_in_float_may_not_help(loaders, make_trainer, tmp_path, as_dear):
     model = Scripted([0.90, 0.89], int8=[0.80, 0.81, 0.895])
     export = Int8Export(tmp_path, engines=["onnxruntime"], latency_runs=1, max_float_layers=1, placement="all")
     make_trainer(1, [HQPPruning("val_acc", 0.02, step=0.2), export]).fit(model, *loaders)

@@ -49,7 +49,7 @@ def test_the_noise_for_a_millisecond_decides_and_pairs_in_a_row_are_tried(tmp_pa
     a, b, c, head = [p.node for p in placements(tmp_path / "m.onnx") if p.weight_axis is not None]
     assert in_a_row(tmp_path / "m.onnx", [a, b, c, head]) == [(a, b), (b, c)]  # the sum stands between c and the head
     prices = {(a,): 4.0, (b,): 4.0, (c,): 1.0, (head,): -1.0, (a, b): 3.0, (b, c): 5.0}
-    seen = []
+    seen, x = [], np.zeros((1, 4, 8, 8))
 
     def timed(engines, batch):
         seen.extend(engines)
@@ -59,15 +59,24 @@ def test_the_noise_for_a_millisecond_decides_and_pairs_in_a_row_are_tried(tmp_pa
     monkeypatch.setattr(costing, "float_costs_ms", timed)
     ranges = {p.tensor: Range.symmetric(1.0) for p in placements(tmp_path / "m.onnx")}
     noise = {a: 4e-3, b: 3e-3, c: 2e-3, head: 1e-3}
-    order, costs = float_order(tmp_path / "m.onnx", ranges, noise, 2, _Fake())
+    order, costs = float_order(tmp_path / "m.onnx", ranges, noise, 2, _Fake(), x)
     assert order == [a, b, c, head]  # (4 + 3) / 3 together; c: 2 / 1; the head: 1 / 1, no less than a hundredth of 100
     assert costs == {(unit[0]): ms for unit, ms in prices.items() if len(unit) == 1}
     assert seen[0] == ()
     assert _FakeEngine.closed == len(seen) == 7
     del prices[a, b]
     monkeypatch.setattr(costing, "in_a_row", lambda *_: [])
-    assert float_order(tmp_path / "m.onnx", ranges, noise, 2, _Fake(), exclude=[b])[0] == [c, a, head]
-    assert float_order(tmp_path / "m.onnx", ranges, noise, 1, _Fake())[0] == [a, b, c, head]  # the others by noise
+    assert float_order(tmp_path / "m.onnx", ranges, noise, 2, _Fake(), x, exclude=[b])[0] == [
+        c,
+        a,
+        head,
+    ]
+    assert float_order(tmp_path / "m.onnx", ranges, noise, 1, _Fake(), x)[0] == [
+        a,
+        b,
+        c,
+        head,
+    ]  # the others by noise
 
 
 def test_costs_are_the_difference_to_the_file_without(monkeypatch):
