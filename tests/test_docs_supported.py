@@ -41,11 +41,14 @@ class Digits(LightningDataModule):
     "ignore:Starting from v1.9.0",  # TensorBoard is optional
 )
 def test_the_loop_with_everything_in_it(tmp_path, monkeypatch, capsys):
-    code, mixin = re.findall(r"```python\n(.*?)```", (DOCS / "supported.md").read_text(encoding="utf-8"), re.DOTALL)
+    code, loss_fn, mixin = re.findall(
+        r"```python\n(.*?)```", (DOCS / "supported.md").read_text(encoding="utf-8"), re.DOTALL
+    )
     monkeypatch.chdir(tmp_path)
     seed_everything(0, verbose=False)
-    names = {"MyModule": Classifier, "datamodule": Digits()}
+    names = {"MyModule": Classifier, "datamodule": Digits(), "torch": torch}
     exec(code, names)
+    exec(loss_fn, names)  # tests/shipping has such a network
     report = read_json("deploy/report.json")
     assert report.within_budget
     assert {r.epoch for r in report.steps} & {4, 5}  # made after the resumption

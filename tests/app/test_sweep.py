@@ -113,7 +113,11 @@ def test_help_and_cfg_need_no_more_than_they_say(hqp, capsys):
     assert hqp("--help") == 0
     shown = capsys.readouterr().out
     assert "hqp recipe=resnet18_digits hqp.max_drop=0.01" in shown
-    for line in ("recipe: ", "model: mobilenetv3_large, mobilenetv3_small, resnet18", "sweep: joblib, none, optuna"):
+    for line in (
+        "recipe: ",
+        "model: lraspp_mobilenetv3, mobilenetv3_large, mobilenetv3_small, resnet18",
+        "sweep: joblib, none, optuna",
+    ):
         assert line in shown
     assert "callbacks/hqp" not in shown
     assert hqp("recipe=resnet18_digits", "hqp.max_drop=0.01", "--cfg", "job") == 0

@@ -66,7 +66,7 @@ def test_what_it_says_makes_the_export(failed, loaders, digits):
     _, deploy, pruning = failed
     names = dict(zip(("train_loader", "val_loader"), loaders, strict=True))
     later = json.loads((deploy / "report.json").read_text())["later"]
-    assert "calibration_batches=3, engines=('onnxruntime',)" in later
+    assert "engines=('onnxruntime',), threads=1, latency_runs=1, calibration_batches=3" in later
     exec(later, names)
     report = read_json(deploy / "report.json")
     assert report.steps == pruning.records
