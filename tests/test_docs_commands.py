@@ -28,9 +28,9 @@ LANGUAGES = {
 
 
 @pytest.fixture
-def folder(tmp_path, monkeypatch, request, imagenet_root, cifar_root):
+def folder(tmp_path, monkeypatch, request, imagenet_root, masks_root, cifar_root):
     """Where the reader stands: DATA in all layouts, an export folder, a recipe and an application of one's own."""
-    for path in (*imagenet_root.iterdir(), imagenet_root):
+    for path in (*imagenet_root.iterdir(), *masks_root.iterdir(), imagenet_root):
         (tmp_path / path.name).symlink_to(path)
     work = tmp_path / "work"
     shutil.copytree(request.getfixturevalue("exported"), work / "deploy")
