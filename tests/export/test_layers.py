@@ -55,7 +55,7 @@ def run(path, x):
 
 @pytest.mark.parametrize(("exclude", "activation_type"), [(False, "int8"), (True, "int8"), (False, "uint8")])
 def test_the_fake_quantized_forward_is_the_files(tmp_path, exclude, activation_type):
-    torch.manual_seed(1)  # of the weights, too
+    torch.manual_seed(1)  # weights of which no input gets factors or shifts, which the file alone does not tell
     net, x = prepared(Net()), torch.randn(32, 3, 12, 12)
     export_onnx(net, x[:1], tmp_path / "net.onnx")
     second = placements(tmp_path / "net.onnx")[1].node
