@@ -13,7 +13,15 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from hqp_lightning.errors import ConfigurationError
 
-__all__ = ["Batch", "BatchTransform", "ImageBatches", "ImageSource", "image_loader", "stratified_halves"]
+__all__ = [
+    "Batch",
+    "BatchTransform",
+    "ImageBatches",
+    "ImageSource",
+    "image_loader",
+    "stratified_halves",
+    "stratified_parts",
+]
 
 Batch = tuple[Tensor, Tensor]
 BatchTransform = Callable[[Tensor, "torch.Generator | None"], Tensor]
@@ -105,3 +113,22 @@ def stratified_halves(labels: Sequence[int], fraction: float, seed: int) -> tupl
         raise ConfigurationError(f"cannot divide {len(labels)} images into {fraction} and the rest: {error}") from error
     first, second = (sorted(int(i) for i in part) for part in parts)
     return first, second
+
+
+def stratified_parts(labels: Sequence[int], seed: int) -> dict[str, list[int]]:
+    """The positions of 60 % to train on, 20 % to take decisions on and 20 % held out, each with every class alike.
+
+    Args:
+        labels: the class of each sample.
+        seed: of the division.
+
+    Returns:
+        Positions by ``"train"``, ``"val"`` and ``"test"``.
+
+    Examples:
+        >>> {name: len(part) for name, part in stratified_parts([0, 1] * 10, seed=0).items()}
+        {'train': 12, 'val': 4, 'test': 4}
+    """
+    train, rest = stratified_halves(labels, 0.6, seed)
+    val, test = stratified_halves([labels[i] for i in rest], 0.5, seed)
+    return {"train": train, "val": [rest[i] for i in val], "test": [rest[i] for i in test]}

@@ -7,7 +7,7 @@ from sklearn.datasets import load_digits
 from torch import Tensor
 from torch.nn import functional as F
 
-from hqp_lightning.data.batches import stratified_halves
+from hqp_lightning.data.batches import stratified_parts
 from hqp_lightning.data.masks import MaskedSplitDataModule
 from hqp_lightning.errors import ConfigurationError
 
@@ -65,9 +65,7 @@ class DigitCanvasesDataModule(MaskedSplitDataModule):
         digits = load_digits()
         labels = torch.as_tensor(digits.target, dtype=torch.long)
         inks = torch.as_tensor(digits.images, dtype=torch.float32) / 16.0
-        train, rest = stratified_halves(labels.tolist(), 0.6, self.seed)
-        val, test = stratified_halves(labels[rest].tolist(), 0.5, self.seed)
-        parts = {"train": train, "val": [rest[i] for i in val], "test": [rest[i] for i in test]}
+        parts = stratified_parts(labels.tolist(), self.seed)
         generator = torch.Generator().manual_seed(self.seed)
         for name, part in parts.items():
             count = self.canvases if name == "train" else self.canvases // 4

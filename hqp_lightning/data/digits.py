@@ -7,7 +7,7 @@ from sklearn.datasets import load_digits
 from torch import Tensor
 from torch.nn import functional as F
 
-from hqp_lightning.data.batches import stratified_halves
+from hqp_lightning.data.batches import stratified_parts
 from hqp_lightning.data.crops import random_shifts
 from hqp_lightning.data.splits import SplitDataModule
 from hqp_lightning.errors import ConfigurationError
@@ -66,9 +66,7 @@ class DigitsDataModule(SplitDataModule):
         images = torch.as_tensor(digits.images, dtype=torch.float32)[:, None] / 16.0
         images = F.interpolate(images, (self.image_size,) * 2, mode="bilinear", align_corners=False)
         images = ((images - _MEAN) / _STD).expand(-1, 3, -1, -1)
-        train, rest = stratified_halves(labels.tolist(), 0.6, self.seed)
-        val, test = stratified_halves(labels[rest].tolist(), 0.5, self.seed)
-        parts = {"train": train, "val": [rest[i] for i in val], "test": [rest[i] for i in test]}
+        parts = stratified_parts(labels.tolist(), self.seed)
         self._sets = {name: (images[part].contiguous(), labels[part]) for name, part in parts.items()}
 
     def _prepare(self, images: Tensor, generator: torch.Generator | None) -> Tensor:

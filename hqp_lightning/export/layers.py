@@ -12,6 +12,7 @@ from onnx import numpy_helper
 from torch import Tensor, nn
 
 from hqp_lightning.core.calibration import Range
+from hqp_lightning.core.modes import evaluating
 from hqp_lightning.errors import ExportError
 from hqp_lightning.export.artifact import load_model
 from hqp_lightning.export.placement import placements
@@ -73,16 +74,12 @@ def _in_call_order(network: nn.Module, example: Tensor | Sequence[Tensor]) -> di
     called: list[str] = []
     layers = {n: m for n, m in network.named_modules() if isinstance(m, _LAYERS)}
     handles = [m.register_forward_pre_hook(lambda *_, n=n: called.append(n)) for n, m in layers.items()]
-    modes = {m: m.training for m in network.modules()}
     try:
-        network.eval()
-        with torch.no_grad():
+        with evaluating(network), torch.no_grad():
             network(*((example,) if isinstance(example, Tensor) else example))
     finally:
         for handle in handles:
             handle.remove()
-        for module, training in modes.items():
-            module.training = training
     if len(set(called)) < len(called):
         twice = next(n for n in called if called.count(n) > 1)
         raise ExportError(f"layer {twice!r} is called more than once, with one range for each call in the file")

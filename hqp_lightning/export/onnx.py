@@ -15,6 +15,7 @@ import onnx
 import torch
 from torch import Tensor, nn
 
+from hqp_lightning.core.modes import evaluating
 from hqp_lightning.core.precision import exact_arithmetic
 from hqp_lightning.errors import ExportError
 from hqp_lightning.export.artifact import BATCH, INPUT, OUTPUT, describe
@@ -65,7 +66,7 @@ def export_onnx(
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with (
-            _evaluating(module),
+            evaluating(module),
             _traceable(),
             torch.inference_mode(False),
             torch.no_grad(),
@@ -135,18 +136,6 @@ def _traceable() -> Iterator[None]:
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
         internals["_jit_onnx_log"] = log
-
-
-@contextmanager
-def _evaluating(module: nn.Module) -> Iterator[None]:
-    """Evaluation mode inside, every submodule's own flag back afterwards (frozen BatchNorm differs from the rest)."""
-    flags = [(m, m.training) for m in module.modules()]
-    module.eval()
-    try:
-        yield
-    finally:
-        for submodule, training in flags:
-            submodule.training = training
 
 
 def _trace(

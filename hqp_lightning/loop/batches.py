@@ -16,7 +16,10 @@ from hqp_lightning.errors import LoaderError
 from hqp_lightning.loop.calls import Receiver
 from hqp_lightning.loop.losses import LossFn
 
-__all__ = ["batches", "first_images", "prepared"]
+__all__ = ["batches", "prepared", "training_calls"]
+
+IMAGES = 256
+"""Training samples, over all ranks, that a step learns from what it replaces."""
 
 
 def batches(
@@ -39,9 +42,12 @@ def batches(
         yield receiver.call(batch, i, training=stage == "train")
 
 
-def first_images(calls: Iterator[Call], count: int) -> Iterator[Call]:
-    """The first calls, until they have given ``count`` samples."""
-    for call in calls:
+def training_calls(
+    trainer: Trainer, pl_module: LightningModule, network: nn.Module, loss_fn: LossFn | None, like: Call
+) -> Iterator[Call]:
+    """This rank's share of the first `IMAGES` training samples, in whole batches, see `batches`."""
+    count = IMAGES // trainer.world_size
+    for call in batches(trainer, pl_module, network, loss_fn, "train", IMAGES, like=like):
         yield call
         count -= next((len(x) for x in call.tensors() if x.dim()), 1)
         if count <= 0:

@@ -12,7 +12,7 @@ from torch import nn
 from hqp_lightning.errors import ConfigurationError
 from hqp_lightning.models.timm_models import build_timm
 
-__all__ = ["build_network", "load_weights_"]
+__all__ = ["build_network", "finished_", "load_weights_"]
 
 
 def build_network(
@@ -50,6 +50,11 @@ def build_network(
         net = build_timm(name.removeprefix("timm/"), num_classes, weights)
     else:
         net = _build_torchvision(name, num_classes, weights)
+    return finished_(net, checkpoint, bn_momentum)
+
+
+def finished_(net: nn.Module, checkpoint: str | Path | None, bn_momentum: float | None) -> nn.Module:
+    """The network with the momentum and the weights that were asked for, see `build_network`."""
     if bn_momentum is not None:
         for module in net.modules():
             if isinstance(module, nn.modules.batchnorm._BatchNorm):

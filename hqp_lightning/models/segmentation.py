@@ -14,7 +14,7 @@ from torchvision.models.segmentation import LRASPP
 
 from hqp_lightning.errors import ConfigurationError
 from hqp_lightning.models.classifier import ImageClassifier
-from hqp_lightning.models.factory import load_weights_
+from hqp_lightning.models.factory import finished_
 
 __all__ = ["UNLABELLED", "ImageSegmenter", "build_segmentation"]
 
@@ -85,13 +85,7 @@ def build_segmentation(
         raise ConfigurationError(
             f"no weights {weights!r} of the backbone of {name}: {error}; leave them out with model.net.weights=null"
         ) from error
-    if bn_momentum is not None:
-        for module in net.modules():
-            if isinstance(module, nn.BatchNorm2d):
-                module.momentum = bn_momentum
-    if checkpoint is not None:
-        load_weights_(net, checkpoint)
-    return net
+    return finished_(net, checkpoint, bn_momentum)
 
 
 class _Stages(nn.Module):

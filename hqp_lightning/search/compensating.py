@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from hqp_lightning.core.calls import Call
 from hqp_lightning.errors import SurgeryError
-from hqp_lightning.loop.batches import batches, first_images
+from hqp_lightning.loop.batches import training_calls
 from hqp_lightning.loop.options import PruningOptions
 from hqp_lightning.loop.ranks import summed
 from hqp_lightning.loop.untouched import eager, fixed_seed
@@ -19,9 +19,6 @@ from hqp_lightning.surgery.compensation import Seen, collecting, parts
 from hqp_lightning.surgery.readers import Reader, readers
 
 __all__ = ["compensations"]
-
-_IMAGES = 256
-"""Training images, over all ranks."""
 
 
 def compensations(
@@ -49,8 +46,7 @@ def compensations(
                 gained[last[0]] |= last[1].solve()
                 last = None  # its memory goes before that of the next part comes
             with fixed_seed(), trainer.precision_plugin.val_step_context(), eager():
-                of = trainer, pl_module, networks[0], options.loss_fn
-                calls = batches(*of, "train", _IMAGES, like=example)
+                calls = training_calls(trainer, pl_module, networks[0], options.loss_fn, example)
                 seen = _seen(trainer, networks[i], part, calls) if part else None
         except Exception as error:
             failure = error
@@ -65,6 +61,6 @@ def compensations(
 
 def _seen(trainer: Trainer, network: nn.Module, part: Sequence[Reader], calls: Iterator[Call]) -> Seen:
     with collecting(network, part, trainer.global_rank, trainer.world_size) as seen:
-        for call in first_images(calls, _IMAGES // trainer.world_size):
+        for call in calls:
             seen.run(call)
     return seen

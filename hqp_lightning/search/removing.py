@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from hqp_lightning.core.calls import Call
 from hqp_lightning.errors import SurgeryError
-from hqp_lightning.loop.batches import batches, first_images
+from hqp_lightning.loop.batches import training_calls
 from hqp_lightning.loop.options import PruningOptions
 from hqp_lightning.loop.ranks import summed
 from hqp_lightning.loop.untouched import eager, fixed_seed
@@ -22,9 +22,6 @@ from hqp_lightning.surgery.means import watching
 from hqp_lightning.surgery.replaced import original_of
 
 __all__ = ["remove_units_"]
-
-_IMAGES = 256
-"""Training images, over all ranks."""
 
 
 def remove_units_(
@@ -71,8 +68,7 @@ def _means(
     with watching(network, gates) as means:
         try:  # so that a failure of one rank alone is told before the ranks meet again
             with fixed_seed(), trainer.precision_plugin.val_step_context(), eager():
-                calls = batches(trainer, pl_module, live, options.loss_fn, "train", _IMAGES, like=example)
-                for call in first_images(calls, _IMAGES // trainer.world_size):
+                for call in training_calls(trainer, pl_module, live, options.loss_fn, example):
                     call.on(network)
         except Exception as error:
             failure = error

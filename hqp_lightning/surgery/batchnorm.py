@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from hqp_lightning.core.calls import Call, as_call
+from hqp_lightning.core.modes import evaluating
 from hqp_lightning.core.moments import Moments, carried, merge, moments
 
 __all__ = ["recalibrate_batchnorm_", "tracking_batchnorm"]
@@ -59,7 +60,7 @@ def recalibrate_batchnorm_(
         for n in (tracking_batchnorm(module) if names is None else names)
     ]
     used = 0
-    with _evaluating(module, before), torch.no_grad():
+    with evaluating(module, before), torch.no_grad():
         for call in batches if taps else ():  # whatever makes them may run the network, too
             with _tapped(taps):
                 as_call(call).on(before)
@@ -131,19 +132,6 @@ def _received(layer: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]
     torch.distributed.all_reduce(sums, group=group)
     count, mean, square = sums[0, 0], sums[1] / sums[0], sums[2] / sums[0]
     return Moments(float(count), mean.float(), (square - mean.square()).clamp(min=0).float())
-
-
-@contextmanager
-def _evaluating(*networks: nn.Module) -> Iterator[None]:
-    """Inside, the networks are in eval mode."""
-    modes = {m: m.training for network in networks for m in network.modules()}
-    try:
-        for network in networks:
-            network.eval()
-        yield
-    finally:
-        for m, training in modes.items():
-            m.training = training
 
 
 @contextmanager

@@ -23,6 +23,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from hqp_lightning.core.calls import Call, as_call
 from hqp_lightning.core.compensation import STRENGTHS, Held, Moments, best, pool_, update_
+from hqp_lightning.core.modes import evaluating
 from hqp_lightning.core.precision import exact_arithmetic
 from hqp_lightning.surgery.readers import Reader, rows_of
 
@@ -150,22 +151,18 @@ def collecting(network: nn.Module, found: Sequence[Reader], rank: int = 0, world
         world_size: number of processes; each holds its share of the rows back.
     """
     seen = Seen(network, found, rank, world_size)
-    modes = {m: m.training for m in network.modules()}
     handles = []
     try:
-        network.eval()
         for name, m in network.named_modules():
             if name in seen._readers:
                 handles.append(m.register_forward_hook(_reading(seen, name), with_kwargs=True))
             elif isinstance(m, _BatchNorm):
                 handles.append(m.register_forward_pre_hook(_norming(seen, name), with_kwargs=True))
-        with torch.no_grad(), exact_arithmetic():
+        with evaluating(network), torch.no_grad(), exact_arithmetic():
             yield seen
     finally:
         for handle in handles:
             handle.remove()
-        for m, training in modes.items():
-            m.training = training
 
 
 def add_(network: nn.Module, gained: Mapping[str, Tensor]) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from hqp_lightning.core.modes import evaluating
 from hqp_lightning.surgery.units import factors_of
 
 __all__ = ["Means", "watching"]
@@ -60,7 +61,7 @@ class Means:
 @contextmanager
 def watching(network: nn.Module, gates: Sequence[str]) -> Iterator[Means]:
     """Inside, the factors of ``gates`` are summed up while ``network`` runs, in eval mode."""
-    means, modes = Means(), {m: m.training for m in network.modules()}
+    means = Means()
 
     def hook(name: str) -> Callable[..., None]:
         def after(_: nn.Module, args: tuple[Any, ...], given: dict[str, Any], out: Tensor) -> None:
@@ -71,11 +72,8 @@ def watching(network: nn.Module, gates: Sequence[str]) -> Iterator[Means]:
 
     handles = [network.get_submodule(n).register_forward_hook(hook(n), with_kwargs=True) for n in gates]
     try:
-        network.eval()
-        with torch.no_grad():
+        with evaluating(network), torch.no_grad():
             yield means
     finally:
         for handle in handles:
             handle.remove()
-        for m, training in modes.items():
-            m.training = training

@@ -10,7 +10,8 @@ from test_ddp import batched, on_two_ranks
 from torch import nn
 
 from hqp_lightning import HQPPruning
-from hqp_lightning.search import compensating, operation
+from hqp_lightning.loop import batches
+from hqp_lightning.search import operation
 from hqp_lightning.surgery import apply_cut_, compensation, record
 from hqp_lightning.surgery.compensation import add_, collecting
 from hqp_lightning.surgery.readers import readers
@@ -78,7 +79,7 @@ def test_few_images_are_enough_and_no_more_are_asked_for(loaders, make_trainer, 
     counted = []
     original = compensation.Seen.run
     monkeypatch.setattr(compensation.Seen, "run", lambda self, call: (counted.append(1), original(self, call)))
-    monkeypatch.setattr(compensating, "_IMAGES", 100)
+    monkeypatch.setattr(batches, "IMAGES", 100)
     make_trainer(1, [HQPPruning("val_acc", 0.9, step=0.2)]).fit(Classifier(), *loaders)
     assert len(counted) == 2  # of 64
 
