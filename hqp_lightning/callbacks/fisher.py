@@ -67,9 +67,9 @@ class FisherAccumulator(Portable):
             raise ConfigurationError(f"estimator={estimator!r} is not known; choose one of {ESTIMATORS}.")
         if batches is not None and batches < 1:
             raise ConfigurationError(f"batches={batches} must be at least 1, or None for all.")
-        check_units(tuple(units), estimator)
+        kinds = check_units(units, estimator)
         self.estimator, self.module, self.ignore = estimator, module, tuple(ignore)
-        self.loss_fn, self.batches, self.kinds = loss_named(loss_fn), batches, tuple(units)
+        self.loss_fn, self.batches, self.kinds = loss_named(loss_fn), batches, kinds
         self.active = True
         self.groups: tuple[ChannelGroup, ...] = ()
         self.units: tuple[Unit, ...] = ()

@@ -15,7 +15,7 @@ from hqp_lightning.loop.averaging import scored
 from hqp_lightning.loop.checkpoint import carry_structure
 from hqp_lightning.loop.losses import LossFn, loss_named
 from hqp_lightning.loop.network import find_network
-from hqp_lightning.loop.options import CHANNELS, MAGNITUDE, PruningOptions
+from hqp_lightning.loop.options import CHANNELS, MAGNITUDE, PruningOptions, check_units
 from hqp_lightning.loop.portable import Portable
 from hqp_lightning.loop.trainer import check_trainer, loose, monitored, validate_now
 from hqp_lightning.loop.twins import Twins
@@ -117,7 +117,7 @@ class HQPPruning(Portable):
             baseline=baseline,
             loss_fn=loss_fn,
             max_snapshots=max_snapshots,
-            units=tuple(units),
+            units=check_units(units, estimator),
         )
         by = "gate" if estimator == MAGNITUDE else estimator
         self.own_fisher = FisherAccumulator(by, module, ignore, loss_fn, fisher_batches, units)

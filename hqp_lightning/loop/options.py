@@ -79,9 +79,11 @@ class ExportOptions(FileOptions):
             raise ConfigurationError(f"outputs={self.outputs!r} must be a list of names, such as ('out',).")
 
 
-def check_units(units: tuple[str, ...], estimator: str) -> None:
-    """Refuse what nothing is known of, and what an estimator has no value of."""
+def check_units(units: Sequence[str], estimator: str) -> tuple[str, ...]:
+    """The units; refused where nothing is known of them, or an estimator has no value of them."""
     known = (CHANNELS, *UNIT_KINDS)
+    if isinstance(units, str) or not isinstance(units, Sequence):
+        raise ConfigurationError(f"units={units!r} must be a list, of some of {list(known)}.")
     unknown = [u for u in units if u not in known]
     if unknown or not units:
         raise ConfigurationError(f"units={list(units)} must be some of {list(known)}.")
@@ -90,3 +92,4 @@ def check_units(units: tuple[str, ...], estimator: str) -> None:
         raise ConfigurationError(
             f"units={list(units)}: the estimator {estimator!r} has no value of {whole}; take estimator='gate'."
         )
+    return tuple(units)

@@ -74,8 +74,8 @@ def ship_file(
         pictures: what calibrates and is scored.
         folder: of the files.
         options: how it is quantized and timed.
-        max_drop: see `scoring_of`.
-        max_noise: see `scoring_of`.
+        max_drop: see `budget_of`.
+        max_noise: see `budget_of`.
         calibration: pictures that set the ranges, evenly spread.
 
     Raises:

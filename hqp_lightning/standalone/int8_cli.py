@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import logging
 import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from hqp_lightning.shipping.timing import processors
 from hqp_lightning.standalone.arguments import add_pictures, given_pictures, input_size
 from hqp_lightning.standalone.int8 import ship_file, write_float
 from hqp_lightning.standalone.reading import read_model
+from hqp_lightning.standalone.scoring import budget_of
 
 __all__ = ["main"]
 
@@ -54,10 +56,15 @@ def _run(options: argparse.Namespace) -> bool:
     if options.calibration < 1:
         raise ConfigurationError(f"--calibration {options.calibration}: expected at least 1")
     reading = read_model(options.model, size=input_size(options))
-    check_writable(options.output / "model.onnx")
-    source = write_float(options.model, reading, options.output)
-    pictures = given_pictures(options, source.artifact)
+    target = options.output / "model.onnx"
+    if target.exists() and target.samefile(options.model):
+        raise ConfigurationError(f"-o {options.output} holds {options.model} itself: name another folder")
+    check_writable(target)
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:  # nothing is left of what is refused
+        pictures = given_pictures(options, write_float(options.model, reading, Path(folder)).artifact)
     budget = {"max_drop": options.max_drop, "max_noise": options.max_noise}
+    budget_of(pictures, **budget)
+    source = write_float(options.model, reading, options.output)
     report = ship_file(source, pictures, options.output, given, calibration=options.calibration, **budget)
     publish(report, options.output)
     return report.within_budget

@@ -63,6 +63,7 @@ def read_model(path: Path, *, size: tuple[int, int] | None = None, quantized: bo
     model, outside = _load(path)
     opset = _opset(path, model)
     if not outside and _ours(model):
+        _refuse(path, model, quantized)
         describe(path)
         return Reading(model, opset)
     changes = _counted(outside, "tensor", "read from other files")

@@ -16,7 +16,7 @@ from hqp_lightning.export.logits import noise
 from hqp_lightning.records import Budget, Verdict
 from hqp_lightning.standalone.pictures import Pictures
 
-__all__ = ["Scoring", "scoring_of"]
+__all__ = ["Scoring", "budget_of", "scoring_of"]
 
 MAX_DROP, MAX_NOISE = 0.01, 15.0
 """Where nothing is said: of top-1 with labels; in dB without them."""
@@ -61,35 +61,41 @@ class Scoring:
         return noise((_centred(logits),), (_centred(self.reference),))
 
 
-def scoring_of(float_engine: Engine, pictures: Pictures, max_drop: float | None, max_noise: float | None) -> Scoring:
-    """Score the float network, and say what the INT8 one is held to.
+def budget_of(pictures: Pictures, max_drop: float | None, max_noise: float | None) -> Budget:
+    """What the INT8 network is held to.
 
     Args:
-        float_engine: of the float network.
         pictures: what is scored.
         max_drop: of top-1, a fraction; needs labels.
         max_noise: the least SQNR of the logits, dB. Neither: `MAX_DROP` with labels, else `MAX_NOISE`.
 
     Raises:
         ConfigurationError: a number out of range, or no labels to ``max_drop``.
-        ExportError: labels that the network has no class for.
     """
-    reference = logits_of(float_engine.run, pictures)
-    labelled = pictures.labels is not None and max_noise is None
     if max_drop is not None and pictures.labels is None:
         raise ConfigurationError(
             "--max-drop needs labels: a folder with a folder for each class, or labels in the .npz; without them say "
             "--max-noise"
         )
-    if labelled:
+    if pictures.labels is not None and max_noise is None:
+        return check_budget(Budget(MAX_DROP if max_drop is None else max_drop, "top-1"))
+    decibels = MAX_NOISE if max_noise is None else max_noise
+    if not 0 < decibels <= 100:
+        raise ConfigurationError(f"--max-noise {decibels}: expected the least SQNR of the logits in dB, such as 15")
+    return Budget(10 ** (-decibels / 10), "noise of the logits", "min")
+
+
+def scoring_of(float_engine: Engine, pictures: Pictures, max_drop: float | None, max_noise: float | None) -> Scoring:
+    """Score the float network, and hold the INT8 one to its `budget_of`.
+
+    Raises:
+        ConfigurationError: as `budget_of`.
+        ExportError: labels that the network has no class for.
+    """
+    reference = logits_of(float_engine.run, pictures)
+    if pictures.labels is not None and max_noise is None:
         _check_labels(pictures, reference.shape[1])
-        budget = check_budget(Budget(MAX_DROP if max_drop is None else max_drop, "top-1"))
-    else:
-        decibels = MAX_NOISE if max_noise is None else max_noise
-        if not 0 < decibels <= 100:
-            raise ConfigurationError(f"--max-noise {decibels}: expected the least SQNR of the logits in dB, such as 15")
-        budget = Budget(10 ** (-decibels / 10), "noise of the logits", "min")
-    return Scoring(budget, pictures, reference)
+    return Scoring(budget_of(pictures, max_drop, max_noise), pictures, reference)
 
 
 def logits_of(run: Callable[[Arrays], Arrays], pictures: Pictures) -> np.ndarray:

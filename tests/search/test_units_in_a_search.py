@@ -139,6 +139,8 @@ def test_the_export_is_of_what_is_left_and_the_report_names_it(loaders, make_tra
     [
         ({"units": ("blocks",)}, r"units=\['blocks'\] must be some of \['channels', 'gates', 'branches'\]"),
         ({"units": ()}, r"units=\[\] must be some of"),
+        ({"units": "gates"}, "units='gates' must be a list"),
+        ({"units": None}, "units=None must be a list"),
         ({"units": ALL, "estimator": "weight"}, "'weight' has no value of"),
     ],
 )

@@ -1,6 +1,7 @@
 """`hqp-int8`: a run's own file gives the run's own INT8 file; budgets; what is refused."""
 
 import json
+import shutil
 import subprocess
 import sys
 
@@ -172,6 +173,23 @@ def test_refusals_are_one_line(coloured, images, options, expected, tmp_path, ca
     assert said.startswith("hqp-int8: ")
     assert said.count("\n") == 1
     assert expected in said
+
+
+def test_what_is_refused_leaves_nothing(coloured, tmp_path):
+    assert hqp_int8(coloured / "NCHW.onnx", coloured / "classes", "-o", tmp_path, *NORMAL, "--max-drop", "2") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_model_is_never_written_over(dynamo_file, pictures, tmp_path, capsys):
+    own = shutil.copy(dynamo_file, tmp_path / "model.onnx")
+    assert hqp_int8(own, pictures, "-o", tmp_path) == 1
+    assert own.read_bytes() == dynamo_file.read_bytes()
+    assert "name another folder" in capsys.readouterr().err
+
+
+def test_the_runs_int8_file_is_no_float_one(run, pictures, tmp_path, capsys):
+    assert hqp_int8(run / "model.int8.onnx", pictures, "-o", tmp_path) == 1
+    assert "is quantized already" in capsys.readouterr().err
 
 
 def test_a_batch_that_is_held_elsewhere_is_refused(tmp_path, pictures, capsys):
