@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Collection, Mapping
-
-import onnx
 
 from hqp_lightning.export.artifact import load_model
-from hqp_lightning.export.placement import placements
+from hqp_lightning.export.placement import layers_read, placements
 
 __all__ = ["unprofitable"]
 
@@ -55,25 +52,10 @@ def unprofitable(onnx_path: str | os.PathLike[str]) -> tuple[str, ...]:
         outputs = shape[axis]
         products = math.prod(shape) // outputs
         inputs = shape[1] if groups > 1 else _CHANNELS
-        read = _layers_read(nodes[name], writers, layers)
+        read = layers_read(nodes[name].input[0], writers, layers)
         least = _BEHIND_FLOAT if grouped.intersection(read) else _PRODUCTS
         if products < least or min(outputs, inputs) < _CHANNELS:
             left.append(name)
             if groups > 1:
                 grouped.add(name)
     return tuple(left) if len(left) < len(layers) else ()
-
-
-def _layers_read(node: onnx.NodeProto, writers: Mapping[str, onnx.NodeProto], layers: Collection[str]) -> set[str]:
-    """The layers whose outputs reach the first input of a node through no other layer."""
-    found, seen, waiting = set(), set(), [node.input[0]]
-    while waiting:
-        writer = writers.get(waiting.pop())
-        if writer is None or writer.name in seen:
-            continue
-        seen.add(writer.name)
-        if writer.name in layers:
-            found.add(writer.name)
-        else:
-            waiting.extend(writer.input)
-    return found

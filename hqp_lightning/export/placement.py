@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,8 +14,9 @@ from onnx import helper
 from hqp_lightning.errors import ExportError
 from hqp_lightning.export.artifact import load_model
 
-__all__ = ["Placement", "placements", "quantized_tensors"]
+__all__ = ["Placement", "layers_read", "placements", "quantized_tensors"]
 
+_LINEAR = ("Gemm", "MatMul")
 _POOLS = ("MaxPool", "AveragePool", "GlobalAveragePool")
 _SMALL = 1024  # values of a stored tensor: sizes and axes have fewer, and shapes depend on them
 
@@ -45,9 +46,12 @@ def placements(
     - inputs and weights of Conv, Gemm and MatMul with constant weights;
     - the *residual* input of an Add, that is the one with the shorter path from the model's input: the other comes
       straight from a convolution, and TensorRT adds in that convolution's epilogue if its output is not quantized;
-      additions of sizes, which are integers or have no batch axis, are none;
+      additions of sizes, which are integers or have no batch axis, are none, and those whose other input comes from
+      linear layers alone stay in float: the residual stream of a transformer, where a quantizer saves neither kernel
+      nor byte, and one scale would have to serve tokens of very different size;
     - inputs of poolings, except the squeeze of a squeeze-excite block: its input also feeds the Mul of the gate,
-      which stays float, so a quantized copy of it would be extra work.
+      which stays float, so a quantized copy of it would be extra work, and except poolings behind a padding of their
+      own, which may be minus infinity.
 
     Outputs are not quantized; hard-swish, hard-sigmoid and gates stay float. ``docs/int8.md`` has the whole table.
 
@@ -67,22 +71,27 @@ def placements(
     weights = {i.name: len(i.dims) for i in graph.initializer}
     constants = {*weights, *(n.output[0] for n in graph.node if n.op_type == "Constant")}
     depth = dict.fromkeys(constants, 0)
+    padded = {n.output[0] for n in graph.node if n.op_type == "Pad"}  # with minus infinity, before a maximum
     pooled = {n.input[0] for n in graph.node if n.op_type in _POOLS}
     gates = {n.name: n for n in graph.node if n.op_type == "Mul" and not pooled.isdisjoint(n.input)}
     squeezed = pooled & {name for n in gates.values() for name in n.input}
     alone = (*_POOLS, "HardSwish") if quantize_hardswish else _POOLS
     sizes = _sizes(model)
+    writers = {output: n for n in graph.node for output in n.output}
+    layers = {n.name: n.op_type for n in graph.node if n.op_type in ("Conv", *_LINEAR)}
     found: list[Placement] = []
     for node in graph.node:
         inputs = list(node.input)
-        if node.op_type in ("Conv", "Gemm", "MatMul"):
+        if node.name in layers:
             axis = _weight_axis(node, weights)
             if axis is not None:
                 found.append(Placement(node.name, 0, inputs[0], axis))
         elif node.op_type == "Add" and constants.isdisjoint(inputs) and sizes.isdisjoint(inputs):
             index = min((1, 0), key=lambda k: depth.get(inputs[k], 0))
-            found.append(Placement(node.name, index, inputs[index]))
-        elif node.op_type in alone and (quantize_se or inputs[0] not in squeezed):
+            kinds = {layers[name] for name in layers_read(inputs[1 - index], writers, layers)}
+            if not kinds or not kinds.issubset(_LINEAR):
+                found.append(Placement(node.name, index, inputs[index]))
+        elif node.op_type in alone and inputs[0] not in padded and (quantize_se or inputs[0] not in squeezed):
             found.append(Placement(node.name, 0, inputs[0]))
         elif quantize_se and node.name in gates:
             found.extend(Placement(node.name, k, name) for k, name in enumerate(inputs))
@@ -98,6 +107,21 @@ def placements(
 def quantized_tensors(onnx_path: str | os.PathLike[str], **options: Any) -> tuple[str, ...]:
     """Names of the activation tensors that need a range, each once, in graph order; options as of `placements`."""
     return tuple(dict.fromkeys(p.tensor for p in placements(onnx_path, **options)))
+
+
+def layers_read(tensor: str, writers: Mapping[str, onnx.NodeProto], layers: Collection[str]) -> set[str]:
+    """The nodes among ``layers`` that a tensor is made of through no other of them."""
+    found, seen, waiting = set(), set(), [tensor]
+    while waiting:
+        writer = writers.get(waiting.pop())
+        if writer is None or writer.name in seen or writer.op_type == "Shape":
+            continue  # sizes are made of whatever tensor was at hand
+        seen.add(writer.name)
+        if writer.name in layers:
+            found.add(writer.name)
+        else:
+            waiting.extend(writer.input)
+    return found
 
 
 def _weight_axis(node: onnx.NodeProto, weights: Mapping[str, int]) -> int | None:
