@@ -47,8 +47,8 @@ def placements(
     - the *residual* input of an Add, that is the one with the shorter path from the model's input: the other comes
       straight from a convolution, and TensorRT adds in that convolution's epilogue if its output is not quantized;
       additions of sizes, which are integers or have no batch axis, are none, and those whose other input comes from
-      linear layers alone stay in float: the residual stream of a transformer, where a quantizer saves neither kernel
-      nor byte, and one scale would have to serve tokens of very different size;
+      linear layers alone stay in float: the residual stream of a transformer, where a quantizer saves next to
+      nothing, and one scale would have to serve tokens of very different size;
     - inputs of poolings, except the squeeze of a squeeze-excite block: its input also feeds the Mul of the gate,
       which stays float, so a quantized copy of it would be extra work, and except poolings behind a padding of their
       own, which may be minus infinity.
