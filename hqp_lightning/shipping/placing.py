@@ -16,6 +16,7 @@ from hqp_lightning.export.board_files import write_whole
 from hqp_lightning.export.engines.rtx import missing
 from hqp_lightning.export.forms import write_form
 from hqp_lightning.export.options import FileOptions
+from hqp_lightning.export.paying import with_idle_additions
 from hqp_lightning.records import OnnxArtifact
 
 __all__ = ["compiled_cost", "fewer_kernels", "left_in_float"]
@@ -49,10 +50,12 @@ def left_in_float(
     known = _Known(folder / "placement.json", of)
 
     def cost(exclude: Iterable[str]) -> Cost:
-        return known.get(exclude, lambda: compiled_cost(float_onnx.path, ranges, exclude, options.rtx[0], **where))
+        left = with_idle_additions(float_onnx.path, list(exclude))
+        return known.get(left, lambda: compiled_cost(float_onnx.path, ranges, left, options.rtx[0], **where))
 
     try:
-        return fewer_kernels(paying, [n for n in layers if n not in paying], cost)
+        found = fewer_kernels(paying, [n for n in layers if n not in paying], cost)
+        return with_idle_additions(float_onnx.path, found)
     except ExportError as error:
         _log.warning("hqp: placement='compiled' is 'paying' here: %s", error)
         return paying
@@ -102,22 +105,25 @@ def fewer_kernels(
 
 
 class _Known:
-    """Costs that were measured, on disk: an interrupted search goes on where it was."""
+    """Costs that were measured, on disk, model by model: an interrupted search goes on where it was."""
 
     def __init__(self, path: Path, of: Mapping[str, object]) -> None:
-        self._path, self._head = path, dict(of)
+        self._path = path
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            content = {}
-        same = isinstance(content, dict) and content.get("of") == self._head
-        self._costs: dict[str, list[int]] = content["costs"] if same else {}
+            content = json.loads(path.read_text(encoding="utf-8"))["searches"]
+            self._searches = [{"of": dict(s["of"]), "costs": dict(s["costs"])} for s in content]
+        except (OSError, ValueError, LookupError, TypeError):
+            self._searches = []
+        found = next((s for s in self._searches if s["of"] == of), None)
+        if found is None:
+            found = {"of": dict(of), "costs": {}}
+            self._searches.append(found)
+        self._costs: dict[str, list[int]] = found["costs"]
 
     def get(self, exclude: Iterable[str], measure: Callable[[], Cost]) -> Cost:
         key = "|".join(sorted(exclude))
         if key not in self._costs:
             self._costs[key] = list(measure())
-            content = {"of": self._head, "costs": self._costs}
-            write_whole(self._path, json.dumps(content, indent=1).encode())
+            write_whole(self._path, json.dumps({"searches": self._searches}, indent=1).encode())
         kernels, moved = self._costs[key]
         return kernels, moved

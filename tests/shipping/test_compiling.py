@@ -66,6 +66,36 @@ def test_dense_pruned_and_int8_for_every_capability(compiler, run):
     assert "fewer kernels and more INT8 layers are no measured time" in render_html(report)
 
 
+def test_an_interrupted_search_for_a_placement_ends_in_the_export_that_comes_later(make_trainer, tmp_path, monkeypatch):
+    asked = []
+
+    def cost(path, ranges, exclude, capability, **where):
+        if len(asked) == 3:
+            raise OSError("the power went")
+        asked.append(sorted(exclude))
+        return 100 - 2 * ("/4/Conv" in exclude) + ("/2/Conv" in exclude), 50
+
+    monkeypatch.setattr("hqp_lightning.shipping.placing.missing", lambda: None)
+    monkeypatch.setattr("hqp_lightning.shipping.placing.compiled_cost", cost)
+    torch.manual_seed(0)
+    model = Classifier()
+    layers = [nn.Conv2d(3, 16, 4), nn.ReLU(), nn.Conv2d(16, 16, 3), nn.ReLU(), nn.Conv2d(16, 16, 3), nn.Flatten()]
+    model.net = nn.Sequential(*layers, nn.Linear(16, 10))
+    data = DataLoader(TensorDataset(torch.randn(32, 3, 8, 8), torch.arange(32) % 10), 16)
+    common = {"calibration_batches": 2, "engines": ["onnxruntime"], "latency_runs": 2, "threads": 1}
+    callback = Int8Export(tmp_path, "val_acc", 0.99, placement="compiled", **common)
+    with pytest.raises(OSError, match="the power went"):
+        make_trainer(1, [callback]).fit(model, data, data)
+    assert not (tmp_path / "model.int8.onnx").exists()
+    before, asked[:] = list(asked), []
+    report = Int8Export(tmp_path, placement="compiled", **common).export(model, data, data)
+    assert len(before) == 3
+    assert asked
+    assert not [e for e in asked if e in before]
+    left = {q.layer for q in report.quantization if q.precision == "float"}
+    assert left == {"/4/Conv", "/6/Gemm"}  # what saves a kernel, and the head by rule
+
+
 def test_what_the_compiler_refuses_is_a_note(compiler, run):
     report, _ = run(rtx=("8.7",))
     assert not report.compiled
