@@ -47,13 +47,16 @@ class HQPPruning(Portable):
         ignore: names of modules in the network that stay as they are, and are not looked into. The head is found.
         estimator: ``"gate"`` or ``"weight"``, see `FisherAccumulator`; ``"magnitude"`` for Torch-Pruning's group
             norms of the weights, to compare with (its "predicted loss increase" is no loss).
-        cost: ``"macs"`` ranks channels by loss increase per MAC, ``"none"`` by loss increase alone.
-        step: fraction of the dense MACs that a step removes at first.
+        cost: ``"macs"`` ranks channels by loss increase per MAC, ``"none"`` by loss increase alone, ``"latency"`` per
+            millisecond on this machine's engine, ``"FILE.json"`` on that of `hqp-engine profile`'s table.
+        step: fraction of the dense cost, MACs or milliseconds, that a step removes at first.
         min_step: the search ends when a halved step would be below this fraction.
         every_n_epochs: epochs of healing before a step is judged.
         patience: further epochs in which a step over budget may heal, and is kept once it is within, or rolled back.
         start_epoch: first epoch that may begin with a step; with 0 a full validation measures the baseline first.
         target_macs: stop when this fraction of the dense MACs is left.
+        target_speedup: stop when the dense float network's latency is so many times the predicted one.
+        target_latency_ms: stop when the predicted latency is no more; these two need a latency as ``cost``.
         max_channel_ratio: at most this fraction of a group's channels is ever removed.
         round_to: kept channels per group are a multiple of this.
         fisher_batches: validation batches used for the scores; all by default.
@@ -86,6 +89,8 @@ class HQPPruning(Portable):
         patience: int = 0,
         start_epoch: int = 0,
         target_macs: float | None = None,
+        target_speedup: float | None = None,
+        target_latency_ms: float | None = None,
         max_channel_ratio: float = 0.9,
         round_to: int = 8,
         fisher_batches: int | None = None,
@@ -96,29 +101,10 @@ class HQPPruning(Portable):
         max_snapshots: int = 5,
         units: Sequence[str] = (CHANNELS,),
     ) -> None:
-        self.budget = check_budget(Budget(max_drop, monitor, mode))
-        loss_fn = loss_named(loss_fn)
-        self.options = PruningOptions(
-            module=module,
-            ignore=tuple(ignore),
-            estimator=estimator,
-            cost=cost,
-            step=step,
-            min_step=min_step,
-            every_n_epochs=every_n_epochs,
-            patience=patience,
-            start_epoch=start_epoch,
-            target_macs=target_macs,
-            max_channel_ratio=max_channel_ratio,
-            round_to=round_to,
-            fisher_batches=fisher_batches,
-            recalibrate_batches=recalibrate_batches,
-            compensate=compensate,
-            baseline=baseline,
-            loss_fn=loss_fn,
-            max_snapshots=max_snapshots,
-            units=check_units(units, estimator),
-        )
+        options = {name: value for name, value in locals().items() if name in PruningOptions.__slots__}
+        self.budget, loss_fn = check_budget(Budget(max_drop, monitor, mode)), loss_named(loss_fn)
+        tuples = {"ignore": tuple(ignore), "units": check_units(units, estimator)}
+        self.options = PruningOptions(**{**options, **tuples, "loss_fn": loss_fn})
         by = "gate" if estimator == MAGNITUDE else estimator
         self.own_fisher = FisherAccumulator(by, module, ignore, loss_fn, fisher_batches, units)
         self.state = opened(self.options)

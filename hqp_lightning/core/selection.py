@@ -13,10 +13,11 @@ from torch import Tensor
 from hqp_lightning.errors import ConfigurationError
 from hqp_lightning.records import ChannelGroup, PruningStep, Unit
 
-__all__ = ["COSTS", "Caps", "propose"]
+__all__ = ["COSTS", "LATENCY", "Bundle", "Caps", "bundles_of", "propose"]
 
-COSTS = ("macs", "none")
-"""What a channel's saliency is divided by: the MACs that go with it, or nothing."""
+LATENCY = "latency"
+COSTS = ("macs", LATENCY, "none")
+"""What a channel's saliency is divided by: the MACs that go with it, the milliseconds, or nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,18 +63,19 @@ def propose(
     Raises:
         ConfigurationError: unknown cost.
     """
-    if cost not in COSTS:
-        raise ConfigurationError(f"cost={cost!r} is not known; choose one of {COSTS}.")
+    known = tuple(c for c in COSTS if c != LATENCY)
+    if cost not in known:
+        raise ConfigurationError(f"cost={cost!r} is not known here; choose one of {known}.")
     caps = caps or Caps()
-    queues = {g.name: _bundles(g, saliency[g.name], caps, cost) for g in groups if g.name in saliency}
+    queues = {g.name: bundles_of(g, saliency[g.name], caps, cost) for g in groups if g.name in saliency}
     wholes = {u.key: u for u in units if u.key in saliency}
     for key, unit in wholes.items():
         loss = 0.5 * float(saliency[key].sum())
         if math.isfinite(loss):
-            queues[key] = [_Bundle((), loss, unit.macs, loss / max(unit.macs if cost == "macs" else 1.0, 1e-12))]
+            queues[key] = [Bundle((), loss, unit.macs, loss / max(unit.macs if cost == "macs" else 1.0, 1e-12))]
     heap = [(bundles[0].price, name, 0) for name, bundles in queues.items() if bundles]
     heapq.heapify(heap)
-    taken: dict[str, list[_Bundle]] = {}
+    taken: dict[str, list[Bundle]] = {}
     inside: set[str] = set()  # of a unit that goes
     while heap and sum(b.macs for bundles in taken.values() for b in bundles) < target_macs:
         _, name, i = heapq.heappop(heap)
@@ -96,14 +98,16 @@ def propose(
 
 
 @dataclass(frozen=True, slots=True)
-class _Bundle:
+class Bundle:
+    """Channels of a group that go together: what they cost in loss (nats) and MACs, and the price that ranks them."""
+
     channels: tuple[int, ...]
     loss: float
     macs: float
     price: float
 
 
-def _bundles(group: ChannelGroup, values: Tensor, caps: Caps, cost: str) -> list[_Bundle]:
+def bundles_of(group: ChannelGroup, values: Tensor, caps: Caps, cost: str = "macs") -> list[Bundle]:
     """The group's gates from least to most salient, cut where the kept channels are a multiple of ``round_to``."""
     tile = caps.round_to // math.gcd(caps.round_to, group.blocks)  # in gates
     original = (caps.original or {}).get(group.name, group.channels)
@@ -114,7 +118,7 @@ def _bundles(group: ChannelGroup, values: Tensor, caps: Caps, cost: str) -> list
     spared = {next(g for g in reversed(order) if g in part) for part in group.parts}
     order = [g for g in order if g not in spared] + [g for g in order if g in spared]
     floor = max(floor, math.ceil(len(spared) / tile) * tile)
-    bundles: list[_Bundle] = []
+    bundles: list[Bundle] = []
     kept = group.gates
     while True:
         after = (kept - 1) // tile * tile
@@ -127,5 +131,5 @@ def _bundles(group: ChannelGroup, values: Tensor, caps: Caps, cost: str) -> list
             return bundles
         macs = group.macs_per_channel * len(channels)
         unit = macs if cost == "macs" else float(len(channels))
-        bundles.append(_Bundle(channels, loss, macs, loss / max(unit, 1e-12)))
+        bundles.append(Bundle(channels, loss, macs, loss / max(unit, 1e-12)))
         kept = after

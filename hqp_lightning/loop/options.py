@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from hqp_lightning.core.saliency import ESTIMATORS
-from hqp_lightning.core.selection import COSTS
+from hqp_lightning.core.selection import COSTS, LATENCY
 from hqp_lightning.errors import ConfigurationError
 from hqp_lightning.export.options import FileOptions, at_least, one_of
 from hqp_lightning.loop.network import LossFn
@@ -34,6 +34,8 @@ class PruningOptions:
     patience: int
     start_epoch: int
     target_macs: float | None
+    target_speedup: float | None
+    target_latency_ms: float | None
     max_channel_ratio: float
     round_to: int
     fisher_batches: int | None
@@ -52,8 +54,28 @@ class PruningOptions:
         if self.min_step > self.step:
             raise ConfigurationError(f"min_step={self.min_step} is larger than step={self.step}.")
         at_least(self, every_n_epochs=1, patience=0, start_epoch=0, round_to=1, recalibrate_batches=0, max_snapshots=1)
-        one_of(self, estimator=(*ESTIMATORS, MAGNITUDE), cost=COSTS, compensate=(False, True))
+        one_of(self, estimator=(*ESTIMATORS, MAGNITUDE), compensate=(False, True))
         check_units(self.units, self.estimator)
+        if not self.table:
+            one_of(self, cost=COSTS)
+        for name, least in {"target_speedup": 1.0, "target_latency_ms": 0.0}.items():
+            value = getattr(self, name)
+            if value is None:
+                continue
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > least:
+                raise ConfigurationError(f"{name}={value!r} must be a number above {least:g}.")
+            if not self.by_latency:
+                raise ConfigurationError(f"{name}={value!r} needs cost='latency' or a table, not cost={self.cost!r}.")
+
+    @property
+    def table(self) -> str | None:
+        """The file of a latency table, if ``cost`` names one."""
+        return self.cost if isinstance(self.cost, str) and self.cost.endswith(".json") else None
+
+    @property
+    def by_latency(self) -> bool:
+        """Whether channels are ranked by milliseconds."""
+        return self.cost == LATENCY or self.table is not None
 
 
 @dataclass(frozen=True, slots=True)

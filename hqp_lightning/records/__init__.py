@@ -13,6 +13,7 @@ from hqp_lightning.records.export import (
     OnnxArtifact,
     QuantizedLayer,
 )
+from hqp_lightning.records.latency import LatencyFigures, LatencyTable, NetworkTime, Part
 from hqp_lightning.records.pruning import (
     Budget,
     ChannelGroup,
@@ -47,12 +48,16 @@ __all__ = [
     "GroupNote",
     "GroupSensitivity",
     "Latency",
+    "LatencyFigures",
+    "LatencyTable",
     "LayerChannels",
     "MethodComparison",
     "MethodFigures",
     "ModelFigures",
     "ModelTensor",
+    "NetworkTime",
     "OnnxArtifact",
+    "Part",
     "PruningStep",
     "QuantizedLayer",
     "Report",

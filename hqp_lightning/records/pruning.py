@@ -101,12 +101,14 @@ class PruningStep:
         predicted_loss_increase: half the sum of the removed channels' and units' Fisher values (second order, nats).
         macs_saved: predicted MACs saved, for one sample.
         units: keys of the units that go as a whole, see `Unit`; they go first, the channels out of what is left.
+        ms_saved: predicted milliseconds saved, where a latency table prices the step.
     """
 
     removed: Mapping[str, tuple[int, ...]]
     predicted_loss_increase: float
     macs_saved: float
     units: tuple[str, ...] = ()
+    ms_saved: float = 0.0
 
     @property
     def channels(self) -> int:
@@ -147,6 +149,7 @@ class StepRecord:
     ``outcome`` is ``"kept"``, ``"rolled_back"`` (over budget or never judged) or ``"refused"`` (would have
     broken the model, so was not made). ``macs`` and ``params`` are those of the pruned candidate. ``batchnorm`` says
     what became of BatchNorm's running statistics; empty where there are none. ``units_removed`` are keys of `Unit`.
+    ``predicted_ms`` is the latency of the candidate by a table, see `LatencyTable`; None where there is none.
     """
 
     index: int
@@ -163,3 +166,4 @@ class StepRecord:
     surgery_s: float = 0.0
     batchnorm: str = ""
     units_removed: tuple[str, ...] = ()
+    predicted_ms: float | None = None

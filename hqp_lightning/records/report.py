@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from hqp_lightning.records.export import ComparedTensor, CompiledEngine, EngineReport, Latency, QuantizedLayer
+from hqp_lightning.records.latency import LatencyFigures
 from hqp_lightning.records.pruning import Budget, GroupNote, StepRecord
 
 __all__ = ["GroupSensitivity", "LayerChannels", "MethodComparison", "MethodFigures", "ModelFigures", "Report"]
@@ -78,6 +79,7 @@ class Report:
     tensors: tuple[ComparedTensor, ...] = ()
     notes: tuple[str, ...] = ()
     versions: Mapping[str, str] = field(default_factory=dict)
+    latency: LatencyFigures | None = None
     schema_version: int = 1
     units_removed: tuple[str, ...] = ()
 

@@ -12,6 +12,7 @@ from hqp_lightning.records import (
     EngineReport,
     GroupNote,
     GroupSensitivity,
+    LatencyFigures,
     LayerChannels,
     ModelFigures,
     QuantizedLayer,
@@ -126,6 +127,7 @@ def assemble(
     notes: Iterable[str] = (),
     versions: Mapping[str, str] | None = None,
     units_removed: Iterable[str] = (),
+    latency: LatencyFigures | None = None,
 ) -> Report:
     """Put the facts of a run into one `Report`, with the figures that follow from them.
 
@@ -148,6 +150,7 @@ def assemble(
         notes: what a reader must know, one sentence each.
         versions: package versions; see the function `versions`.
         units_removed: keys of the units that the pruned model is without.
+        latency: what a latency table predicted, if one ranked the channels.
 
     Returns:
         The report. A drop is positive when the INT8 artifact is worse, whatever ``budget.mode``;
@@ -198,4 +201,5 @@ def assemble(
         notes=tuple(notes),
         versions=dict(versions or {}),
         units_removed=tuple(units_removed),
+        latency=latency,
     )

@@ -10,6 +10,7 @@ from rich.text import Text
 from hqp_lightning.records import Report
 from hqp_lightning.report.assemble import speed_pair
 from hqp_lightning.report.compiled import advice, compiler_line
+from hqp_lightning.report.predicted import predicted_line
 from hqp_lightning.report.rows import conditions, model_rows
 from hqp_lightning.report.sentences import (
     fastest,
@@ -97,7 +98,8 @@ def print_report(report: Report, console: Console | None = None) -> None:
             line(f"{', '.join(backends)} on {device}")
         if text := fastest(report):
             line(text, style="bold")
-    for text in filter(None, (unit_line(report), compiler_line(report), advice(report), *group_lines(report))):
+    said = unit_line(report), predicted_line(report), compiler_line(report), advice(report)
+    for text in filter(None, (*said, *group_lines(report))):
         line(text)
     for tensor in (t for t in report.tensors if t.fault):
         line(f"at fault: {node(tensor.layer)}: {tensor.fault}", style="bold red")

@@ -11,6 +11,7 @@ from hqp_lightning.board.files import write_whole
 from hqp_lightning.records import Report
 from hqp_lightning.report.compiled import compiler_html
 from hqp_lightning.report.html_sections import channels, latencies, models, quantization, sensitivity, steps, trajectory
+from hqp_lightning.report.predicted import predicted_line
 from hqp_lightning.report.sentences import group_lines, key_figures, other_drops, unit_line
 from hqp_lightning.report.tensors import tensors_html
 from hqp_lightning.report.units import fraction
@@ -52,6 +53,7 @@ def render_html(report: Report) -> str:
         _section("Quantization noise per layer", quantization(report)),
         _section("Float and INT8, tensor by tensor", tensors_html(report)),
         _section("Latency of one call", latencies(report)),
+        _section("Latency table", "".join(f"<p>{escape(text)}</p>" for text in filter(None, [predicted_line(report)]))),
         _section("NVIDIA's compiler", compiler_html(report)),
         _section("Steps", steps(report)),
         _section("Removed as a whole", f"<p>{escape(unit_line(report))}</p>" if report.units_removed else ""),

@@ -12,10 +12,13 @@ from hqp_lightning.core.search import advance, finish, pause
 from hqp_lightning.core.verdict import judge, score_drop
 from hqp_lightning.loop.options import PruningOptions
 from hqp_lightning.records import Budget, StepRecord
+from hqp_lightning.search.saving import target_ms
 from hqp_lightning.search.state import NO_EPOCHS, Accepted, PruningState
 from hqp_lightning.surgery import take
 
 __all__ = ["doubts", "healed", "judge_", "may_step_", "note_", "still_learning", "weigh_"]
+
+_REACHED = 1 + 1e-6  # sums of milliseconds in another order
 
 
 def weigh_(
@@ -101,9 +104,21 @@ def may_step_(state: PruningState, trainer: Trainer, options: PruningOptions) ->
     macs = state.accepted[-1].macs if state.accepted else state.dense_macs
     if options.target_macs is not None and macs <= options.target_macs * state.dense_macs:
         state.search = finish(state.search, f"target_macs={options.target_macs:g} reached")
+    elif (reached := _fast_enough(state, options)) is not None:
+        state.search = finish(state.search, reached)
     elif last not in (None, -1) and epoch + options.every_n_epochs > last:
         state.search = pause(state.search, NO_EPOCHS)
     return state.search.stopped is None
+
+
+def _fast_enough(state: PruningState, options: PruningOptions) -> str | None:
+    """Which latency target the present model is predicted to reach, in words; None if it does not."""
+    target = state.price and target_ms(state.price, options)
+    if not target or state.price is None or (now := state.predicted_ms) is None or now > target * _REACHED:
+        return None
+    asked = {"target_speedup": options.target_speedup, "target_latency_ms": options.target_latency_ms}
+    said = ", ".join(f"{n}={v:g}" for n, v in asked.items() if v is not None)
+    return f"{said} reached: {now:.3g} ms predicted"
 
 
 def doubts(

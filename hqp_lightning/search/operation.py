@@ -24,6 +24,7 @@ from hqp_lightning.search.compensating import compensations
 from hqp_lightning.search.judging import may_step_
 from hqp_lightning.search.proposal import untried
 from hqp_lightning.search.removing import remove_units_
+from hqp_lightning.search.saving import after, wanted
 from hqp_lightning.search.state import PruningState
 from hqp_lightning.surgery import (
     Cut,
@@ -90,11 +91,8 @@ def prune_(
     started = time.perf_counter()
     _, network = find_network(pl_module, options.module)
     shadow = Shadow(network, example, options.ignore)
-    wanted = state.search.step * state.dense_macs
-    if options.target_macs is not None:
-        wanted = min(wanted, shadow.macs - options.target_macs * state.dense_macs)
     state.note(shadow.notes)
-    step = trainer.strategy.broadcast(untried(shadow, wanted, state, options))
+    step = trainer.strategy.broadcast(untried(shadow, wanted(shadow, state, options), state, options))
     if not step.parts:
         return None
     planned = StepRecord(
@@ -108,6 +106,7 @@ def prune_(
         macs=shadow.macs - step.macs_saved,
         params=shadow.params,
         units_removed=step.units,
+        predicted_ms=after(shadow, step, state),
     )
     state.pending = planned
     state.rejected.append(step.parts)  # until it is kept

@@ -5,10 +5,11 @@ from __future__ import annotations
 import logging
 from dataclasses import replace
 
-from hqp_lightning.core.selection import Caps, propose
+from hqp_lightning.core.selection import Caps
 from hqp_lightning.errors import SurgeryError
 from hqp_lightning.loop.options import CHANNELS, PruningOptions
 from hqp_lightning.records import UNIT_KINDS, GroupNote, PruningStep, Unit
+from hqp_lightning.search.saving import Wanted, proposed
 from hqp_lightning.search.state import PruningState
 from hqp_lightning.surgery import Shadow
 
@@ -17,7 +18,7 @@ __all__ = ["untried"]
 _log = logging.getLogger(__name__)
 
 
-def untried(shadow: Shadow, wanted: float, state: PruningState, options: PruningOptions) -> PruningStep:
+def untried(shadow: Shadow, wanted: Wanted, state: PruningState, options: PruningOptions) -> PruningStep:
     """The best step that is proved, and was not rejected already: whole tiles can make a halved step the last one.
 
     A group or unit that can't go is left out for good, and the step made of the others.
@@ -26,8 +27,7 @@ def untried(shadow: Shadow, wanted: float, state: PruningState, options: Pruning
     groups = {g.name: g for g in shadow.groups() if g.name not in state.left_out and CHANNELS in options.units}
     units = {u.key: u for u in offered(shadow, options) if u.key not in state.left_out}
     while True:
-        known = list(groups.values()), state.saliency or {}
-        step = propose(*known, wanted, caps, options.cost, list(units.values()))
+        step = proposed(shadow, list(groups.values()), list(units.values()), wanted, caps, state, options)
         if not step.parts:
             return step
         if step.parts in state.rejected:

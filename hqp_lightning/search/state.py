@@ -8,9 +8,11 @@ from typing import Any
 
 from torch import Tensor
 
+from hqp_lightning.core.latency import Price
 from hqp_lightning.core.search import Search
 from hqp_lightning.core.verdict import score_drop
-from hqp_lightning.records import GroupNote, StepRecord
+from hqp_lightning.records import GroupNote, LatencyTable, StepRecord
+from hqp_lightning.report.schema import decode, encode
 from hqp_lightning.surgery import Snapshot
 
 __all__ = ["FIT_ENDED", "NO_EPOCHS", "Accepted", "PruningState"]
@@ -49,6 +51,7 @@ class PruningState:
         baseline: the score that drops are measured from, if the user gave one.
         best: the best score that the dense or an accepted model reached; drops are measured from it otherwise.
         first: what the first judged step was measured from.
+        price: milliseconds of a structure, where a latency table ranks the channels.
         left: a ``fit`` has ended, with the last accepted model in place.
         dense_macs: MACs of the dense network for one sample.
         channels: group name to its channels in the dense network.
@@ -81,6 +84,14 @@ class PruningState:
     best: float | None = None
     first: float | None = None
     left: bool = False
+    price: Price | None = None
+
+    @property
+    def predicted_ms(self) -> float | None:
+        """The latency that the table predicts of the last accepted model; None where there is no table."""
+        last = self.accepted[-1].index if self.accepted else 0
+        found = (r.predicted_ms for r in reversed(self.records) if r.index == last)
+        return None if self.price is None else next(found, self.price.dense_ms)
 
     @property
     def reference(self) -> float | None:
@@ -140,6 +151,7 @@ class PruningState:
             "best": self.best,
             "first": self.first,
             "left": self.left,
+            "price": self.price and encode(self.price.table, LatencyTable, "price"),
         }
 
     @classmethod
@@ -159,6 +171,13 @@ class PruningState:
                 "pending": plain["pending"] and StepRecord(**plain["pending"]),
                 "rejected": [{n: tuple(c) for n, c in r.items()} for r in plain["rejected"]],
                 "notes": [GroupNote(**n) for n in plain.get("notes", ())],
+                "price": _price(plain.get("price")),
                 "undo": plain["undo"] and Snapshot.from_plain(plain["undo"]),
             }
         )
+
+
+def _price(plain: Mapping[str, Any] | None) -> Price | None:
+    if plain is None:
+        return None
+    return Price(decode(plain, LatencyTable, "price"))

@@ -13,6 +13,7 @@ from hqp_lightning.loop.batches import batches, prepared
 from hqp_lightning.loop.calls import Receiver
 from hqp_lightning.loop.network import find_network
 from hqp_lightning.loop.options import MAGNITUDE, PruningOptions
+from hqp_lightning.loop.pricing import priced
 from hqp_lightning.loop.trainer import load_validation
 from hqp_lightning.loop.twins import Twins, check_copies
 from hqp_lightning.loop.untouched import fixed_seed
@@ -61,6 +62,8 @@ def begin_(
             f"{type(network).__name__} has no prunable channel groups: every convolution and linear layer is a head, "
             f"ignored ({list(options.ignore) or 'none'}), or can't be cut.{left}"
         )
+    if options.by_latency and state.price is None:
+        state.price = priced(trainer, network, example, shadow, options)
     if not state.channels:
         state.channels, state.dense_macs = {g.name: g.channels for g in shadow.groups()}, shadow.macs
     return example, Twins(pl_module, network, trainer)

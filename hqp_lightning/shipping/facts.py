@@ -1,14 +1,21 @@
-"""What a report says of the pruning: widths of layers, worth of groups, units that are gone."""
+"""What a report says of the pruning: widths of layers, worth of groups, units that are gone, the latency foretold."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import cast
 
-from hqp_lightning.records import GroupSensitivity, LayerChannels, unit_of
-from hqp_lightning.search.state import PruningState
-from hqp_lightning.surgery import Structure
+from torch import nn
 
-__all__ = ["channels", "sensitivity", "units_removed"]
+from hqp_lightning.export.latency import How, comparable, network_ms
+from hqp_lightning.records import GroupSensitivity, LatencyFigures, LayerChannels, OnnxArtifact, unit_of
+from hqp_lightning.report.latency_table import write_table
+from hqp_lightning.search.state import PruningState
+from hqp_lightning.surgery import Structure, layer_widths
+
+__all__ = ["TABLE", "channels", "foretold", "sensitivity", "units_removed"]
+
+TABLE = "latency_table.json"
 
 
 def sensitivity(search: PruningState | None) -> list[GroupSensitivity]:
@@ -42,3 +49,37 @@ def channels(before: Structure, after: Structure, prefix: str) -> list[LayerChan
                 layer = name.removeprefix(f"{prefix}.") if prefix else name
                 rows.append(LayerChannels(layer, cast(int, attributes[key]), cast(int, now.get(key, 0))))
     return rows
+
+
+def foretold(
+    search: PruningState | None, network: nn.Module, int8: OnnxArtifact, dense: OnnxArtifact, dirpath: Path
+) -> LatencyFigures | None:
+    """Write the table, and measure the files as the table was, where that was on this machine.
+
+    Args:
+        search: None, or without a price: there was no table.
+        network: what ships.
+        int8: its file.
+        dense: the dense float network's: a machine may be slower or faster now than when the table was made.
+        dirpath: folder of the report.
+    """
+    if search is None or (price := search.price) is None:
+        (dirpath / TABLE).unlink(missing_ok=True)  # of an earlier run
+        return None
+    table, measured, dense_now = price.table, None, None
+    write_table(table, dirpath / TABLE)
+    if comparable(table):
+        how = How(threads=table.threads, batch_size=table.batch_size)
+        dense_now, measured = network_ms([(dense.path, "fp32"), (int8.path, "int8")], how)
+    return LatencyFigures(
+        engine=table.engine,
+        version=table.version,
+        device=table.device,
+        threads=table.threads,
+        clock=table.clock,
+        predicted_ms=price.ms(layer_widths(network, price.layers())),
+        dense_float_ms=price.measured("fp32"),
+        dense_int8_ms=price.measured("int8"),
+        measured_ms=measured,
+        measured_dense_float_ms=dense_now,
+    )

@@ -22,13 +22,13 @@ from hqp_lightning.export.departures import compare_files
 from hqp_lightning.export.engines import Engine, OnnxRuntimeBackend
 from hqp_lightning.loop.batches import batches, prepared
 from hqp_lightning.loop.calls import Receiver
+from hqp_lightning.loop.exportable import Exportable, exportable, on_cpu, one_sample
 from hqp_lightning.loop.network import find_network
 from hqp_lightning.loop.options import ExportOptions
 from hqp_lightning.loop.parts import Way
 from hqp_lightning.loop.untouched import fixed_seed
 from hqp_lightning.records import Budget, ComparedTensor, EngineReport, ModelFigures, OnnxArtifact, Verdict
 from hqp_lightning.search.state import Accepted
-from hqp_lightning.shipping.exportable import Exportable, exportable, on_cpu, one_sample
 from hqp_lightning.shipping.quantizing import Quantized, quantize_within
 from hqp_lightning.shipping.scoring import holdout_loaders, score
 from hqp_lightning.shipping.standing_in import counting, running_on

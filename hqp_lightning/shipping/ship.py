@@ -21,7 +21,7 @@ from hqp_lightning.report import assemble, versions
 from hqp_lightning.search.judging import still_learning
 from hqp_lightning.search.state import Accepted, PruningState
 from hqp_lightning.shipping.compiling import compile_for_others
-from hqp_lightning.shipping.facts import channels, sensitivity, units_removed
+from hqp_lightning.shipping.facts import channels, foretold, sensitivity, units_removed
 from hqp_lightning.shipping.quantizing import Quantized, with_cost
 from hqp_lightning.shipping.recovering import costs_too_much, recover_
 from hqp_lightning.shipping.run import Exporting
@@ -69,9 +69,8 @@ class _Shipping(Exporting):
         shipped, float_onnx, made = self._walk(candidates)
         int8_onnx, verdict = made.artifact, made.verdict
         pruned = self.figures(shipped, float_onnx)
-        int8 = replace(pruned, accuracy=verdict.measured, file_bytes=int8_onnx.file_bytes)
         holdout, held = self.measure_holdout(made.engine)
-        int8 = replace(int8, holdout_accuracy=holdout)
+        int8 = replace(pruned, accuracy=verdict.measured, file_bytes=int8_onnx.file_bytes, holdout_accuracy=holdout)
         compiled = self._for_the_board(dense_onnx, int8_onnx, verdict)
         if self.options.activation_type != "int8":
             self.notes.append(
@@ -95,6 +94,7 @@ class _Shipping(Exporting):
             notes=self.notes,
             versions=versions(),
             units_removed=units_removed(self.search, shipped.snapshot.structure, self.prefix),
+            latency=foretold(self.search, self.network, int8_onnx, dense_onnx, self.dirpath),
         )
 
     def _models(self) -> tuple[Accepted, list[Accepted]]:

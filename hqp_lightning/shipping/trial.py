@@ -17,11 +17,11 @@ from hqp_lightning.errors import ConfigurationError, ExportError
 from hqp_lightning.export.engines import Engine, OnnxRuntimeBackend
 from hqp_lightning.loop.batches import batches, prepared
 from hqp_lightning.loop.calls import Receiver, step_arguments
+from hqp_lightning.loop.exportable import Exportable, exportable, one_sample
 from hqp_lightning.loop.network import find_network
 from hqp_lightning.loop.options import ExportOptions
 from hqp_lightning.loop.trainer import load_validation
 from hqp_lightning.loop.untouched import fixed_seed, untouched
-from hqp_lightning.shipping.exportable import Exportable, exportable, one_sample
 from hqp_lightning.shipping.standing_in import running_on
 
 __all__ = ["CALIBRATION_SEED", "check_exportable"]

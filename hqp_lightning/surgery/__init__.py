@@ -2,7 +2,7 @@
 
 from hqp_lightning.surgery.batchnorm import recalibrate_batchnorm_, tracking_batchnorm
 from hqp_lightning.surgery.copying import duplicated
-from hqp_lightning.surgery.cost import layer_macs
+from hqp_lightning.surgery.cost import called_layers, layer_macs, layer_widths, per_channel
 from hqp_lightning.surgery.cut import Cut, apply_cut_, slice_optimizers_
 from hqp_lightning.surgery.fake_quantization import fake_quantized, learned
 from hqp_lightning.surgery.shadow import Shadow
@@ -15,12 +15,15 @@ __all__ = [
     "Snapshot",
     "Structure",
     "apply_cut_",
+    "called_layers",
     "apply_structure_",
     "duplicated",
     "fake_quantized",
     "layer_macs",
+    "layer_widths",
     "learned",
     "recalibrate_batchnorm_",
+    "per_channel",
     "record",
     "restore_",
     "slice_optimizers_",

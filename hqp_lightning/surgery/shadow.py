@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -16,7 +16,7 @@ from hqp_lightning.errors import ConfigurationError, SurgeryError
 from hqp_lightning.records import GATE, ChannelGroup, GroupNote, Unit
 from hqp_lightning.surgery.asked import check_channels, some_of, tell
 from hqp_lightning.surgery.copying import copied, floating_tensors, on_cpu
-from hqp_lightning.surgery.cost import layer_macs
+from hqp_lightning.surgery.cost import layer_macs, layer_widths
 from hqp_lightning.surgery.cut import Cut
 from hqp_lightning.surgery.folding import Removal, plan, proved, remove_
 from hqp_lightning.surgery.graph import group_norm
@@ -76,6 +76,10 @@ class Shadow:
     def notes(self) -> tuple[GroupNote, ...]:
         """The groups that can't be cut, and those whose cuts are approximations, each with the reason."""
         return self._trace.notes
+
+    def widths(self, layers: Iterable[str]) -> dict[str, tuple[int, int]]:
+        """Input and output channels of those of the layers that the network still has."""
+        return layer_widths(self._module, layers)
 
     def groups(self) -> tuple[ChannelGroup, ...]:
         """The coupled groups that may lose channels, in the order in which their roots run; without the head's."""

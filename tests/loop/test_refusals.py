@@ -64,7 +64,7 @@ def test_an_accumulator_that_adds_up_the_ranks_too_late():
     [
         ({"mode": "maximum"}, "mode='maximum'"),
         ({"estimator": "taylor"}, "estimator='taylor'"),
-        ({"cost": "latency"}, "cost='latency'"),
+        ({"cost": "time"}, "cost='time'"),
         ({"step": 0.0}, "step=0.0"),
         ({"min_step": 0.2}, "min_step=0.2 is larger than step=0.05"),
         ({"round_to": 0}, "round_to=0"),

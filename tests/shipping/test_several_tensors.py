@@ -15,7 +15,7 @@ from hqp_lightning import HQPPruning, Int8Export
 from hqp_lightning.core.calls import Call
 from hqp_lightning.errors import ConfigurationError
 from hqp_lightning.export import export_onnx
-from hqp_lightning.shipping.exportable import exportable, one_sample
+from hqp_lightning.loop.exportable import exportable, one_sample
 
 PX = 12
 

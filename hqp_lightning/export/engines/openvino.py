@@ -12,7 +12,7 @@ from hqp_lightning.board.arrays import Arrays, bundle, each
 from hqp_lightning.errors import ExportError
 from hqp_lightning.export.engines.base import Backend, Engine, lacks_vnni, processor_name
 
-__all__ = ["OpenVINOBackend"]
+__all__ = ["OpenVINOBackend", "device_name"]
 
 
 class OpenVINOBackend(Backend):
@@ -49,10 +49,7 @@ class _OpenVINOEngine(Engine):
         import openvino
 
         core: Any = openvino.Core()
-        device = str(core.get_property("CPU", "FULL_DEVICE_NAME"))
-        # OpenVINO drops the model number of some processors ("AMD EPYC"); the system's name says more then.
-        device = max(device, processor_name(), key=len)
-        super().__init__("openvino", precision, device, threads, str(onnx))
+        super().__init__("openvino", precision, device_name(core), threads, str(onnx))
         self._core, self._batch_size = core, batch_size
         # A fixed batch is up to a quarter faster than a dynamic one (small networks); the others get a second
         # compilation, made when the first of them comes.
@@ -88,6 +85,14 @@ class _OpenVINOEngine(Engine):
     def close(self) -> None:
         self._requests.clear()
         self._core = None
+
+
+def device_name(core: Any = None) -> str:
+    """Name of the processor; OpenVINO drops the model number of some ("AMD EPYC"), the system's name says more then."""
+    import openvino
+
+    core = openvino.Core() if core is None else core
+    return max(str(core.get_property("CPU", "FULL_DEVICE_NAME")), processor_name(), key=len)
 
 
 def _capabilities() -> list[str]:

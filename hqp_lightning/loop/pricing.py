@@ -1,0 +1,119 @@
+"""The price of a network's structure in milliseconds: a table that is read, or made on this machine."""
+
+from __future__ import annotations
+
+import logging
+import random
+import tempfile
+import warnings
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from lightning.pytorch import Trainer
+from torch import nn
+
+from hqp_lightning import export
+from hqp_lightning.core.calls import Call
+from hqp_lightning.core.latency import Price, price_of
+from hqp_lightning.errors import ConfigurationError, ExportError, SurgeryError
+from hqp_lightning.export.latency import How, Whole, measure_table
+from hqp_lightning.loop.exportable import exportable
+from hqp_lightning.loop.options import ExportOptions, PruningOptions
+from hqp_lightning.records import LatencyTable
+from hqp_lightning.report.latency_table import read_table
+from hqp_lightning.surgery import Shadow, apply_cut_, called_layers, layer_widths, per_channel
+from hqp_lightning.surgery.copying import copied
+
+__all__ = ["drawn", "made_here", "priced", "whole"]
+
+_log = logging.getLogger(__name__)
+
+NETWORKS = 9
+"""That are measured: the dense one and drawn ones; a part has at most four numbers to fit."""
+_LEAST = 0.2  # of a group's channels, in a drawn network
+
+
+def priced(trainer: Trainer, network: nn.Module, example: Call, shadow: Shadow, options: PruningOptions) -> Price:
+    """The price by the table that ``cost`` names, or by one that is made now, on the first rank.
+
+    Raises:
+        ConfigurationError: the table can't be read, is of another network, or can't be made.
+    """
+    call = example.map(lambda x: x[:1] if x.dim() else x)
+    twin = copied(network)
+    widths = layer_widths(twin, called_layers(twin, call))
+    if options.table is not None:
+        return price_of(read_table(options.table), widths, options.table)
+    asked = next((c.options for c in trainer.callbacks if isinstance(getattr(c, "options", None), ExportOptions)), None)  # type: ignore[attr-defined]
+    how = How() if asked is None else How(**{n: getattr(asked, n) for n in How.__slots__})
+    table = made_here(network, call, shadow, options.round_to, how) if trainer.is_global_zero else None
+    if (table := trainer.strategy.broadcast(table)) is None:
+        raise ConfigurationError("the first process could not make a latency table; its message says why.")
+    return price_of(table, widths)
+
+
+def made_here(
+    network: nn.Module,
+    call: Call,
+    shadow: Shadow,
+    round_to: int,
+    how: How,
+    others: Iterable[tuple[str, nn.Module]] = (),
+) -> LatencyTable:
+    """Time the dense network in float and INT8, and INT8 networks of drawn widths, with their parts.
+
+    Args:
+        network: the dense one.
+        call: what it receives, of one sample.
+        shadow: of it.
+        round_to: widths are multiples of it.
+        how: networks are quantized and run.
+        others: further networks to time in turn with these, by name.
+
+    Raises:
+        ConfigurationError: the network can't be written as ONNX, or not be timed.
+    """
+    draw = random.Random(0)
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the export itself gives them again
+        try:
+            networks = [
+                ("dense", network),
+                *((f"drawn {k}", drawn(network, shadow, draw, round_to)) for k in range(1, NETWORKS)),
+            ]
+            wholes = [whole(name, part, call, Path(folder)) for name, part in networks]
+            wholes += [replace(whole(name, part, call, Path(folder)), counted=False) for name, part in others]
+            table = measure_table(wholes, per_channel(network, wholes[0].widths), how)
+        except (ConfigurationError, ExportError) as error:
+            raise ConfigurationError(f"cost='latency' times ONNX files, which can't be made: {error}") from error
+    _log.info("hqp: latency table of %s %s: %d parts", table.engine, table.version, len(table.parts))
+    return table
+
+
+def whole(name: str, network: nn.Module, call: Call, folder: Path) -> Whole:
+    """Write a network as it is exported, to be timed."""
+    made = exportable(network, call)
+    example = [torch.nan_to_num(x) for x in made.example]
+    path = str(folder / f"{name}.onnx")
+    export.export_onnx(made.module, example, path, inputs=made.inputs, outputs=made.outputs)
+    twin = copied(network)
+    called = called_layers(twin, call)
+    return Whole(name, layer_widths(network, called), path, called)
+
+
+def drawn(network: nn.Module, shadow: Shadow, draw: random.Random, round_to: int, least: float = _LEAST) -> nn.Module:
+    """A copy in which every group has a drawn number of channels, in multiples of ``round_to``: any of them."""
+    removed = {}
+    for g in shadow.groups():
+        kept = max(round(g.channels * draw.uniform(least, 1.0) / round_to), 1) * round_to
+        if (gates := (g.channels - kept) // g.blocks) > 0:
+            removed[g.name] = [k + b * g.gates for k in range(gates) for b in range(g.blocks)]
+    twin = copied(network)
+    try:
+        bad = shadow.unprovable(removed)
+        apply_cut_(twin, shadow.cut({n: c for n, c in removed.items() if n not in bad}))
+    except SurgeryError as error:
+        _log.info("hqp: no narrower network for the latency table: %s", error)
+    return twin

@@ -1,0 +1,154 @@
+"""Milliseconds by hand: parts whose times are known, a network's sum, and what a selection makes of both."""
+
+import random
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from hqp_lightning.core.fastest import propose_fastest
+from hqp_lightning.core.latency import Price, changes, price_of
+from hqp_lightning.core.nonnegative import nonnegative
+from hqp_lightning.core.selection import Caps
+from hqp_lightning.errors import ConfigurationError
+from hqp_lightning.records import ChannelGroup, Consumer, Filters, LatencyTable, NetworkTime, Part, Unit
+
+# A 1x1 convolution of 16 channels, a 3x3 one with an addition behind it, and the head; b and the addition are a block.
+DENSE = {"a": (8, 16), "block.b": (16, 32), "head": (32, 10)}
+PARTS = {
+    "a": Part("a", ("a",), per_channel=False),
+    "block.b": Part("block.b", ("block.b",), per_channel=False),
+    "/block/Add": Part("block", ("block.b", "a")),
+    "head": Part("head", ("head",), per_channel=False),
+}
+
+
+def up(width, step=16):
+    return -(-width // step) * step
+
+
+def known(widths):
+    """What the parts take: a grows with its outputs, b with both its widths, in steps of 16 channels."""
+    i, o = widths.get("block.b", (0, 0))
+    inside = {"block.b": up(i) * up(o) / 64, "/block/Add": 1 + up(o) / 32} if o else {}
+    return {"a": up(widths["a"][1]) / 8, **inside, "head": 1.0}
+
+
+def network(name, widths, a=0.5, b=2.0):
+    """A network time: half of what the counters say, and 2 ms for the call."""
+    parts = known(widths)
+    return NetworkTime(name, "int8", widths, a * sum(parts.values()) + b, parts)
+
+
+def table():
+    draw, networks = random.Random(0), [network("dense", DENSE)]
+    for k in range(8):
+        mid, out = 8 * draw.randint(1, 4), 8 * draw.randint(1, 8)
+        networks.append(network(f"drawn {k}", {"a": (8, mid), "block.b": (mid, out), "head": (out, 10)}))
+    float_ = NetworkTime("dense", "fp32", DENSE, 30.0, {})
+    return LatencyTable("openvino", "1", "a CPU", 1, "processor", 1, ((3, 8, 8),), PARTS, (float_, *networks))
+
+
+TABLE = table()
+
+
+def group(name, channels, reader):
+    """What layer ``name`` writes and ``reader`` reads."""
+    every = tuple(range(channels))
+    filters = (Filters(f"{name}.weight", 0, every, every), Filters(f"{name}.bias", 0, every, every))
+    return ChannelGroup(name, channels, (Consumer(reader, every, every),), filters, 1.0)
+
+
+GROUPS = [group("a", 16, "block.b"), group("block.b", 32, "head")]
+
+
+def test_the_step_of_the_stairs_and_the_time_of_every_part_are_found_in_networks_that_were_measured():
+    price = Price(TABLE)
+    assert price.step == 16
+    for mid, out in ((16, 16), (8, 24), (24, 56)):
+        widths = {"a": (8, mid), "block.b": (mid, out), "head": (out, 10)}
+        assert price.ms(widths) == pytest.approx(network("", widths).ms, rel=1e-3)
+    assert price.dense_ms == pytest.approx(network("", DENSE).ms, rel=1e-3)
+    assert (price.measured("fp32"), price.measured("int8")) == (30.0, network("", DENSE).ms)
+
+
+def test_what_lies_inside_of_a_block_that_is_gone_costs_nothing():
+    price, left = Price(TABLE), {"a": (8, 16), "head": (16, 10)}
+    assert price.ms(left) == pytest.approx(network("", left).ms, rel=1e-3)
+    saved = price.saved(DENSE, {n: w for n, w in DENSE.items() if n != "block.b"}, ["block.b"])
+    assert saved == pytest.approx(0.5 * (16 * 32 / 64 + 2), rel=1e-3)
+
+
+def test_a_part_that_reads_what_is_gone_has_the_channels_of_the_next_layer_above():
+    parts = {**PARTS, "/Pool": Part("", ("block.b", "a"))}
+    networks = [
+        replace(n, parts={**n.parts, "/Pool": n.widths["block.b"][1] / 4} if n.parts else {}) for n in TABLE.networks
+    ]
+    price = Price(replace(TABLE, parts=parts, networks=tuple(networks)))
+    both = {"a": (8, 16), "block.b": (16, 32), "head": (32, 10)}, {"a": (8, 16), "head": (16, 10)}
+    assert [price.of(["/Pool"], widths) for widths in both] == pytest.approx([8.0, 4.0], rel=0.1)
+
+
+def test_a_part_that_was_fused_with_another_in_some_networks_counts_as_nothing_there():
+    networks = [
+        replace(n, parts={p: t for p, t in n.parts.items() if p != "/block/Add"}) if k != 2 else n
+        for k, n in enumerate(TABLE.networks)
+    ]
+    assert Price(replace(TABLE, networks=tuple(networks))).of(["/block/Add"], DENSE) < 0.5
+
+
+def test_nonnegative_least_squares_is_scipys():
+    nnls = pytest.importorskip("scipy.optimize").nnls
+    random_ = np.random.default_rng(0)
+    for _ in range(20):
+        rows, values = random_.standard_normal((9, 4)), random_.standard_normal(9)
+        assert nonnegative(rows, values) == pytest.approx(nnls(rows, values)[0], abs=1e-9)
+
+
+def test_a_channel_of_a_group_takes_an_output_of_its_writer_and_inputs_of_its_readers():
+    flat = replace(GROUPS[0], consumers=(Consumer("block.b", tuple(range(64)), tuple(k // 4 for k in range(64))),))
+    assert changes(flat, DENSE) == {"a": (0.0, 1.0), "block.b": (4.0, 0.0)}
+    assert changes(GROUPS[0], ["block.b"]) == {"block.b": (1.0, 0.0)}
+
+
+def test_channels_go_only_in_whole_steps_of_the_stairs():
+    price, caps = Price(TABLE), Caps(8)
+    values = {"a": torch.full((16,), 1.0), "block.b": torch.full((32,), 1.0)}
+    # a is narrower than a step: nothing to win. Of b, 8 channels save nothing, 16 half of its 8 ms and of the 1 beside.
+    step = propose_fastest(GROUPS, values, DENSE, price, 0.1, caps=caps)
+    assert {n: len(c) for n, c in step.removed.items()} == {"block.b": 16}
+    assert (step.predicted_loss_increase, step.macs_saved) == (8.0, 16.0)
+    assert step.ms_saved == pytest.approx(0.5 * (4 + 0.5), rel=1e-3)
+    assert propose_fastest(GROUPS, values, DENSE, price, 99.0, caps=caps).removed.keys() == {"block.b"}
+    assert propose_fastest(GROUPS, values, DENSE, price, 1.0, caps=Caps(8, 0.4)).parts == {}  # 8 save nothing
+
+
+def test_units_compete_with_channels_by_nats_per_millisecond():
+    price, unit = Price(TABLE), Unit("block", "branch", 5.0)
+    values = {"block.b": torch.full((32,), 1.0), "branch:block": torch.tensor([50.0])}
+    # 8 nats for 2.25 ms, to 25 for 5 ms: the channels first, and then the block with what is inside of it.
+    step = propose_fastest(GROUPS[1:], values, DENSE, price, 2.0, units=[unit])
+    assert ({n: len(c) for n, c in step.removed.items()}, step.units) == ({"block.b": 16}, ())
+    step = propose_fastest(GROUPS[1:], values, DENSE, price, 4.5, units=[unit])
+    assert step.parts == {"branch:block": ()}
+    assert step.ms_saved == pytest.approx(5.0, rel=1e-3)
+    step = propose_fastest(
+        GROUPS[1:], {**values, "branch:block": torch.tensor([30.0])}, DENSE, price, 1.0, units=[unit]
+    )
+    assert step.parts == {"branch:block": ()}  # 15 nats for 5 ms
+
+
+@pytest.mark.parametrize(
+    ("widths", "message"),
+    [
+        ({"a": (8, 16)}, "another network: it has 3 layers, this one 1; only it has block.b, head"),
+        ({**DENSE, "c": (8, 8)}, "it lacks c; make it of this network"),
+        ({**DENSE, "a": (8, 24)}, "layer 'a' is 8→16 there and 8→24 here"),
+    ],
+)
+def test_a_table_of_another_network_is_refused(widths, message):
+    with pytest.raises(ConfigurationError, match=message):
+        price_of(TABLE, widths, "orin.json")
+    with pytest.raises(ConfigurationError, match="no INT8 network"):
+        price_of(replace(TABLE, networks=TABLE.networks[:1]), DENSE)
