@@ -22,11 +22,11 @@ from hqp_lightning.loop.portable import Portable
 from hqp_lightning.loop.ranks import first_rank_only
 from hqp_lightning.loop.trainer import check_trainer, load_validation, loose, monitored
 from hqp_lightning.records import Budget, Report
-from hqp_lightning.report import publish
 from hqp_lightning.search.state import PruningState
 from hqp_lightning.shipping.demands import check_devices, check_folder, own_budget
 from hqp_lightning.shipping.keeping import kept, kept_search, save_pruned
 from hqp_lightning.shipping.later import export_later, untrained
+from hqp_lightning.shipping.publishing import publish_run
 from hqp_lightning.shipping.ship import ship
 from hqp_lightning.shipping.timing import processors
 from hqp_lightning.shipping.trial import check_exportable
@@ -163,7 +163,7 @@ class Int8Export(Portable):
                     self.report = ship(trainer, pl_module, network, budget, search, self.dirpath, self.options)
             save_pruned(trainer, self.dirpath)
             if self.report is not None:
-                publish(self.report, self.dirpath)
+                publish_run(trainer, self.report, self.dirpath)
 
     def export(
         self,

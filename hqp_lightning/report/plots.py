@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from matplotlib import rc_context, rcdefaults, rcParams
@@ -14,10 +14,11 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from hqp_lightning.records import Report, StepRecord
+from hqp_lightning.report.labels import heights_at_one_level
 from hqp_lightning.report.sentences import verdict
 from hqp_lightning.report.units import count, fraction
 
-__all__ = ["edge_score", "inline_svg", "trajectory_svg"]
+__all__ = ["RC", "draw_trajectory", "edge_score", "inline_svg", "trajectory_svg"]
 
 # Matplotlib wants real colours, the page has variables: each sentinel is replaced after drawing.
 INK, KEPT, LOST, REFUSED, INT8, LIMIT, PAPER = (f"#0102{i:02x}" for i in range(1, 8))
@@ -70,12 +71,14 @@ def trajectory_svg(report: Report, width: float, height: float, name: str) -> st
     Returns:
         An ``<svg>`` element without fixed size or colours; equal reports give equal text.
     """
+    return inline_svg(lambda figure: draw_trajectory(figure, report), width, height, name, verdict(report))
 
-    def fill(figure: Figure) -> None:
-        _draw(figure.add_subplot(), report, numbered=len(report.steps) <= MOST_NUMBERED_STEPS)
-        figure.legend(loc="outside upper left", ncols=3 if width < 5 else 6, frameon=False, handletextpad=0.3)
 
-    return inline_svg(fill, width, height, name, verdict(report))
+def draw_trajectory(figure: Figure, report: Report, colours: Mapping[str, str] | None = None) -> None:
+    """Draw what `trajectory_svg` shows on an empty figure, in this module's colours or in what they are mapped to."""
+    _draw(figure.add_subplot(), report, dict(zip(CSS, CSS, strict=True)) if colours is None else colours)
+    columns = 3 if figure.get_figwidth() < 5 else 6
+    figure.legend(loc="outside upper left", ncols=columns, frameon=False, handletextpad=0.3)
 
 
 def inline_svg(fill: Callable[[Figure], None], width: float, height: float, name: str, label: str) -> str:
@@ -103,8 +106,9 @@ def inline_svg(fill: Callable[[Figure], None], width: float, height: float, name
     return _inline(buffer.getvalue(), name, label)
 
 
-def _draw(axes: Axes, report: Report, numbered: bool) -> None:
+def _draw(axes: Axes, report: Report, colours: Mapping[str, str]) -> None:
     base, budget = report.baseline, report.budget
+    numbered = len(report.steps) <= MOST_NUMBERED_STEPS
     sign = 1 if budget.mode == "max" else -1
     limit = base.accuracy - sign * budget.max_drop
     edge = edge_score(report)
@@ -116,17 +120,19 @@ def _draw(axes: Axes, report: Report, numbered: bool) -> None:
         judged = [(s.macs, clip(s.accuracy)) for s in steps if s.accuracy is not None]
         return [x for x, _ in judged], [y for _, y in judged]
 
-    axes.axhline(base.accuracy, color=INK, lw=0.8, ls=(0, (4, 3)), label="dense baseline")
-    axes.axhline(limit, color=LIMIT, lw=1.2, label="budget")
+    axes.axhline(base.accuracy, color=colours[INK], lw=0.8, ls=(0, (4, 3)), label="dense baseline")
+    axes.axhline(limit, color=colours[LIMIT], lw=1.2, label="budget")
     marks: dict[str, Any] = {"ls": "none", "zorder": 3, "clip_on": False}
     kept = points(s for s in report.steps if s.outcome == "kept")
     lost = points(s for s in report.steps if s.outcome != "kept")
-    axes.plot([base.macs, *kept[0]], [base.accuracy, *kept[1]], color=KEPT, lw=1.4, zorder=2)
-    axes.plot(base.macs, base.accuracy, "s", color=INK, ms=6, zorder=4)
+    axes.plot([base.macs, *kept[0]], [base.accuracy, *kept[1]], color=colours[KEPT], lw=1.4, zorder=2)
+    axes.plot(base.macs, base.accuracy, "s", color=colours[INK], ms=6, zorder=4)
     if kept[0]:
-        axes.plot(*kept, **{**marks, "marker": "o", "ms": 5.5, "color": KEPT, "label": "kept"})
+        axes.plot(*kept, **{**marks, "marker": "o", "ms": 5.5, "color": colours[KEPT], "label": "kept"})
     if lost[0]:
-        axes.plot(*lost, **{**marks, "marker": "x", "ms": 6.5, "mew": 1.8, "color": LOST, "label": "rolled back"})
+        axes.plot(
+            *lost, **{**marks, "marker": "x", "ms": 6.5, "mew": 1.8, "color": colours[LOST], "label": "rolled back"}
+        )
     unscored = [s.macs for s in report.steps if s.accuracy is None]
     if unscored:
         # no score to draw at: on the axis, in axes coordinates
@@ -134,14 +140,32 @@ def _draw(axes: Axes, report: Report, numbered: bool) -> None:
             unscored,
             [0.0] * len(unscored),
             transform=axes.get_xaxis_transform(),
-            **{**marks, "marker": "^", "ms": 6.5, "mfc": PAPER, "mec": REFUSED, "label": "not scored"},
+            **{
+                **marks,
+                "marker": "^",
+                "ms": 6.5,
+                "mfc": colours[PAPER],
+                "mec": colours[REFUSED],
+                "label": "not scored",
+            },
         )
     axes.plot(
         report.int8.macs,
         clip(report.int8.accuracy),
-        **{**marks, "marker": "D", "ms": 7.5, "mfc": INT8, "mec": PAPER, "label": "INT8", "zorder": 5},
+        **{
+            **marks,
+            "marker": "D",
+            "ms": 7.5,
+            "mfc": colours[INT8],
+            "mec": colours[PAPER],
+            "label": "INT8",
+            "zorder": 5,
+        },
     )
     named = [(str(s.index) if numbered else "", s.macs, s.accuracy) for s in report.steps]
+    heights = heights_at_one_level(
+        [(macs, fraction(score)) for _, macs, score in named if score is not None and clip(score) != score], axes
+    )
     for text, macs, score in (*named, ("", report.int8.macs, report.int8.accuracy)):
         if score is None:
             continue
@@ -150,7 +174,8 @@ def _draw(axes: Axes, report: Report, numbered: bool) -> None:
         # away from the INT8 mark, the dashed baseline and the edge
         up = y > (report.int8.accuracy if macs == report.int8.macs else base.accuracy) or y == base.accuracy
         up = sign > 0 if y != score else up
-        place, align = ((0, 5), "bottom") if up else ((0, -5), "top")
+        off = 5 + (heights.pop(0) if y != score and heights else 0)
+        place, align = ((0, off), "bottom") if up else ((0, -off), "top")
         axes.annotate(text, (macs, y), place, textcoords="offset points", ha="center", va=align, fontsize=7)
     axes.patch.set_visible(False)  # the page's own paper
     axes.invert_xaxis()  # time runs to the right, MACs fall

@@ -6,6 +6,7 @@ import pytest
 from report_samples import INT8, STEPS
 
 from hqp_lightning.records import Budget, StepRecord
+from hqp_lightning.report import html, png
 from hqp_lightning.report.plots import trajectory_svg
 
 
@@ -71,3 +72,29 @@ def test_no_colour_of_its_own(report):
     svg = trajectory_svg(report, 7.0, 4.0, "plot")
     assert not re.search(r"#[0-9a-fA-F]{6}\b", svg)
     assert "DejaVu" not in svg
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_labels_at_the_edge_do_not_cover_each_other(report, sign):
+    """Of four steps that all fell far below, three at nearly the same MACs."""
+    lost = [
+        StepRecord(i, i, "rolled_back", "too much", 0.05, 8, 0.1, macs, 1, 0.9 - sign * drop, drop, 0.5)
+        for i, (macs, drop) in enumerate([(4.1e8, 0.5), (4.3e8, 0.4), (1.4e9, 0.6), (4.6e8, 0.3)], 1)
+    ]
+    budget = replace(report.budget, mode="max" if sign > 0 else "min")
+    tree = drawing(replace(report, budget=budget, steps=tuple(lost)))
+    boxes = []
+    for node in tree.iter("text"):
+        if (text := "".join(node.itertext())).endswith(")") and " (" in text:
+            x, y = float(node.get("x")), float(node.get("y"))
+            boxes.append((x, y, 3.0 * len(text)))  # narrower than they are
+    assert len(boxes) == 4
+    for i, (x, y, wide) in enumerate(boxes):
+        assert all(abs(x - a) > (wide + b) / 2 or abs(y - c) > 7 for a, c, b in boxes[:i])
+    assert len({round(y) for _, y, _ in boxes}) == 3  # the one that is far from the others stands at the edge
+
+
+def test_the_picture_has_the_colours_of_the_page():
+    css = html.files("hqp_lightning.report").joinpath("report.css").read_text(encoding="utf-8")
+    light = css[: css.index("@media")]
+    assert all(colour in light for colour in png._COLOURS.values())
