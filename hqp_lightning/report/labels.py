@@ -10,7 +10,6 @@ __all__ = ["heights_at_one_level"]
 
 _LETTER, _LINE = 4.0, 8.5  # points, of text of seven
 _NUMBER = 5  # letters: a step's number before its score, and brackets
-_AXES_SHARE = 0.8  # of the drawing's width
 
 
 def heights_at_one_level(labels: Sequence[tuple[float, str]], axes: Axes) -> list[float]:
@@ -21,7 +20,7 @@ def heights_at_one_level(labels: Sequence[tuple[float, str]], axes: Axes) -> lis
         axes: with all marks drawn.
     """
     low, high = axes.dataLim.intervalx
-    points = _AXES_SHARE * 72 * axes.figure.get_figwidth() / max(high - low, 1e-12)
+    points = 72 * axes.bbox.width / axes.figure.dpi / max(high - low, 1e-12)
     rows: list[int] = []
     for k, (macs, text) in enumerate(labels):
         near = [
