@@ -19,6 +19,7 @@ if TYPE_CHECKING:
         load_pruned,
     )
     from hqp_lightning.errors import ConfigurationError, ExportError, HQPError, SurgeryError
+    from hqp_lightning.looking import look
 
 __all__ = [
     "ConfigurationError",
@@ -31,6 +32,7 @@ __all__ = [
     "SurgeryError",
     "hqp_callbacks",
     "load_pruned",
+    "look",
 ]
 __version__ = "0.1.0"
 
@@ -39,5 +41,5 @@ def __getattr__(name: str) -> Any:
     """Import a public name when it is asked for: ``hqp-engine`` runs where neither torch nor Lightning is."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    home = "errors" if name.endswith("Error") else "callbacks"
+    home = "errors" if name.endswith("Error") else "looking" if name == "look" else "callbacks"
     return getattr(import_module(f"{__name__}.{home}"), name)

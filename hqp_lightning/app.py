@@ -23,7 +23,7 @@ from hqp_lightning.errors import ConfigurationError
 from hqp_lightning.records import ModelFigures, Report
 from hqp_lightning.sweeps import Found, find_earlier, note_failure, note_settings, objectives, set_logs_aside
 
-__all__ = ["CONFIG_DIR", "RECIPE_DIR", "main", "run", "with_control"]
+__all__ = ["CONFIG_DIR", "RECIPE_DIR", "build", "main", "run", "with_control"]
 
 _log = logging.getLogger(__name__)
 _PACKAGE = Path(__file__).resolve().parent
@@ -64,14 +64,14 @@ def run(cfg: DictConfig) -> Report | None:
     if cfg.compare:
         from hqp_lightning.comparison import compare
 
-        compare(cfg, report, _build)
+        compare(cfg, report, build)
     print(f"Report: {Path(cfg.export.dirpath) / 'report.html'}")
     return report
 
 
 def _fit(cfg: DictConfig, checkpoint: Path | str | None) -> Report | None:
     callbacks = _callbacks(cfg)
-    model, data, trainer = _build(cfg, callbacks)
+    model, data, trainer = build(cfg, callbacks)
     trainer.fit(model, datamodule=data, ckpt_path=checkpoint)
     return callbacks[-1].report if _is_on(cfg, "export") else None
 
@@ -120,9 +120,17 @@ def _is_on(cfg: DictConfig, group: str) -> bool:
     return bool(cfg[group]) and "_target_" in cfg[group]
 
 
-def _build(
+def build(
     cfg: DictConfig, callbacks: list[Any], suffix: str = "", **settings: Any
 ) -> tuple[L.LightningModule, L.LightningDataModule, L.Trainer]:
+    """The model, the data and the Trainer of a configuration, seeded.
+
+    Args:
+        cfg: the composed configuration.
+        callbacks: of the Trainer.
+        suffix: of the Trainer's folder; with one it has no logger.
+        **settings: of the Trainer, instead of the configuration's.
+    """
     L.seed_everything(cfg.seed, workers=True)
     data, model = instantiate(cfg.data), instantiate(cfg.model)
     logger = instantiate(cfg.logger) if _is_on(cfg, "logger") and not suffix else False
@@ -138,7 +146,7 @@ def _dense_figures(cfg: DictConfig, report: Report) -> ModelFigures:
     best = ModelCheckpoint(
         dirpath=Path(cfg.output_dir) / "control", monitor=budget.monitor, mode=budget.mode, save_weights_only=True
     )
-    model, data, trainer = _build(cfg, [best], suffix="/control", enable_checkpointing=True)
+    model, data, trainer = build(cfg, [best], suffix="/control", enable_checkpointing=True)
     trainer.fit(model, datamodule=data)
     if best.best_model_score is None:
         raise ConfigurationError(f"the control never logged {budget.monitor!r}")

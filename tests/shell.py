@@ -41,7 +41,7 @@ def build_without_training(cfg, checkpoint):
         cfg.data.num_workers = 0
     if cfg.model.checkpoint:
         torch.save(instantiate(cfg.model.net).state_dict(), cfg.model.checkpoint)
-    model, data, _ = app._build(cfg, app._callbacks(cfg))
+    model, data, _ = app.build(cfg, app._callbacks(cfg))
     data.prepare_data()
     data.setup("fit")
     images, _ = next(iter(data.train_dataloader()))

@@ -17,7 +17,7 @@ from torchmetrics import Metric, MetricCollection
 
 from hqp_lightning.loop.trainer import loose
 
-__all__ = ["eager", "fixed_seed", "forget_compiled", "untouched"]
+__all__ = ["eager", "fixed_seed", "forget_compiled", "remembered", "untouched"]
 
 
 @contextmanager
@@ -28,7 +28,7 @@ def untouched(trainer: Trainer, pl_module: LightningModule) -> Iterator[None]:
     metrics, its buffers, and random numbers it draws; loggers, also those asked for directly, are dummies.
     """
     modes, loggers = {m: m.training for m in pl_module.modules()}, trainer.loggers
-    with _remembered(pl_module), fixed_seed(), eager(), torch.no_grad(), trainer.precision_plugin.val_step_context():
+    with remembered(pl_module), fixed_seed(), eager(), torch.no_grad(), trainer.precision_plugin.val_step_context():
         try:
             pl_module.eval()
             loose(trainer).loggers = [DummyLogger() for _ in loggers]
@@ -38,6 +38,22 @@ def untouched(trainer: Trainer, pl_module: LightningModule) -> Iterator[None]:
             loose(trainer).loggers = loggers
             for module, mode in modes.items():
                 module.training = mode
+
+
+@contextmanager
+def remembered(pl_module: LightningModule) -> Iterator[None]:
+    """Inside, the module's attributes and buffers and its metrics' states may change; afterwards they have not."""
+    owners = [m for m in pl_module.modules() if m is pl_module or isinstance(m, (Metric, MetricCollection))]
+    saved = [(m, dict(m.__dict__)) for m in owners]
+    try:
+        for owner, state in saved:
+            owner.__dict__.update({k: _copied(v, isinstance(owner, Metric)) for k, v in state.items()})
+            owner.__dict__["_buffers"] = {k: _copied(b, True) for k, b in owner._buffers.items()}
+        yield
+    finally:
+        for owner, state in saved:
+            owner.__dict__.clear()
+            owner.__dict__.update(state)
 
 
 @contextmanager
@@ -73,21 +89,6 @@ def forget_compiled() -> None:
     """Drop compiled code: it is of shapes that are gone, and after eight of them torch would compile no more."""
     if (dynamo := sys.modules.get("torch._dynamo")) is not None:
         dynamo.reset()
-
-
-@contextmanager
-def _remembered(pl_module: LightningModule) -> Iterator[None]:
-    owners = [m for m in pl_module.modules() if m is pl_module or isinstance(m, (Metric, MetricCollection))]
-    saved = [(m, dict(m.__dict__)) for m in owners]
-    try:
-        for owner, state in saved:
-            owner.__dict__.update({k: _copied(v, isinstance(owner, Metric)) for k, v in state.items()})
-            owner.__dict__["_buffers"] = {k: _copied(b, True) for k, b in owner._buffers.items()}
-        yield
-    finally:
-        for owner, state in saved:
-            owner.__dict__.clear()
-            owner.__dict__.update(state)
 
 
 def _copied(value: Any, tensors: bool) -> Any:

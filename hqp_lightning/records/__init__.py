@@ -14,6 +14,7 @@ from hqp_lightning.records.export import (
     QuantizedLayer,
 )
 from hqp_lightning.records.latency import LatencyFigures, LatencyTable, NetworkTime, Part
+from hqp_lightning.records.look import Advice, Look, LookPoint, PricedPart
 from hqp_lightning.records.pruning import (
     Budget,
     ChannelGroup,
@@ -38,6 +39,7 @@ __all__ = [
     "BRANCH",
     "GATE",
     "UNIT_KINDS",
+    "Advice",
     "Budget",
     "ChannelGroup",
     "ComparedTensor",
@@ -51,6 +53,8 @@ __all__ = [
     "LatencyFigures",
     "LatencyTable",
     "LayerChannels",
+    "Look",
+    "LookPoint",
     "MethodComparison",
     "MethodFigures",
     "ModelFigures",
@@ -58,6 +62,7 @@ __all__ = [
     "NetworkTime",
     "OnnxArtifact",
     "Part",
+    "PricedPart",
     "PruningStep",
     "QuantizedLayer",
     "Report",

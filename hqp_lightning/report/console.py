@@ -23,10 +23,11 @@ from hqp_lightning.report.sentences import (
 )
 from hqp_lightning.report.units import ABSENT, count, fraction, latency, ms, node, size
 
-__all__ = ["print_report"]
+__all__ = ["columns", "print_report"]
 
 
-def _table(*headers: str, left: int = 1) -> Table:
+def columns(*headers: str, left: int = 1) -> Table:
+    """A table without frames; ``left`` columns are aligned to the left."""
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False, header_style="bold")
     for i, header in enumerate(headers):
         # Text, not str: a metric called "acc[val]" is no markup
@@ -38,7 +39,7 @@ def _models(report: Report) -> Table:
     rows = model_rows(report)
     held = any(r.figures.holdout_accuracy is not None for r in rows)
     held_out = ("held\nout", "drop") if held else ()
-    table = _table("", report.budget.monitor, "drop", *held_out, "MACs", "params", "ONNX", "ms (p95)")
+    table = columns("", report.budget.monitor, "drop", *held_out, "MACs", "params", "ONNX", "ms (p95)")
     for r in rows:
         f = r.figures
         scores = [fraction(f.accuracy), fraction(r.drop)]
@@ -50,7 +51,7 @@ def _models(report: Report) -> Table:
 
 def _engines(report: Report) -> Table:
     times = ("batch", "threads", "ms", "p95", "images/s")
-    table = _table("backend", "model", "precision", *times, report.budget.monitor, left=3)
+    table = columns("backend", "model", "precision", *times, report.budget.monitor, left=3)
     for e in report.engines:
         threads = str(e.threads) if e.threads > 0 else "-"
         rate = ABSENT if e.images_per_s is None else count(e.images_per_s)

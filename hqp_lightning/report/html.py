@@ -16,7 +16,7 @@ from hqp_lightning.report.sentences import group_lines, key_figures, other_drops
 from hqp_lightning.report.tensors import tensors_html
 from hqp_lightning.report.units import fraction
 
-__all__ = ["page", "render_html", "write_html"]
+__all__ = ["page", "render_html", "section", "write_html"]
 
 
 def write_html(report: Report, path: str | PathLike[str]) -> Path:
@@ -46,20 +46,20 @@ def render_html(report: Report) -> str:
     sections = (
         _verdict(report),
         _figures(report),
-        _section("Models", models(report)),
-        _section("Trajectory", trajectory(report)),
-        _section("Channels per layer", channels(report)),
-        _section("Sensitivity per group of layers", sensitivity(report)),
-        _section("Quantization noise per layer", quantization(report)),
-        _section("Float and INT8, tensor by tensor", tensors_html(report)),
-        _section("Latency of one call", latencies(report)),
-        _section("Latency table", "".join(f"<p>{escape(text)}</p>" for text in filter(None, [predicted_line(report)]))),
-        _section("NVIDIA's compiler", compiler_html(report)),
-        _section("Steps", steps(report)),
-        _section("Removed as a whole", f"<p>{escape(unit_line(report))}</p>" if report.units_removed else ""),
-        _section("Groups of channels", "".join(f"<p>{escape(text)}</p>" for text in group_lines(report))),
-        _section("Notes", "".join(f"<p>{escape(note)}</p>" for note in report.notes)),
-        _section("Versions", _versions(report)),
+        section("Models", models(report)),
+        section("Trajectory", trajectory(report)),
+        section("Channels per layer", channels(report)),
+        section("Sensitivity per group of layers", sensitivity(report)),
+        section("Quantization noise per layer", quantization(report.quantization)),
+        section("Float and INT8, tensor by tensor", tensors_html(report)),
+        section("Latency of one call", latencies(report)),
+        section("Latency table", "".join(f"<p>{escape(text)}</p>" for text in filter(None, [predicted_line(report)]))),
+        section("NVIDIA's compiler", compiler_html(report)),
+        section("Steps", steps(report)),
+        section("Removed as a whole", f"<p>{escape(unit_line(report))}</p>" if report.units_removed else ""),
+        section("Groups of channels", "".join(f"<p>{escape(text)}</p>" for text in group_lines(report))),
+        section("Notes", "".join(f"<p>{escape(note)}</p>" for note in report.notes)),
+        section("Versions", _versions(report)),
     )
     heading = "HQP report: pruned and quantized under one budget"
     return page(f"HQP report: {report.budget.monitor}", heading, "".join(sections))
@@ -76,7 +76,8 @@ def page(title: str, heading: str, body: str) -> str:
     )
 
 
-def _section(title: str, body: str) -> str:
+def section(title: str, body: str) -> str:
+    """A part of a page under a heading, or nothing where it has no body; ``body`` is HTML."""
     return f"<section>\n<h2>{escape(title)}</h2>\n{body}\n</section>\n" if body else ""
 
 

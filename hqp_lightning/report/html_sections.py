@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from html import escape
 
 from hqp_lightning.records import EngineReport, GroupSensitivity, LayerChannels, QuantizedLayer, Report
@@ -129,12 +129,12 @@ def latencies(report: Report) -> str:
     )
 
 
-def quantization(report: Report) -> str:
+def quantization(layers: Sequence[QuantizedLayer]) -> str:
     """The noisiest layers as bars, each with its part of the sum over all layers; those left in float are marked."""
-    total = sum(q.noise for q in report.quantization)
+    total = sum(q.noise for q in layers)
     if not total:
         return ""
-    shown = sorted(report.quantization, key=lambda q: q.noise, reverse=True)[:NOISIEST]
+    shown = sorted(layers, key=lambda q: q.noise, reverse=True)[:NOISIEST]
 
     def bar(q: QuantizedLayer) -> str:
         return (
@@ -145,9 +145,7 @@ def quantization(report: Report) -> str:
             f"{'' if q.float_cost_ms is None else f', in float {q.float_cost_ms:+.3f} ms'}</span></li>\n"
         )
 
-    lead = (
-        f"Noise of the logits with that layer alone quantized, the {len(shown)} noisiest of {len(report.quantization)}."
-    )
+    lead = f"Noise of the logits with that layer alone quantized, the {len(shown)} noisiest of {len(layers)}."
     return f'<p class="small">{lead}</p>\n<ul class="bars noises">\n{"".join(map(bar, shown))}</ul>'
 
 

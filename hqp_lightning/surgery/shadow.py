@@ -21,7 +21,7 @@ from hqp_lightning.surgery.cut import Cut
 from hqp_lightning.surgery.folding import Removal, plan, proved, remove_
 from hqp_lightning.surgery.graph import group_norm
 from hqp_lightning.surgery.proof import Proof
-from hqp_lightning.surgery.slicing import kept_by
+from hqp_lightning.surgery.slicing import kept_by, weights_of
 from hqp_lightning.surgery.structure import record
 from hqp_lightning.surgery.tracing import Trace, failing, trace
 from hqp_lightning.surgery.twin import kept_sides, pruned_twin
@@ -84,6 +84,10 @@ class Shadow:
     def groups(self) -> tuple[ChannelGroup, ...]:
         """The coupled groups that may lose channels, in the order in which their roots run; without the head's."""
         return tuple(c.group for c in self._trace.coupled.values())
+
+    def group_params(self) -> dict[str, int]:
+        """Parameters that go with each whole group, by its name, as long as all others stay."""
+        return {n: weights_of(self._module, c.slices) for n, c in self._trace.coupled.items()}
 
     def units(self) -> tuple[Unit, ...]:
         """The modules that may go as a whole, in the order of the network; none that holds or is an ignored one."""

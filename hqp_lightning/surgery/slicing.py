@@ -12,7 +12,7 @@ from torch.nn.modules.conv import _ConvNd
 from hqp_lightning.errors import SurgeryError
 from hqp_lightning.surgery.structure import Structure, record
 
-__all__ = ["IN", "OUT", "THROUGH", "Slice", "indices", "kept_by", "structure_of", "width"]
+__all__ = ["IN", "OUT", "THROUGH", "Slice", "indices", "kept_by", "structure_of", "weights_of", "width"]
 
 IN, OUT, THROUGH = "in", "out", "through"
 """Sides of a layer: it reads the channels, it writes them, or they pass through it one by one."""
@@ -96,6 +96,13 @@ def structure_of(
         elif layer is not None:
             attributes[name]["num_parameters" if isinstance(layer, nn.PReLU) else "num_features"] = count
     return Structure({**now.shapes, **{n: tuple(k.shape) for n, k in kept.items()}}, attributes, now.replaced)
+
+
+def weights_of(network: nn.Module, slices: Iterable[Slice]) -> int:
+    """How many parameters go with all of these channels, as long as nothing else goes."""
+    sliced = (t for s in slices for t in _sliced(network, s.name, s.side, s.dim, list(s.inputs)))
+    shapes = {n: p.shape for n, p in network.named_parameters()}
+    return sum(len(index) * shapes[n].numel() // shapes[n][along] for n, along, index in sliced if n in shapes)
 
 
 def _sliced(

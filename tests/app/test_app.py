@@ -43,7 +43,7 @@ def test_control_is_the_dense_model_trained_as_long(tmp_path, imagenette_root):
     assert report.control_accuracy_drop == pytest.approx(report.control.accuracy - report.int8.accuracy)
     # The control's checkpoint scores what is reported.
     (checkpoint,) = (tmp_path / "control").glob("*.ckpt")
-    model, data, trainer = app._build(cfg, [], suffix="/again")
+    model, data, trainer = app.build(cfg, [], suffix="/again")
     (scores,) = trainer.validate(model, data, ckpt_path=checkpoint, verbose=False)
     expected = report.control.accuracy if report.control != report.baseline else pytest.approx(scores["val_acc"], abs=1)
     assert scores["val_acc"] == pytest.approx(expected)
@@ -58,7 +58,7 @@ def test_control_that_gets_worse_gives_way_to_the_baseline(tmp_path, imagenette_
 
 def test_the_same_seed_gives_the_same_start_and_data(tmp_path, imagenette_root):
     cfg = small("resnet18_digits", tmp_path, imagenette_root)
-    (first, data, _), (second, again, _) = (app._build(cfg, []) for _ in range(2))
+    (first, data, _), (second, again, _) = (app.build(cfg, []) for _ in range(2))
     assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
     data.setup("fit")
     again.setup("fit")
@@ -98,7 +98,7 @@ def test_unknown_recipes_and_keys_are_refused_by_hydra():
 def test_an_error_of_ours_is_found_behind_hydras():
     cfg = composed("resnet18_digits", "data.batch_size=0")
     with pytest.raises(InstantiationException) as caught:
-        app._build(cfg, [])
+        app.build(cfg, [])
     found = cause(caught.value)
     assert isinstance(found, ConfigurationError)
     assert "batch_size=0" in str(found)

@@ -24,7 +24,7 @@ def config(folder, *overrides):
 
 def accuracy_by_hand(path, cfg, split):
     """onnxruntime over the recipe's images, in as many batches as the run was limited to."""
-    _, data, _ = app._build(cfg, [])
+    _, data, _ = app.build(cfg, [])
     data.setup("fit")
     session, right, seen = onnxruntime.InferenceSession(str(path)), 0, 0
     loader = data.val_dataloader() if split == "val" else data.test_dataloader()

@@ -119,7 +119,7 @@ def test_every_part_of_a_recipe_builds(recipe, tmp_path, root):
     check_values(cfg)
     callbacks = app._callbacks(cfg)
     assert [type(c).__name__ for c in callbacks] == ["HQPPruning", "Int8Export"]
-    model, data, trainer = app._build(cfg, callbacks)
+    model, data, trainer = app.build(cfg, callbacks)
     data.prepare_data()
     data.setup("fit")
     images, labels = next(iter(data.train_dataloader()))

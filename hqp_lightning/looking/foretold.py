@@ -1,0 +1,177 @@
+"""``look``: one validation pass, and what pruning and INT8 would cost."""
+
+from __future__ import annotations
+
+import math
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
+from lightning_utilities.core.apply_func import apply_to_collection
+from torch import Tensor
+
+from hqp_lightning.board.files import check_writable
+from hqp_lightning.callbacks import FisherAccumulator, HQPPruning
+from hqp_lightning.core.calls import Call
+from hqp_lightning.errors import ConfigurationError
+from hqp_lightning.looking.advice import advice
+from hqp_lightning.looking.noise import int8_noise
+from hqp_lightning.looking.prices import kept, parts
+from hqp_lightning.looking.quiet import check_parts, validated
+from hqp_lightning.looking.training import healing_batches
+from hqp_lightning.loop.calls import Receiver
+from hqp_lightning.loop.network import find_network
+from hqp_lightning.loop.options import CHANNELS, PruningOptions
+from hqp_lightning.loop.trainer import loose
+from hqp_lightning.records import UNIT_KINDS, GroupNote, Look, LookPoint
+from hqp_lightning.report import versions
+from hqp_lightning.report.looks import print_look, write_look
+from hqp_lightning.search.fits import opened
+from hqp_lightning.search.proposal import untried
+from hqp_lightning.surgery import Shadow
+
+__all__ = ["LEVELS", "look"]
+
+LEVELS = (0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.6, 0.7)
+"""Fractions of the dense MACs that are removed in one shot."""
+
+_CALIBRATION = 128  # samples that set the ranges of INT8
+
+
+def look(
+    trainer: Trainer,
+    module: LightningModule,
+    datamodule: Any = None,
+    dirpath: str | os.PathLike[str] = "look",
+    samples: int = 512,
+) -> Look:
+    """What would pruning cost this model, and INT8? Told before any training, from one validation pass.
+
+    Weights, modes, hooks, random states and the Trainer's callbacks are as before. What it knows is printed and written
+    as ``look.html``, ``look.json`` and ``look.png``. An `HQPPruning` among the Trainer's callbacks says which network,
+    what to ignore, the loss and the limits of a cut; otherwise its defaults do.
+
+        look(Trainer(), MyModule.load_from_checkpoint("best.ckpt"), MyData())
+
+    Args:
+        trainer: on one device, not at work; its callbacks and loggers are not called.
+        module: holds the trained network.
+        datamodule: a LightningDataModule, a validation loader, or None where the module has one itself.
+        dirpath: folder for the three files; created.
+        samples: validation samples that are used, evenly spread over the first loader.
+
+    Returns:
+        The figures.
+
+    Raises:
+        ConfigurationError: there is no validation loader, no usual loss, nothing to prune, or an unwritable folder.
+    """
+    check_parts(trainer, module, datamodule)
+    if samples < 1:
+        raise ConfigurationError(f"samples={samples} must be at least 1.")
+    check_writable(Path(dirpath) / "look.json")
+    pruning = next((c for c in loose(trainer).callbacks if isinstance(c, HQPPruning)), None)
+    options = replace(
+        pruning.options if pruning else HQPPruning("none", 0.5).options,
+        estimator="gate",
+        cost="macs",
+        units=(CHANNELS, *UNIT_KINDS),
+    )
+    watcher = _Watcher(options)
+    available = validated(trainer, module, datamodule, watcher, samples)
+    if watcher.example is None:
+        raise ConfigurationError("the validation loader is empty, so there is nothing to look at.")
+    with torch.no_grad():
+        found = _figures(module, watcher, options)
+    batches = healing_batches(datamodule if isinstance(datamodule, LightningDataModule) else module, trainer)
+    told = advice(found, pruning.budget if pruning else None, available, batches)
+    found = replace(found, advice=told)
+    write_look(found, Path(dirpath))
+    print_look(found, Path(dirpath))
+    return found
+
+
+class _Watcher(Callback):
+    """Fisher sums of every batch, and what the network receives of the first."""
+
+    def __init__(self, options: PruningOptions) -> None:
+        self.options = options
+        self.fisher = FisherAccumulator("gate", options.module, options.ignore, options.loss_fn, None, options.units)
+        self.example: Call | None = None
+        self.calibration: list[Call] = []
+        self.metrics: dict[str, float] = {}
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.fisher.on_validation_start(trainer, pl_module)
+
+    def on_validation_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int, loader: int = 0
+    ) -> None:
+        if loader != 0:
+            return
+        if self.fisher.state.samples < _CALIBRATION:
+            with torch.inference_mode(False), torch.no_grad():
+                own = apply_to_collection(batch, Tensor, torch.clone)
+                _, network = find_network(pl_module, self.options.module)
+                call = Receiver(trainer, pl_module, network, self.options.loss_fn).call(own, batch_idx)
+            self.calibration.append(call.map(lambda x: x.detach().cpu()))
+            self.example = self.calibration[0].map(lambda x: x[:2] if x.dim() else x)
+        self.fisher.on_validation_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.fisher.on_validation_end(trainer, pl_module)
+        found = {n: float(v) for n, v in trainer.callback_metrics.items() if not isinstance(v, str)}
+        self.metrics = {n: v for n, v in found.items() if math.isfinite(v)}
+
+
+def _figures(module: LightningModule, watcher: _Watcher, options: PruningOptions) -> Look:
+    _, network = find_network(module, options.module)
+    assert watcher.example is not None
+    shadow, saliency = Shadow(network, watcher.example, options.ignore), watcher.fisher.saliency()
+    if not shadow.groups():
+        left = "".join(f" {n.group}: {n.reason}." for n in shadow.notes[:3])
+        raise ConfigurationError(
+            f"{type(network).__name__} has nothing to prune: every convolution and linear layer is a head, ignored "
+            f"({list(options.ignore) or 'none'}), or can't be cut.{left}"
+        )
+    alone, failed = _points(shadow, saliency, replace(options, units=(CHANNELS,)))
+    both, more = _points(shadow, saliency, options) if shadow.units() else ((), ())
+    rows, total, problem = int8_noise(network, watcher.calibration)
+    return Look(
+        network=type(network).__name__,
+        samples=watcher.fisher.state.samples,
+        metrics=watcher.metrics,
+        macs=shadow.macs,
+        params=shadow.params,
+        channels=alone,
+        with_units=both,
+        parts=parts(shadow, network, saliency),
+        kept=kept(shadow, network, saliency, options, (*failed, *more)),
+        advice=(),
+        quantization=rows,
+        int8_noise=total,
+        remarks=(problem,) if problem else (),
+        versions=versions(),
+    )
+
+
+def _points(
+    shadow: Shadow, saliency: dict[str, Tensor], options: PruningOptions
+) -> tuple[tuple[LookPoint, ...], tuple[GroupNote, ...]]:
+    """What the first step of a search would do, for one size after the other, and what it found that can't go."""
+    state = opened(options)
+    state.saliency, state.channels = saliency, {g.name: g.channels for g in shadow.groups()}
+    points: list[LookPoint] = []
+    for level in LEVELS:
+        step = untried(shadow, level * shadow.macs, state, options)
+        if not step.parts:
+            break
+        cut = shadow.without(step.units).cut(step.removed)
+        removed = 1 - cut.macs / shadow.macs
+        point = LookPoint(removed, step.predicted_loss_increase, cut.macs, cut.params, step.channels, step.units)
+        if point not in points:  # a tile may be larger than a level, or all that may go is gone
+            points.append(point)
+    return tuple(points), tuple(state.notes)

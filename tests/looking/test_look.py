@@ -1,0 +1,190 @@
+import copy
+import json
+import random
+
+import numpy as np
+import pytest
+import torch
+from classifier import Classifier
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from hqp_lightning import ConfigurationError, FisherAccumulator, HQPPruning, look
+
+
+class Digits(LightningDataModule):
+    def __init__(self, train, val):
+        super().__init__()
+        self.loaders = train, val
+
+    def train_dataloader(self):
+        return self.loaders[0]
+
+    def val_dataloader(self):
+        return self.loaders[1]
+
+
+class Counting(Callback):
+    calls = 0
+
+    def on_validation_batch_end(self, *_):
+        self.calls += 1
+
+
+def a_trainer(**settings):
+    quiet = {"enable_progress_bar": False, "enable_model_summary": False, "logger": False, "accelerator": "cpu"}
+    return Trainer(enable_checkpointing=False, **quiet, **settings)
+
+
+def everything(trainer, model, data):
+    """What a look must not change, in plain form."""
+    return {
+        "weights": {n: t.clone() for n, t in model.state_dict().items()},
+        "modes": [m.training for m in model.modules()],
+        "asked": [p.requires_grad for p in model.parameters()],
+        "grads": [p.grad for p in model.parameters()],
+        "hooks": [len(m._forward_hooks) + len(m._forward_pre_hooks) + len(m._backward_hooks) for m in model.modules()],
+        "attributes": sorted(model.__dict__),
+        "data": sorted(data.__dict__),
+        "loops": (list(trainer.callbacks), list(trainer.loggers), trainer.limit_val_batches, trainer.global_step),
+        "metric": {n: copy.deepcopy(s) for n, s in model.accuracy.metric_state.items()},
+        "random": (random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()),
+    }
+
+
+@pytest.fixture(scope="module")
+def looked(tmp_path_factory, digits):
+    """A look at a small classifier whose Trainer has something to lose, what it was before and after, and its files."""
+    folder = tmp_path_factory.mktemp("looked")
+    x, y = digits
+    train = DataLoader(TensorDataset(x[:320], y[:320]), 64)
+    data = Digits(train, DataLoader(TensorDataset(x[1200:1400], y[1200:1400]), 64))
+    torch.manual_seed(0)
+    model, counting = Classifier(), Counting()
+    model.net[3].eval()  # a frozen layer, which training mode would not leave so
+    pruning = HQPPruning("val_acc", 0.1, fisher_batches=1)
+    trainer = a_trainer(callbacks=[counting, pruning], default_root_dir=folder)
+    before = everything(trainer, model, data)
+    found = look(trainer, model, data, folder / "look", samples=128)
+    return found, before, everything(trainer, model, data), counting, folder / "look", (trainer, model, data)
+
+
+def test_nothing_is_changed(looked):
+    _, before, after, counting, _, _ = looked
+    for name, tensor in before.pop("weights").items():
+        assert torch.equal(tensor, after["weights"][name])
+    after.pop("weights")
+    assert before == after
+    assert counting.calls == 0
+
+
+def test_training_goes_on_as_if_nobody_had_looked(looked, digits):
+    _, _, _, counting, _, (trainer, model, data) = looked
+    fresh = Classifier()
+    fresh.load_state_dict(model.state_dict())
+    other = a_trainer(max_steps=2, num_sanity_val_steps=0, limit_val_batches=1)
+    again = copy.deepcopy(fresh)
+    other.fit(fresh, data)
+    trainer.callbacks, trainer.fit_loop.epoch_loop.max_steps, trainer.num_sanity_val_steps = [], 2, 0
+    trainer.fit(again, data)
+    for a, b in zip(fresh.parameters(), again.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_prices_are_half_the_fisher_values_of_samples_that_are_evenly_spread(looked, digits):
+    found, _, _, _, _, (_, model, _) = looked
+    x, y = (t[1200:1400][[i * 200 // 128 for i in range(128)]] for t in digits)
+    fisher = FisherAccumulator()
+    loader = DataLoader(TensorDataset(x, y), 64)
+    a_trainer(callbacks=[fisher]).validate(model, loader, verbose=False)
+    prices = {p.name: p for p in found.parts}
+    assert found.samples == 128
+    for name, values in fisher.saliency().items():
+        assert prices[name].loss == pytest.approx(float(values.sum()) / 2, rel=1e-3)
+        half = float(values.sort().values[: len(values) // 2].sum()) / 2
+        assert prices[name].cheaper_half == pytest.approx(half, rel=1e-3, abs=1e-9)
+
+
+def test_costs_are_those_counted_by_hand(looked):
+    found, *_ = looked
+    prices = {p.name: p for p in found.parts}
+    # 8 x 8 pixels: 1 -> 32 and 32 -> 64; 4 x 4: 64 -> 64; then 64 -> 10.
+    first, second, third, head = 64 * 9 * 32, 64 * 9 * 32 * 64, 16 * 9 * 64 * 64, 640
+    assert found.macs == first + second + third + head
+    assert prices["0"].macs == first + second
+    assert prices["3"].macs == second + third
+    assert prices["7"].macs == third + head
+    assert prices["0"].params == 9 * 32 + 2 * 32 + 9 * 32 * 64  # filters, norm, readers
+    assert prices["7"].params == 9 * 64 * 64 + 64 + 640
+    assert found.params == 9 * 32 + 64 + 9 * 32 * 64 + 128 + 9 * 64 * 64 + 64 + 650
+
+
+def test_the_curve_rises_and_every_point_is_a_whole_structure(looked):
+    found, *_ = looked
+    losses = [p.predicted_loss_increase for p in found.channels]
+    assert len(losses) >= 5
+    assert losses == sorted(losses)
+    for p in found.channels:
+        assert p.macs == pytest.approx(found.macs * (1 - p.macs_removed))
+        assert p.channels % 8 == 0
+    assert found.with_units == ()  # it has none
+
+
+def test_what_stays_is_named(looked):
+    found, *_ = looked
+    (head,) = found.kept
+    assert (head.group, head.channels) == ("11", 10)
+    assert "outputs" in head.reason
+
+
+def test_every_layer_has_a_noise_in_int8_and_the_sum_is_about_the_whole(looked):
+    found, *_ = looked
+    assert len(found.quantization) >= 4
+    assert all(q.noise > 0 for q in found.quantization)
+    assert 0.3 < found.int8_noise / sum(q.noise for q in found.quantization) < 3
+    assert found.remarks == ()
+
+
+def test_the_files_are_written(looked):
+    found, _, _, _, folder, _ = looked
+    content = json.loads((folder / "look.json").read_text())
+    assert content["channels"][0]["predicted_loss_increase"] == found.channels[0].predicted_loss_increase
+    assert (folder / "look.png").read_bytes().startswith(b"\x89PNG")
+    assert "Predicted loss against MACs removed" in (folder / "look.html").read_text()
+    assert sorted(f.name for f in folder.iterdir()) == ["look.html", "look.json", "look.png"]
+
+
+class Flat(Classifier):
+    """One linear layer: a head, and nothing before it."""
+
+    def __init__(self):
+        super().__init__()
+        self.net = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+
+
+class Stepless(LightningModule):
+    def __init__(self):
+        super().__init__()
+        self.net = nn.Linear(1, 1)
+
+
+@pytest.mark.parametrize(
+    ("module", "data", "said"),
+    [
+        (nn.Linear(1, 1), [], "module is a Linear; expected a LightningModule"),
+        (Classifier(), LightningDataModule(), "LightningDataModule gives nothing to validate: .*val_dataloader"),
+        (Classifier(), None, "Classifier gives nothing to validate: .*val_dataloader"),
+        (Classifier(), 3, "datamodule is a int; expected a LightningDataModule"),
+        (Classifier(), [], "the validation loader is empty"),
+        (Stepless(), [torch.zeros(1, 1)], "gives nothing to validate: No `validation_step"),
+        (Flat(), None, "Sequential has nothing to prune"),
+    ],
+    ids=["no module", "no loader", "no data", "no data module", "empty", "no step", "nothing to prune"],
+)
+def test_what_can_not_work_is_refused_in_a_line(module, data, said, tmp_path, loaders):
+    data = loaders[1] if isinstance(module, Flat) else data
+    with pytest.raises(ConfigurationError, match=said) as caught:
+        look(a_trainer(), module, data, tmp_path / "look")
+    assert "\n" not in str(caught.value)
+    assert not list((tmp_path / "look").glob("*")) if (tmp_path / "look").exists() else True
