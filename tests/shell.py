@@ -23,7 +23,7 @@ from pages import ROOT, commands
 from report import report_samples
 from torch.distributed.run import get_args_parser
 
-from hqp_lightning import app, reproduce
+from hqp_lightning import app, look_command, reproduce
 from hqp_lightning.board import cli, cuda
 from hqp_lightning.board.rtx import missing
 from hqp_lightning.report import write_json
@@ -152,6 +152,7 @@ PROGRAMS = {
     "hqp": hqp,
     "hqp-debug": parsed_by(debug_cli),
     "hqp-int8": parsed_by(int8_cli),
+    "hqp-look": parsed_by(look_command),
     "hqp-pareto": hqp_pareto,
     "hqp-reproduce": hqp_reproduce,
     "pip": pip,

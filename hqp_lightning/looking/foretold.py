@@ -31,6 +31,7 @@ from hqp_lightning.report import versions
 from hqp_lightning.report.looks import print_look, write_look
 from hqp_lightning.search.fits import opened
 from hqp_lightning.search.proposal import untried
+from hqp_lightning.search.saving import Wanted
 from hqp_lightning.surgery import Shadow
 
 __all__ = ["LEVELS", "look"]
@@ -78,6 +79,8 @@ def look(
         pruning.options if pruning else HQPPruning("none", 0.5).options,
         estimator="gate",
         cost="macs",
+        target_speedup=None,
+        target_latency_ms=None,
         units=(CHANNELS, *UNIT_KINDS),
     )
     watcher = _Watcher(options)
@@ -166,7 +169,7 @@ def _points(
     state.saliency, state.channels = saliency, {g.name: g.channels for g in shadow.groups()}
     points: list[LookPoint] = []
     for level in LEVELS:
-        step = untried(shadow, level * shadow.macs, state, options)
+        step = untried(shadow, Wanted(level * shadow.macs), state, options)
         if not step.parts:
             break
         cut = shadow.without(step.units).cut(step.removed)
