@@ -14,8 +14,8 @@ from hqp_lightning import export
 from hqp_lightning.board.arrays import bundle, cut
 from hqp_lightning.core.calls import Call
 from hqp_lightning.errors import ConfigurationError, ExportError
+from hqp_lightning.loop.exportable import exportable, on_cpu, one_sample
 from hqp_lightning.records import QuantizedLayer
-from hqp_lightning.shipping.exportable import exportable, on_cpu, one_sample
 
 __all__ = ["int8_noise"]
 
