@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,11 +22,11 @@ from hqp_lightning.loop.losses import LossFn, loss_named
 from hqp_lightning.loop.network import find_network, fisher_context, per_sample_loss
 from hqp_lightning.loop.options import CHANNELS, check_units
 from hqp_lightning.loop.portable import Portable
-from hqp_lightning.loop.ranks import merged
+from hqp_lightning.loop.ranks import merged, summed
+from hqp_lightning.loop.scores import Scored, look
 from hqp_lightning.loop.trainer import loose
-from hqp_lightning.records import GATE, UNIT_KINDS, ChannelGroup, Unit
+from hqp_lightning.records import ChannelGroup, Unit
 from hqp_lightning.surgery import Shadow
-from hqp_lightning.surgery.means import watching
 
 __all__ = ["FisherAccumulator", "shared"]
 
@@ -71,17 +74,29 @@ class FisherAccumulator(Portable):
         self.estimator, self.module, self.ignore = estimator, module, tuple(ignore)
         self.loss_fn, self.batches, self.kinds = loss_named(loss_fn), batches, kinds
         self.active = True
-        self.groups: tuple[ChannelGroup, ...] = ()
-        self.units: tuple[Unit, ...] = ()
-        self._means: dict[str, Tensor] = {}
-        self.state = fisher.FisherState()
+        self.scored, self.state = Scored(), fisher.FisherState()
         self._receiver: Receiver | None = None
+        self._together = False
+
+    @property
+    def groups(self) -> tuple[ChannelGroup, ...]:
+        """The coupled groups that were measured."""
+        return self.scored.groups
+
+    @property
+    def units(self) -> tuple[Unit, ...]:
+        """The units that were."""
+        return self.scored.units
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start from nothing: the network may have changed since the last validation."""
         self._receiver = None
         if not trainer.sanity_checking:
-            self.groups, self.units, self.state = (), (), fisher.FisherState()
+            self.scored, self.state = Scored(), fisher.FisherState()
+            # Ranks average their first batches where each has one; how long an iterable is, nobody knows.
+            first = next(iter(trainer.num_val_batches), 0)
+            several = trainer.world_size > 1 and "gates" in self.kinds
+            self._together = several and trainer.strategy.reduce_boolean_decision(0 < first < math.inf)
 
     def on_validation_batch_end(
         self,
@@ -108,28 +123,20 @@ class FisherAccumulator(Portable):
             if not self.groups or self.loss_fn is None:
                 call = self._received(trainer, pl_module, network).call(batch, batch_idx)
             if call is not None and not self.groups:
-                self._look(network, call)
+                self._look(trainer, network, call)
 
             def loss() -> Tensor:
                 return per_sample_loss(pl_module, network, batch, self.loss_fn, call)
 
-            if self.estimator == "gate":
-                new = fisher.gate_fisher(network, self.groups, loss, self.units, self._means)
-            else:
-                layers = dict.fromkeys(f.parameter.rpartition(".")[0] for g in self.groups for f in g.filters)
-                new = fisher.weight_fisher(network, list(layers), loss)
+            new = self.scored.fisher(network, self.estimator, loss)
         self.state = fisher.merge(self.state, new)
 
-    def _look(self, network: nn.Module, call: Call) -> None:
+    def _look(self, trainer: Trainer, network: nn.Module, call: Call) -> None:
         """Find the groups and units, and what the gates among them multiply with on average, by the first batch."""
-        shadow = Shadow(network, call, self.ignore)
-        wanted = {UNIT_KINDS[k] for k in self.kinds if k != CHANNELS}
-        self.groups = shadow.groups()
-        self.units = tuple(u for u in shadow.units() if u.kind in wanted) if wanted else ()
-        with watching(network, [u.name for u in self.units if u.kind == GATE]) as means:
-            if any(u.kind == GATE for u in self.units):
-                call.on(network)
-        self._means = means.compute()
+        scored, means = look(Shadow(network, call, self.ignore), network, call, self.kinds)
+        if self._together:
+            means.pool_(partial(summed, trainer))
+        self.scored = replace(scored, means=means.compute())
 
     def _received(self, trainer: Trainer, pl_module: LightningModule, network: nn.Module) -> Receiver:
         if self._receiver is None:
@@ -139,7 +146,7 @@ class FisherAccumulator(Portable):
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Add up the ranks."""
         self._receiver = None  # it holds the trainer
-        (self.groups, self.units), self.state = merged(trainer, (self.groups, self.units), self.state)
+        self.scored, self.state = merged(trainer, replace(self.scored, means={}), self.state)
 
     def compute(self) -> dict[str, Tensor]:
         """Mean Fisher values: by group name (gate) or parameter name (weight)."""

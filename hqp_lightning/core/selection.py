@@ -13,7 +13,7 @@ from torch import Tensor
 from hqp_lightning.errors import ConfigurationError
 from hqp_lightning.records import ChannelGroup, PruningStep, Unit
 
-__all__ = ["COSTS", "LATENCY", "Bundle", "Caps", "bundles_of", "propose"]
+__all__ = ["COSTS", "LATENCY", "Bundle", "Caps", "bundles_of", "joined", "propose"]
 
 LATENCY = "latency"
 COSTS = ("macs", LATENCY, "none")
@@ -95,6 +95,25 @@ def propose(
         sum(b.macs for b in bundles),
         tuple(sorted(n for n in removed if n in wholes)),
     )
+
+
+def joined(done: Mapping[str, Sequence[int]], then: Mapping[str, Sequence[int]]) -> dict[str, tuple[int, ...]]:
+    """Two removals, one after the other, as one: in the numbering from before the first.
+
+    Args:
+        done: group name to the channels that went.
+        then: the same, in the numbering of what was left.
+
+    Examples:
+        >>> joined({"conv": (0, 2)}, {"conv": (0, 1), "fc": (5,)})
+        {'conv': (0, 1, 2, 3), 'fc': (5,)}
+    """
+    whole = {name: tuple(channels) for name, channels in done.items()}
+    for name, channels in then.items():
+        gone = set(done.get(name, ()))
+        left = [c for c in range(max(channels, default=-1) + len(gone) + 1) if c not in gone]
+        whole[name] = tuple(sorted(gone | {left[c] for c in channels}))
+    return whole
 
 
 @dataclass(frozen=True, slots=True)

@@ -150,6 +150,7 @@ class StepRecord:
     broken the model, so was not made). ``macs`` and ``params`` are those of the pruned candidate. ``batchnorm`` says
     what became of BatchNorm's running statistics; empty where there are none. ``units_removed`` are keys of `Unit`.
     ``predicted_ms`` is the latency of the candidate by a table, see `LatencyTable`; None where there is none.
+    ``substeps`` are the parts in which it was made, each chosen by the scores of what the one before left.
     """
 
     index: int
@@ -167,3 +168,4 @@ class StepRecord:
     batchnorm: str = ""
     units_removed: tuple[str, ...] = ()
     predicted_ms: float | None = None
+    substeps: int = 1

@@ -60,6 +60,7 @@ def step_line(
         parts.append(f"{monitor} {fraction(record.accuracy)}{drop}")
     parts.append(f"{record.channels_removed} channel{'' if record.channels_removed == 1 else 's'}")
     parts += [text for text in [unit_counts(record.units_removed)] if text]
+    parts += [f"in {record.substeps} parts"] if record.substeps > 1 else []
     if record.surgery_s:
         parts.append(f"surgery {record.surgery_s:.1f} s")
     line = f"hqp step {record.index} {outcome_words(record.outcome)}: {', '.join(parts)}"

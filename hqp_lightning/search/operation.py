@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import replace
+from itertools import chain
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
@@ -12,30 +13,17 @@ from lightning.pytorch import LightningModule, Trainer
 from hqp_lightning.core.calls import Call
 from hqp_lightning.core.search import advance, finish
 from hqp_lightning.errors import LoaderError, SurgeryError
-from hqp_lightning.loop.averaging import averages, copies
-from hqp_lightning.loop.network import find_network
+from hqp_lightning.loop.averaging import averages
 from hqp_lightning.loop.options import PruningOptions
-from hqp_lightning.loop.ranks import average_batchnorm_
 from hqp_lightning.loop.trainer import schedulers
 from hqp_lightning.loop.untouched import forget_compiled
 from hqp_lightning.records import StepRecord
-from hqp_lightning.search.batchnorm import carry_batchnorm_, references
-from hqp_lightning.search.compensating import compensations
+from hqp_lightning.search.cutting import cut_
 from hqp_lightning.search.judging import may_step_
-from hqp_lightning.search.proposal import untried
-from hqp_lightning.search.removing import remove_units_
-from hqp_lightning.search.saving import after, wanted
+from hqp_lightning.search.saving import after
 from hqp_lightning.search.state import PruningState
-from hqp_lightning.surgery import (
-    Cut,
-    Shadow,
-    Snapshot,
-    apply_cut_,
-    restore_,
-    slice_optimizers_,
-    take,
-)
-from hqp_lightning.surgery.compensation import add_
+from hqp_lightning.search.substeps import Substep, substeps
+from hqp_lightning.surgery import Snapshot, restore_, take
 from hqp_lightning.surgery.strategy import rewrapped
 
 __all__ = ["prune_", "steps_", "undo_"]
@@ -88,90 +76,72 @@ def prune_(
     Raises:
         SurgeryError: the step would break the model; the model is as it was, the step is left pending to be closed.
     """
-    started = time.perf_counter()
-    _, network = find_network(pl_module, options.module)
-    shadow = Shadow(network, example, options.ignore)
-    state.note(shadow.notes)
-    step = trainer.strategy.broadcast(untried(shadow, wanted(shadow, state, options), state, options))
-    if not step.parts:
+    started, parts = time.perf_counter(), substeps(trainer, pl_module, state, options, example)
+    first = next(parts, None)
+    if first is None:
         return None
-    planned = StepRecord(
-        index=state.search.index,
-        epoch=trainer.current_epoch,
-        outcome="pending",
-        reason="",
-        step=state.search.step,
-        channels_removed=step.channels,
-        predicted_loss_increase=step.predicted_loss_increase,
-        macs=shadow.macs - step.macs_saved,
-        params=shadow.params,
-        units_removed=step.units,
-        predicted_ms=after(shadow, step, state),
-    )
-    state.pending = planned
-    state.rejected.append(step.parts)  # until it is kept
+    state.rejected.append({})  # what goes, until it is kept
     try:
-        cut = shadow.without(step.units).cut(step.removed)
-        undo, finished, batchnorm = _operate(trainer, pl_module, cut, options, example, twins)
+        state.undo, made, finished = _operate(trainer, pl_module, state, chain([first], parts), options, example, twins)
     except SurgeryError:
         raise
     except BaseException:  # also an interrupt: what is saved on the way out must be whole
         state.pending = None
         state.rejected.pop()
         raise
-    state.undo = undo
-    state.pending = replace(
-        planned, macs=cut.macs, params=cut.params, surgery_s=finished - started, batchnorm=batchnorm
-    )
+    state.pending = replace(made, surgery_s=finished - started)
     return state.pending
 
 
 def _operate(
     trainer: Trainer,
     pl_module: LightningModule,
-    cut: Cut,
+    state: PruningState,
+    parts: Iterable[Substep],
     options: PruningOptions,
     example: Call,
     twins: Collection[str],
-) -> tuple[Snapshot, float, str]:
-    """Apply a cut to all that lives, on every rank or on none.
+) -> tuple[Snapshot, StepRecord, float]:
+    """Make the parts of a step, on every rank or on none; the state's pending step grows with them.
 
-    Returns what undoes it, when it was done, and what became of BatchNorm.
+    Returns what undoes all of them, their record, and when they were done.
     """
-    undo, failure, finished, batchnorm = take(*_everything(trainer, pl_module)), None, 0.0, ""
-    # Averaged copies lose the same channels; their old BatchNorm statistics would fit as little as the network's.
-    modules = (pl_module, *copies(trainer))
-    networks = [find_network(m, options.module)[1] for m in modules] + [
-        m.get_submodule(n)
-        for m in modules
-        for n in sorted(twins)  # one order on all ranks: sets have none
-    ]
+    undo, refused, finished = take(*_everything(trainer, pl_module)), None, 0.0
+    made = StepRecord(
+        state.search.index, trainer.current_epoch, "pending", "", state.search.step, 0, 0.0, 0.0, 0, substeps=0
+    )
     with rewrapped(trainer.strategy, pl_module):
         forget_compiled()
         try:
-            before = references(networks, options)
-            remove_units_(trainer, pl_module, networks, cut, options, example)
-            gained = compensations(trainer, pl_module, networks, cut, options, example)  # they still read all
-            for network, gain in zip(networks, gained, strict=True):
-                apply_cut_(network, cut)
-                add_(network, gain)
-                slice_optimizers_(trainer.optimizers, network, cut)
-            finished = time.perf_counter()
-            batchnorm = carry_batchnorm_(trainer, pl_module, networks, before, cut, options, example)
-        except Exception as error:
-            failure = error
+            for substep in parts:
+                made = state.pending = _with(made, substep)
+                state.rejected[-1] = substep.whole
+                cut = substep.shadow.without(substep.part.units).cut(substep.part.removed)
+                finished, batchnorm = cut_(trainer, pl_module, cut, options, example, twins)
+                made = state.pending = replace(made, macs=cut.macs, params=cut.params, batchnorm=batchnorm)
+        except SurgeryError as error:
+            refused = error
+            restore_(undo, *_everything(trainer, pl_module))
         except BaseException:
             restore_(undo, *_everything(trainer, pl_module))
             raise
-        done = trainer.strategy.reduce_boolean_decision(failure is None)
-        if done:
-            for network in networks:
-                average_batchnorm_(trainer, network)
-        else:
-            restore_(undo, *_everything(trainer, pl_module))
-    if not done:
-        raise SurgeryError(f"the surgery failed and was taken back: {failure or 'on another rank'}") from failure
-    return undo, finished, batchnorm
+    if refused is not None:
+        raise refused
+    return undo, made, finished
+
+
+def _with(made: StepRecord, substep: Substep) -> StepRecord:
+    """A step with a further part, which is proposed and not made yet."""
+    part = substep.part
+    return replace(
+        made,
+        channels_removed=made.channels_removed + part.channels,
+        predicted_loss_increase=made.predicted_loss_increase + part.predicted_loss_increase,
+        macs=substep.shadow.macs - part.macs_saved,
+        params=substep.shadow.params,
+        units_removed=(*made.units_removed, *part.units),
+        substeps=made.substeps + 1,
+    )
 
 
 def _everything(trainer: Trainer, pl_module: LightningModule) -> tuple[Any, ...]:

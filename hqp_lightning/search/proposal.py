@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from hqp_lightning.core.selection import Caps
+from torch import Tensor
+
+from hqp_lightning.core.selection import Caps, joined
 from hqp_lightning.errors import SurgeryError
 from hqp_lightning.loop.options import CHANNELS, PruningOptions
 from hqp_lightning.records import UNIT_KINDS, GroupNote, PruningStep, Unit
@@ -18,19 +21,34 @@ __all__ = ["untried"]
 _log = logging.getLogger(__name__)
 
 
-def untried(shadow: Shadow, wanted: Wanted, state: PruningState, options: PruningOptions) -> PruningStep:
+def untried(
+    shadow: Shadow,
+    wanted: Wanted,
+    state: PruningState,
+    options: PruningOptions,
+    saliency: Mapping[str, Tensor],
+    done: Mapping[str, Sequence[int]],
+) -> PruningStep:
     """The best step that is proved, and was not rejected already: whole tiles can make a halved step the last one.
 
     A group or unit that can't go is left out for good, and the step made of the others.
+
+    Args:
+        shadow: of the network as it stands.
+        wanted: what to save.
+        state: of the search.
+        options: of the search.
+        saliency: of the network as it stands.
+        done: what the step that this belongs to has removed already.
     """
     caps = Caps(options.round_to, options.max_channel_ratio, state.channels)
     groups = {g.name: g for g in shadow.groups() if g.name not in state.left_out and CHANNELS in options.units}
     units = {u.key: u for u in offered(shadow, options) if u.key not in state.left_out}
     while True:
-        step = proposed(shadow, list(groups.values()), list(units.values()), wanted, caps, state, options)
+        step = proposed(shadow, list(groups.values()), list(units.values()), wanted, caps, state, options, saliency)
         if not step.parts:
             return step
-        if step.parts in state.rejected:
+        if joined(done, step.parts) in state.rejected:
             last = list(step.parts)[-1]
             del (units if last in units else groups)[last]
             continue

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+
+from torch import Tensor
 
 from hqp_lightning.core.fastest import propose_fastest
 from hqp_lightning.core.latency import Price
@@ -25,6 +27,32 @@ class Wanted:
     ms: float | None = None
 
 
+    @property
+    def nothing(self) -> bool:
+        """Whether all of it is saved."""
+        return self.macs <= 0 or self.ms is not None and self.ms <= 0
+
+    def parts(self, shadow: Shadow, state: PruningState, share: float) -> int:
+        """In how many parts no more than ``share`` of the network's MACs, or of its time, goes at once."""
+        amount, of = (self.macs, shadow.macs) if self.ms is None else (self.ms, milliseconds(shadow, state) or math.inf)
+        return max(1, math.ceil(amount / (share * of) - 1e-9))
+
+    def part(self, parts: int) -> Wanted:
+        """One of so many equal parts; MACs are only a limit where milliseconds are wanted."""
+        return Wanted(self.macs / parts) if self.ms is None else Wanted(self.macs, self.ms / parts)
+
+    def after(self, before: Shadow, now: Shadow, state: PruningState) -> Wanted:
+        """What is still to be saved when a network became another."""
+        ms, left = self.ms, self.macs - (before.macs - now.macs)
+        was, is_ = milliseconds(before, state), milliseconds(now, state)
+        return Wanted(left, None if ms is None or was is None or is_ is None else ms - (was - is_))
+
+
+def milliseconds(shadow: Shadow, state: PruningState) -> float | None:
+    """The latency that the table predicts of a network; None where there is none."""
+    return None if state.price is None else state.price.ms(shadow.widths(state.price.layers()))
+
+
 def wanted(shadow: Shadow, state: PruningState, options: PruningOptions) -> Wanted:
     """The search's step as a saving, cut down to what the targets ask for."""
     left = math.inf if options.target_macs is None else shadow.macs - options.target_macs * state.dense_macs
@@ -37,7 +65,8 @@ def wanted(shadow: Shadow, state: PruningState, options: PruningOptions) -> Want
 
 def after(shadow: Shadow, step: PruningStep, state: PruningState) -> float | None:
     """The latency that a step is predicted to leave, milliseconds; None where there is no table."""
-    return None if state.price is None else state.price.ms(shadow.widths(state.price.layers())) - step.ms_saved
+    now = milliseconds(shadow, state)
+    return None if now is None else now - step.ms_saved
 
 
 def target_ms(price: Price, options: PruningOptions) -> float | None:
@@ -58,9 +87,9 @@ def proposed(
     caps: Caps,
     state: PruningState,
     options: PruningOptions,
+    saliency: Mapping[str, Tensor],
 ) -> PruningStep:
     """The cheapest step of these groups and units by what ``cost`` says; nothing is proved yet."""
-    saliency = state.saliency or {}
     if state.price is None or wanted.ms is None:
         return propose(groups, saliency, wanted.macs, caps, options.cost, units)
     widths = shadow.widths(state.price.layers())

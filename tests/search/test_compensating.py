@@ -11,7 +11,7 @@ from torch import nn
 
 from hqp_lightning import HQPPruning
 from hqp_lightning.loop import batches
-from hqp_lightning.search import operation
+from hqp_lightning.search import cutting
 from hqp_lightning.surgery import apply_cut_, compensation, record
 from hqp_lightning.surgery.compensation import add_, collecting
 from hqp_lightning.surgery.readers import readers
@@ -22,13 +22,13 @@ class Watch(Callback):
 
     def __init__(self, monkeypatch, epoch=0):
         self.epoch, self.cut, self.before, self.after = epoch, None, [], []
-        original = operation.compensations
+        original = cutting.compensations
 
         def watched(trainer, pl_module, networks, cut, *rest):
             self.cut, self.before = cut, [copy.deepcopy(n) for n in networks]
             return original(trainer, pl_module, networks, cut, *rest)
 
-        monkeypatch.setattr(operation, "compensations", watched)
+        monkeypatch.setattr(cutting, "compensations", watched)
 
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
         if trainer.current_epoch == self.epoch and batch_idx == 0:
@@ -52,7 +52,7 @@ def test_the_live_network_and_its_average_are_each_compensated_by_what_they_comp
     loaders, make_trainer, monkeypatch, precision
 ):
     average, watch = EMAWeightAveraging(decay=0.5), Watch(monkeypatch, epoch=1)
-    pruning = HQPPruning("val_acc", 0.9, step=0.4, start_epoch=1, recalibrate_batches=0)
+    pruning = HQPPruning("val_acc", 0.9, step=0.25, start_epoch=1, recalibrate_batches=0)
     make_trainer(2, [average, watch, pruning], precision=precision).fit(Scripted([0.9], lr=0.02), *loaders)
     x = loaders[0].dataset.tensors[0]
     assert len(watch.before) == len(watch.after) == 2
@@ -68,7 +68,7 @@ def test_the_live_network_and_its_average_are_each_compensated_by_what_they_comp
 
 def test_it_can_be_switched_off(loaders, make_trainer, monkeypatch):
     watch = Watch(monkeypatch)
-    pruning = HQPPruning("val_acc", 0.9, step=0.4, recalibrate_batches=0, compensate=False)
+    pruning = HQPPruning("val_acc", 0.9, step=0.25, recalibrate_batches=0, compensate=False)
     make_trainer(1, [watch, pruning]).fit(Scripted([0.9]), *loaders)
     (network,) = watch.before
     apply_cut_(network, watch.cut)

@@ -175,7 +175,7 @@ def test_two_processes_compensate_as_one_does(digits, make_trainer, tmp_path):
     folders = {"two": batched(digits, 16), "one": batched(digits, 32, padded=1)}
     two, one, plain = [
         run(make_trainer, tmp_path / folder, without_batchnorm(Scripted([0.9], lr=0.05, optimizer="sgd")), loaders,
-            HQPPruning("val_acc", 0.02, step=0.4, compensate=compensate), epochs=1, distributed=folder == "two",
+            HQPPruning("val_acc", 0.02, step=0.25, compensate=compensate), epochs=1, distributed=folder == "two",
             in_order=True)
         for folder, compensate in (("two", True), ("one", True), ("one", False))
         for loaders in (folders[folder],)

@@ -14,7 +14,7 @@ from processes import exit_codes
 
 from hqp_lightning import HQPPruning, load_pruned
 from hqp_lightning.search import batchnorm as search_batchnorm
-from hqp_lightning.search import operation, proposal
+from hqp_lightning.search import cutting, operation, proposal
 from hqp_lightning.surgery import Shadow, batchnorm, compensation, cut, record, snapshot
 
 
@@ -38,10 +38,10 @@ STAGES = {
     "snapshot": (snapshot, "_optimizer_state", 1),
     "compensation": (compensation.Seen, "solve", 1),
     "after_some_readers_gained": (compensation, "best", 2),
-    "gaining": (operation, "add_", 1),
+    "gaining": (cutting, "add_", 1),
     "first_tensor": (cut, "replace_data_", 1),
     "middle_of_the_network": (cut, "replace_data_", 9),
-    "between": (operation, "slice_optimizers_", 1),
+    "between": (cutting, "slice_optimizers_", 1),
     "recalibration": (search_batchnorm, "recalibrate_batchnorm_", 1),
     "middle_of_recalibration": (batchnorm, "carried", 12),
 }
@@ -139,14 +139,12 @@ def half_written(original, after):
     return write
 
 
-# prune, roll back, prune: the third epoch start undoes the second step and makes the third.
+# prune, roll back, prune, each in two parts: the third epoch start undoes the second step and makes the third.
 DEATHS = {
     "while_cutting": lambda: setattr(cut, "replace_data_", dies(cut.replace_data_, 16)),
-    "between_network_and_optimizer": lambda: setattr(
-        operation, "slice_optimizers_", dies(operation.slice_optimizers_, 2)
-    ),
+    "between_network_and_optimizer": lambda: setattr(cutting, "slice_optimizers_", dies(cutting.slice_optimizers_, 4)),
     "while_rolling_back": lambda: setattr(operation, "restore_", dies(operation.restore_, 1)),
-    "after_rolling_back": lambda: setattr(proposal, "propose", dies(proposal.propose, 3)),
+    "after_rolling_back": lambda: setattr(proposal, "propose", dies(proposal.propose, 5)),
     "while_writing": lambda: setattr(LocalFileOpener, "write", half_written(LocalFileOpener.write, 4)),
 }
 

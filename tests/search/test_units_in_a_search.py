@@ -14,7 +14,7 @@ from test_ddp import assert_equal_ranks, run
 from hqp_lightning import FisherAccumulator, HQPPruning, Int8Export, load_pruned
 from hqp_lightning.errors import ConfigurationError
 from hqp_lightning.report import read_json
-from hqp_lightning.search import operation
+from hqp_lightning.search import cutting
 from hqp_lightning.surgery import record
 
 
@@ -55,9 +55,9 @@ def test_a_rollback_brings_units_back_bit_for_bit(loaders, make_trainer, optimiz
 
 def test_averaged_copies_lose_the_same_units_by_means_of_their_own(loaders, make_trainer, monkeypatch):
     seen = []
-    original = operation.apply_cut_
+    original = cutting.apply_cut_
     monkeypatch.setattr(
-        operation, "apply_cut_", lambda network, cut: (seen.append(copy.deepcopy(network)), original(network, cut))
+        cutting, "apply_cut_", lambda network, cut: (seen.append(copy.deepcopy(network)), original(network, cut))
     )
     search = pruning(units=("gates",), step=0.001, min_step=0.001, ignore=("5", "6"))
     average = EMAWeightAveraging(decay=0.9)

@@ -1,0 +1,73 @@
+"""A step in parts: the scores of a network say little of one that has lost half of itself."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from lightning.pytorch import LightningModule, Trainer
+
+from hqp_lightning.core.calls import Call
+from hqp_lightning.core.selection import joined
+from hqp_lightning.loop.network import find_network
+from hqp_lightning.loop.options import PruningOptions
+from hqp_lightning.records import PruningStep
+from hqp_lightning.search.proposal import untried
+from hqp_lightning.search.rescoring import rescored
+from hqp_lightning.search.state import PruningState
+from hqp_lightning.surgery import Shadow
+
+__all__ = ["Substep", "substeps"]
+
+SHARE = 0.25
+"""At most this fraction of the MACs that a network has goes by one set of scores."""
+
+
+@dataclass(frozen=True)
+class Substep:
+    """A part of a step.
+
+    Attributes:
+        shadow: of the network before it.
+        part: what goes now.
+        whole: what has gone with it since the step began, in the numbering from before the step.
+    """
+
+    shadow: Shadow
+    part: PruningStep
+    whole: dict[str, tuple[int, ...]]
+
+
+def substeps(
+    trainer: Trainer, pl_module: LightningModule, state: PruningState, options: PruningOptions, example: Call
+) -> Iterator[Substep]:
+    """The parts of the next step, each proposed when the one before was made, by scores of what that left.
+
+    The first one goes by what the last validation has measured. There is none where nothing may be removed; the same on
+    all ranks.
+
+    Raises:
+        SurgeryError: the network could not be scored anew.
+    """
+    _, network = find_network(pl_module, options.module)
+    shadow, scores, whole = Shadow(network, example, options.ignore), state.saliency or {}, dict[str, tuple[int, ...]]()
+    wanted = state.search.step * state.dense_macs
+    if options.target_macs is not None:
+        wanted = min(wanted, shadow.macs - options.target_macs * state.dense_macs)
+    goal, left = shadow.macs - wanted, max(1, math.ceil(wanted / (SHARE * shadow.macs) - 1e-9))
+    while True:
+        state.note(shadow.notes)
+        proposed = untried(shadow, (shadow.macs - goal) / left, state, options, scores, whole)
+        part = trainer.strategy.broadcast(proposed)
+        if not part.parts:
+            return
+        whole = joined(whole, part.parts)
+        yield Substep(shadow, part, whole)
+        left -= 1
+        if left < 1:
+            return
+        shadow = Shadow(network, example, options.ignore)
+        if shadow.macs <= goal:
+            return
+        scores = rescored(trainer, pl_module, network, shadow, options)
