@@ -22,7 +22,7 @@ from hqp_lightning.search.cutting import cut_
 from hqp_lightning.search.judging import may_step_
 from hqp_lightning.search.saving import after
 from hqp_lightning.search.state import PruningState
-from hqp_lightning.search.substeps import Substep, substeps
+from hqp_lightning.search.substeps import Substep, outside, substeps
 from hqp_lightning.surgery import Snapshot, restore_, take
 from hqp_lightning.surgery.strategy import rewrapped
 
@@ -139,7 +139,7 @@ def _with(made: StepRecord, substep: Substep) -> StepRecord:
         predicted_loss_increase=made.predicted_loss_increase + part.predicted_loss_increase,
         macs=substep.shadow.macs - part.macs_saved,
         params=substep.shadow.params,
-        units_removed=(*made.units_removed, *part.units),
+        units_removed=(*outside(made.units_removed, part.units), *part.units),
         substeps=made.substeps + 1,
     )
 

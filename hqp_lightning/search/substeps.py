@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from lightning.pytorch import LightningModule, Trainer
@@ -12,13 +12,13 @@ from hqp_lightning.core.calls import Call
 from hqp_lightning.core.selection import joined
 from hqp_lightning.loop.network import find_network
 from hqp_lightning.loop.options import PruningOptions
-from hqp_lightning.records import PruningStep
+from hqp_lightning.records import PruningStep, unit_of
 from hqp_lightning.search.proposal import untried
 from hqp_lightning.search.rescoring import rescored
 from hqp_lightning.search.state import PruningState
 from hqp_lightning.surgery import Shadow
 
-__all__ = ["Substep", "substeps"]
+__all__ = ["Substep", "outside", "substeps"]
 
 SHARE = 0.25
 """At most this fraction of the MACs that a network has goes by one set of scores."""
@@ -62,7 +62,7 @@ def substeps(
         part = trainer.strategy.broadcast(proposed)
         if not part.parts:
             return
-        whole = joined(whole, part.parts)
+        whole = joined({n: c for n, c in whole.items() if n in outside(whole, part.units)}, part.parts)
         yield Substep(shadow, part, whole)
         left -= 1
         if left < 1:
@@ -71,3 +71,14 @@ def substeps(
         if shadow.macs <= goal:
             return
         scores = rescored(trainer, pl_module, network, shadow, options)
+
+
+def outside(parts: Iterable[str], units: Iterable[str]) -> tuple[str, ...]:
+    """Groups and keys of units that do not lie inside one of ``units``, with which they would go anyway.
+
+    Examples:
+        >>> outside(["gate:block.gate", "gate:other", "block.conv"], ["branch:block"])
+        ('gate:other',)
+    """
+    holders = tuple(f"{unit[1]}." for key in units if (unit := unit_of(key)))
+    return tuple(p for p in parts if not (unit[1] if (unit := unit_of(p)) else p).startswith(holders))
