@@ -114,7 +114,7 @@ def _operate(
         forget_compiled()
         try:
             for substep in parts:
-                made = state.pending = _with(made, substep)
+                made = state.pending = _with(made, substep, state)
                 state.rejected[-1] = substep.whole
                 cut = substep.shadow.without(substep.part.units).cut(substep.part.removed)
                 finished, batchnorm = cut_(trainer, pl_module, cut, options, example, twins)
@@ -130,7 +130,7 @@ def _operate(
     return undo, made, finished
 
 
-def _with(made: StepRecord, substep: Substep) -> StepRecord:
+def _with(made: StepRecord, substep: Substep, state: PruningState) -> StepRecord:
     """A step with a further part, which is proposed and not made yet."""
     part = substep.part
     return replace(
@@ -141,6 +141,7 @@ def _with(made: StepRecord, substep: Substep) -> StepRecord:
         params=substep.shadow.params,
         units_removed=(*outside(made.units_removed, part.units), *part.units),
         substeps=made.substeps + 1,
+        predicted_ms=after(substep.shadow, part, state),
     )
 
 

@@ -26,7 +26,6 @@ class Wanted:
     macs: float
     ms: float | None = None
 
-
     @property
     def nothing(self) -> bool:
         """Whether all of it is saved."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
@@ -15,13 +14,14 @@ from hqp_lightning.loop.options import PruningOptions
 from hqp_lightning.records import PruningStep, unit_of
 from hqp_lightning.search.proposal import untried
 from hqp_lightning.search.rescoring import rescored
+from hqp_lightning.search.saving import wanted
 from hqp_lightning.search.state import PruningState
 from hqp_lightning.surgery import Shadow
 
 __all__ = ["Substep", "outside", "substeps"]
 
 SHARE = 0.25
-"""At most this fraction of the MACs that a network has goes by one set of scores."""
+"""At most this fraction of the MACs that a network has, or of its time, goes by one set of scores."""
 
 
 @dataclass(frozen=True)
@@ -52,23 +52,22 @@ def substeps(
     """
     _, network = find_network(pl_module, options.module)
     shadow, scores, whole = Shadow(network, example, options.ignore), state.saliency or {}, dict[str, tuple[int, ...]]()
-    wanted = state.search.step * state.dense_macs
-    if options.target_macs is not None:
-        wanted = min(wanted, shadow.macs - options.target_macs * state.dense_macs)
-    goal, left = shadow.macs - wanted, max(1, math.ceil(wanted / (SHARE * shadow.macs) - 1e-9))
+    left = wanted(shadow, state, options)
+    parts = left.parts(shadow, state, SHARE)
     while True:
         state.note(shadow.notes)
-        proposed = untried(shadow, (shadow.macs - goal) / left, state, options, scores, whole)
+        proposed = untried(shadow, left.part(parts), state, options, scores, whole)
         part = trainer.strategy.broadcast(proposed)
         if not part.parts:
             return
         whole = joined({n: c for n, c in whole.items() if n in outside(whole, part.units)}, part.parts)
         yield Substep(shadow, part, whole)
-        left -= 1
-        if left < 1:
+        parts -= 1
+        if parts < 1:
             return
-        shadow = Shadow(network, example, options.ignore)
-        if shadow.macs <= goal:
+        start, shadow = shadow, Shadow(network, example, options.ignore)
+        left = left.after(start, shadow, state)
+        if left.nothing:
             return
         scores = rescored(trainer, pl_module, network, shadow, options)
 
