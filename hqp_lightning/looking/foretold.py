@@ -169,7 +169,7 @@ def _points(
     state.saliency, state.channels = saliency, {g.name: g.channels for g in shadow.groups()}
     points: list[LookPoint] = []
     for level in LEVELS:
-        step = untried(shadow, Wanted(level * shadow.macs), state, options)
+        step = untried(shadow, Wanted(level * shadow.macs), state, options, saliency, {})
         if not step.parts:
             break
         cut = shadow.without(step.units).cut(step.removed)
