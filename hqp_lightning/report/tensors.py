@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from html import escape
 
 from hqp_lightning.records import ComparedTensor, Report
 from hqp_lightning.report.units import ABSENT, decibel, node
 
-__all__ = ["fault_lines", "tensor_cells", "tensor_lines", "tensors_html", "worst"]
+__all__ = ["fault_lines", "shortened", "tensor_cells", "tensor_lines", "tensors_html", "worst"]
 
 HEADERS = ("layer", "running", "alone", "quant.", "clipped", "satur.", "dead")
 _WIDTHS = (34, 7, 7, 7, 7, 6, 6)
@@ -17,13 +18,14 @@ _SHOWN = 20
 
 
 def worst(rows: Sequence[ComparedTensor], count: int) -> list[ComparedTensor]:
-    """Those at fault, and the noisiest by themselves up to ``count``; in their order. 0: all."""
+    """Those at fault, the first to depart, and the noisiest by themselves up to ``count``; in their order. 0: all."""
 
     def rank(row: ComparedTensor) -> tuple[bool, float]:
         return not row.fault, -max(row.alone, row.quantizing or 0.0)
 
     chosen = {r.tensor for r in sorted(rows, key=rank)[: count or len(rows)]}
-    return [r for r in rows if r.tensor in chosen or r.fault]
+    first = _first(rows)
+    return [r for r in rows if r.tensor in chosen or r.fault or r is first]
 
 
 def tensor_cells(row: ComparedTensor) -> tuple[str, ...]:
@@ -40,18 +42,43 @@ def tensor_cells(row: ComparedTensor) -> tuple[str, ...]:
 
 
 def tensor_lines(rows: Sequence[ComparedTensor]) -> list[str]:
-    """The table as lines; long names lose their beginning."""
+    """The table as lines; long names lose their beginning, or what they have in common if they would look alike."""
     lines = [HEADERS, *map(tensor_cells, rows)]
+    names = shortened([cells[0] for cells in lines], _WIDTHS[0])
     return [
-        " ".join([_left(cells[0]), *(c.rjust(w) for c, w in zip(cells[1:], _WIDTHS[1:], strict=True))])
-        for cells in lines
+        " ".join([name.ljust(_WIDTHS[0]), *(c.rjust(w) for c, w in zip(cells[1:], _WIDTHS[1:], strict=True))])
+        for name, cells in zip(names, lines, strict=True)
     ]
+
+
+def shortened(names: Sequence[str], width: int) -> list[str]:
+    """Each name in ``width`` characters: without its beginning, its middle or its end, the first that is its own.
+
+    Examples:
+        >>> shortened(["stage1/block/convolution", "stage2/block/convolution", "head"], 12)
+        ['stage1/bl...', 'stage2/bl...', 'head']
+        >>> shortened(["stage1/block/convolution", "stage2/block/convolution", "head"], 16)
+        ['stage1/...lution', 'stage2/...lution', 'head']
+    """
+    half = (width - 3) // 2
+
+    def forms(name: str) -> list[str]:
+        if len(name) <= width:
+            return [name] * 3
+        return [
+            f"...{name[3 - width :]}",
+            f"{name[: width - 3 - half]}...{name[-half:]}",
+            f"{name[: width - 3]}...",
+        ]
+
+    taken = [Counter(column) for column in zip(*map(forms, dict.fromkeys(names)), strict=True)]
+    return [next((f for f, seen in zip(forms(n), taken, strict=True) if seen[f] == 1), forms(n)[1]) for n in names]
 
 
 def fault_lines(rows: Sequence[ComparedTensor]) -> list[str]:
     """Which layers are at fault, and where the files part first."""
     said = [f"at fault: {node(r.layer)}: {r.fault}" for r in rows if r.fault]
-    if first := next((r for r in rows if r.running > _FAR), None):
+    if first := _first(rows):
         said.append(
             f"the files part first at {node(first.layer)}: {decibel(first.running)} where both run on their own"
         )
@@ -89,6 +116,6 @@ def _number(noise: float | None) -> str:
     return "exact" if noise < 1e-11 else decibel(noise).removesuffix(" dB")
 
 
-def _left(name: str) -> str:
-    width = _WIDTHS[0]
-    return name.ljust(width) if len(name) <= width else f"...{name[3 - width :]}"
+def _first(rows: Sequence[ComparedTensor]) -> ComparedTensor | None:
+    """Where the files part."""
+    return next((r for r in rows if r.running > _FAR), None)

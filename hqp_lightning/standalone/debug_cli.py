@@ -59,7 +59,7 @@ def _run(options: argparse.Namespace) -> tuple[list[str], bool]:
         content |= {"tensors": [asdict(r) for r in rows]}
         write_whole(options.json, f"{json.dumps(content, indent=1)}\n".encode())
     shown = worst(rows, options.rows)
-    more = f", the {len(shown)} noisiest are shown" if len(shown) < len(rows) else ""
+    more = f"; {len(shown)} shown: faults, first departure, noisiest" if len(shown) < len(rows) else ""
     head = f"{options.b.name} beside {options.a.name} on {len(images)} pictures: SQNR in dB"
     what = f"{len(rows)} tensors, matched by {how}{more}"
     return [head, what, "", *tensor_lines(shown), "", *fault_lines(rows)], any(r.fault for r in rows)

@@ -100,10 +100,14 @@ class _File:
         check_same(self.source.original, self.source.reading, Path(artifact.path), first)
         self.backends, absent = usable_backends(self.options.engines, self.options.activation_type)
         self.notes += [self.source.words, *absent]
+        used = ", ".join(b.name for b in self.backends)
+        _log.info("hqp: %d pictures through the float network, on %s", len(self.pictures), self.backends[0].name)
         with build(self.backends[0], artifact, "fp32", self.folder / "engines", self.options) as engine:
             scoring = scoring_of(engine, self.pictures, max_drop, max_noise)
+        _log.info("hqp: calibrating on %d of them; quantizing and scoring until it is within", len(self.calibration))
         made = self._quantized(scoring)
         self._tell(made, scoring)
+        _log.info("hqp: timing float and INT8 on %s", used)
         engines = time_engines(
             self.backends,
             {"dense": artifact},
@@ -114,6 +118,7 @@ class _File:
             self.folder,
             self.options,
         )
+        _log.info("hqp: writing files for boards, and compiling where NVIDIA's compiler is installed")
         compiled = self._for_the_board(made, scoring, first)
         model = load_model(artifact.path)
         dense = ModelFigures(scoring.baseline, macs(model), parameters(model), artifact.file_bytes)
@@ -163,7 +168,7 @@ class _File:
             )
         noisy = sorted(made.layers, key=lambda q: q.noise, reverse=True)
         if names := [q.layer for q in noisy if q.precision == "float" and q.layer not in made.by_rule]:
-            self._note(f"Left in float to stay within the budget, noisiest layers first: {', '.join(names)}.")
+            self.notes.append(f"Left in float to stay within the budget, noisiest layers first: {', '.join(names)}.")
         if self.options.activation_type == "int8" and made.artifact.opset > _TENSORRT_8:
             self.notes.append(f"Opset {made.artifact.opset}: TensorRT 8 (JetPack 5) reads up to {_TENSORRT_8}.")
 

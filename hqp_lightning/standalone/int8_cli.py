@@ -29,6 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point of ``hqp-int8``: 0 within the budget, 1 over it or refused."""
     options = _parser().parse_args(arguments)
     logging.basicConfig(format="%(message)s")
+    logging.getLogger("hqp_lightning.standalone").setLevel(logging.INFO)  # a line for each stage
     try:
         within = _run(options)
     except (HQPError, OSError) as error:
@@ -55,6 +56,8 @@ def _run(options: argparse.Namespace) -> bool:
     )
     if options.calibration < 1:
         raise ConfigurationError(f"--calibration {options.calibration}: expected at least 1")
+    if options.output.is_file() or options.output.suffix == ".onnx":
+        raise ConfigurationError(f"-o {options.output}: a folder is wanted, which gets some twenty files: -o deploy")
     reading = read_model(options.model, size=input_size(options))
     target = options.output / "model.onnx"
     if target.exists() and target.samefile(options.model):

@@ -113,9 +113,9 @@ def sqnr(ratio: float) -> str:
 
     Examples:
         >>> sqnr(0.01), sqnr(0.0)
-        ('20.0 dB', 'inf dB')
+        ('20.00 dB', 'inf dB')
     """
-    return f"{-10 * math.log10(ratio) if ratio > 0 else math.inf:.1f} dB"
+    return f"{-10 * math.log10(ratio) if ratio > 0 else math.inf:.2f} dB"
 
 
 def _centred(logits: np.ndarray) -> np.ndarray:

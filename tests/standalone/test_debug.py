@@ -12,6 +12,8 @@ from torch import nn
 
 from hqp_lightning.export import collect_ranges, export_onnx, quantize
 from hqp_lightning.export.departures import compare_models
+from hqp_lightning.records import ComparedTensor
+from hqp_lightning.report.tensors import worst
 from hqp_lightning.standalone.debug_cli import main
 
 LAYER = "/3/Conv"  # the second convolution
@@ -180,7 +182,7 @@ def test_the_command_fits_80_columns_and_writes_json(files, tmp_path, capsys):
     given = [str(f) for f in files]
     assert main([*given, "--json", str(tmp_path / "rows.json"), "--rows", "4"]) == 0
     said = capsys.readouterr().out.splitlines()
-    assert "matched by name, the 4 noisiest are shown" in said[1]
+    assert " shown: faults, first departure, noisiest" in said[1]
     assert {len(line) for line in said[3:8]} == {80}
     assert max(map(len, said)) <= 80
     content = json.loads((tmp_path / "rows.json").read_text())
@@ -192,6 +194,15 @@ def test_the_command_fits_80_columns_and_writes_json(files, tmp_path, capsys):
     onnx.save(model, tmp_path / "wrong.onnx")
     assert main([given[0], str(tmp_path / "wrong.onnx"), given[2]]) == 1
     assert "at fault: 3 Conv: scale of 1 of 64 channels" in capsys.readouterr().out
+
+
+def test_the_first_departure_is_among_the_rows():
+    noises = {"a": (0.001, 1e-9), "b": (0.02, 1e-3), "c": (0.1, 0.2), "d": (0.2, 0.1), "e": (0.3, 0.05)}
+    rows = [
+        ComparedTensor(n, n, "Conv", running, alone, None, None, None, 0, 1) for n, (running, alone) in noises.items()
+    ]
+    assert [r.tensor for r in worst(rows, 2)] == ["b", "c", "d"]
+    assert [r.tensor for r in worst(rows, 0)] == list(noises)
 
 
 def test_another_exporters_file_beside_ours(files, dynamo_file, capsys):
