@@ -83,12 +83,10 @@ def rows(name: str, args: argparse.Namespace) -> Iterator[Sequence[str]]:
     started = time.process_time()
     others = list(structures(dense, shadow))
     seconds = started - time.process_time()
-    everything = made_here(dense, call, shadow, ROUND_TO, How(), others)  # in turn with the table's: machines drift
+    everything = made_here(
+        dense, call, shadow, ROUND_TO, How(), None, others
+    )  # in turn with the table's: machines drift
     seconds += time.process_time() - started
-    if args.table:
-        from hqp_lightning.report.latency_table import write_table
-
-        write_table(everything, args.table / f"{name}.json")
     known = NETWORKS + 1
     price = Price(replace(everything, networks=everything.networks[:known]))
     for n in everything.networks[1:]:
@@ -101,7 +99,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", default=MODELS)
     parser.add_argument("--weights", type=Path, help="folder of MODEL_imagenette128.pth; random ones take as long")
-    parser.add_argument("--table", type=Path)
     parser.add_argument("--px", type=int, default=128)
     args = parser.parse_args()
     torch.set_num_threads(1)

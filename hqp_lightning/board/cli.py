@@ -1,4 +1,4 @@
-"""Build, time, inspect and check a TensorRT engine on the machine that will run it."""
+"""Build, time, inspect, check and profile a TensorRT engine on the machine that will run it."""
 
 from __future__ import annotations
 
@@ -18,11 +18,12 @@ from hqp_lightning.board.lint import lint, summary
 from hqp_lightning.board.loading import load
 from hqp_lightning.board.make import fallback_lines
 from hqp_lightning.board.notes import read_note
+from hqp_lightning.board.profiling import profile
 from hqp_lightning.board.provenance import verify
 from hqp_lightning.board.rtx import CAPABILITIES, read_table
 from hqp_lightning.errors import ExportError, HQPError
 
-__all__ = ["bench", "build", "check", "inspect", "main"]
+__all__ = ["bench", "build", "check", "inspect", "main", "profile"]
 
 
 def bench(engine: Path, batch_size: int | None = None, warmup: int = 50, runs: int = 200) -> list[str]:
@@ -120,6 +121,9 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("data", type=Path, nargs="?", help="folder class/image.jpg, or .npz with images and labels")
     sub.add_argument("--manifest", type=Path, help="manifest.json, if the engine's note does not know it")
     sub.add_argument("--limit", type=int, help="use so many images, evenly spread")
+    sub = add(profile, "networks", "write the latency table of this GPU, for cost=... of a pruning")
+    sub.add_argument("-o", "--output", type=Path, required=True, help="table to write, such as orin.latency.json")
+    sub.add_argument("--runs", type=int, default=200, help="timed calls of each network (default 200)")
     return parser
 
 

@@ -2,10 +2,11 @@
 
 Every part of a network has a time that grows with its channels,
 
-    t = k₀ + k₁·⌈inputs⌉ + k₂·⌈outputs⌉ + k₃·⌈inputs⌉·⌈outputs⌉,  no k below zero,
+    t = k₀ + k₁·⌈inputs⌉ + k₂·⌈outputs⌉ + k₃·⌈inputs⌉·⌈outputs⌉
 
-⌈·⌉ the next whole step of the engine's staircase, fitted, by absolute errors, to what its counters said of it in the
-table's networks; one that is no full convolution or linear layer has k₀ and k₂ alone. The network's time is
+no k below zero and ⌈·⌉ the next whole step of the engine's staircase, fitted, by absolute errors, to what its counters
+said of it in the table's networks. One that is no full convolution or linear layer grows with its outputs alone. The
+network's time is
 
     T = a·Σ t + b
 
@@ -32,7 +33,7 @@ Widths = Mapping[str, tuple[float, ...]]
 _STEPS = (1, 8, 16, 32)
 _FLOOR_MS = 1e-3  # what counters tell: an error beyond it counts as such, not as its square
 _ROUNDS = 8
-_CLEARLY = 0.95  # a coarser staircase has to fit so much better
+_ABOUT, _NOTHING = 1.03, 1e-9
 
 
 @dataclass(frozen=True)
@@ -89,13 +90,12 @@ class Price:
 
     @cached_property
     def step(self) -> int:
-        """Channels of a step of the staircase: the least of those that explain the parts best."""
+        """Channels of a step of the staircase: the coarsest of those that explain the parts about as well as the best.
+
+        One too fine would sell channels that save nothing; one too coarse only takes more of them at once.
+        """
         errors = {step: sum(self._fit(name, step)[1] for name in self.table.parts) for step in _STEPS}
-        best, error = _STEPS[0], errors[_STEPS[0]]
-        for step in _STEPS[1:]:
-            if errors[step] < _CLEARLY * error:
-                best, error = step, errors[step]
-        return best
+        return max(step for step, error in errors.items() if error <= _ABOUT * min(errors.values()) + _NOTHING)
 
     @cached_property
     def _fits(self) -> dict[str, tuple[float, ...]]:

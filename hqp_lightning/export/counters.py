@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import statistics
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,18 +22,44 @@ _ADDED = re.compile(r"^[A-Z][A-Za-z]*_[0-9]+$")  # OpenVINO's own names, such as
 _HALF = 0.5  # microseconds, which is what the counters leave out on average: they give whole ones
 
 
-def openvino_counters(path: str | os.PathLike[str], batch: Arrays, threads: int = 1) -> list[Executed]:
-    """Run a file on OpenVINO with its counters on.
+def openvino_counters(
+    paths: Sequence[str | os.PathLike[str]], batches: Sequence[Arrays], threads: int = 1
+) -> list[list[Executed]]:
+    """Run files on OpenVINO with its counters on, in turn.
 
     The engine gives a mean over all calls, in which one interruption shows, and the first one, that packs weights: the
-    latter is taken off, and the median of a few engines taken. What the engine put in by itself (layouts, scales) goes
-    with what it stands behind, or before.
+    latter is taken off, and the median of a few engines taken, each scaled to the others: machines have slow moments.
+    What the engine put in by itself (layouts, scales) goes with what it stands behind, or before.
 
     Args:
-        path: a float or Q/DQ model.
-        batch: its input, or one array for each.
-        threads: of the engine.
+        paths: float or Q/DQ models.
+        batches: their inputs.
+        threads: of the engines.
+
+    Returns:
+        Of each file.
     """
+    turns: list[list[dict[str, float]]] = [[] for _ in paths]
+    origins: list[dict[str, tuple[str, ...]]] = [{} for _ in paths]
+    for _ in range(_TURNS):
+        for k, (path, batch) in enumerate(zip(paths, batches, strict=True)):
+            found, origins[k] = _turn(path, batch, threads)
+            turns[k].append(found)
+    return [
+        [(names, ms[n]) for n, names in named.items()] for named, ms in zip(origins, map(_settled, turns), strict=True)
+    ]
+
+
+def _settled(turns: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """The median of each name over the turns, these scaled to one speed."""
+    first = {n: statistics.median_low(t[n] for t in turns if n in t) for n in turns[-1]}
+    scales = [statistics.median(t[n] / first[n] for n in t if first.get(n)) for t in turns]
+    return {n: statistics.median_low(t[n] / s for t, s in zip(turns, scales, strict=True) if n in t) for n in first}
+
+
+def _turn(
+    path: str | os.PathLike[str], batch: Arrays, threads: int
+) -> tuple[dict[str, float], dict[str, tuple[str, ...]]]:
     import openvino
 
     core: Any = openvino.Core()
@@ -50,20 +76,15 @@ def openvino_counters(path: str | os.PathLike[str], batch: Arrays, threads: int 
         "INFERENCE_PRECISION_HINT": "f32",
         "PERF_COUNT": True,
     }
-    turns: list[dict[str, float]] = []
-    origins: dict[str, tuple[str, ...]] = {}
-    for _ in range(_TURNS):
-        compiled = core.compile_model(model, "CPU", options)
-        request = compiled.create_infer_request()
-        means = []
-        for calls in (_WARM, _CALLS):
-            for _ in range(calls):
-                request.infer(feed, share_inputs=True)
-            ops = compiled.get_runtime_model().get_ordered_ops()
-            means.append(dict(_means(ops)))
-        origins = _origins([op for op in ops if op.get_friendly_name() in means[1]])
-        turns.append({n: _between(means[0].get(n, ms), ms) for n, ms in means[1].items()})
-    return [(names, statistics.median_low(turn[n] for turn in turns if n in turn)) for n, names in origins.items()]
+    request = (compiled := core.compile_model(model, "CPU", options)).create_infer_request()
+    means = []
+    for calls in (_WARM, _CALLS):
+        for _ in range(calls):
+            request.infer(feed, share_inputs=True)
+        ops = compiled.get_runtime_model().get_ordered_ops()
+        means.append(dict(_means(ops)))
+    found = {n: _between(means[0].get(n, ms), ms) for n, ms in means[1].items()}
+    return found, _origins([op for op in ops if op.get_friendly_name() in found])
 
 
 def _between(warm: float, now: float) -> float:

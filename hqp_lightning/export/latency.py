@@ -7,7 +7,7 @@ import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
 
@@ -15,11 +15,12 @@ import numpy as np
 
 from hqp_lightning.board.arrays import Arrays, each
 from hqp_lightning.errors import ExportError
+from hqp_lightning.export.archive import filled, write_archive
 from hqp_lightning.export.artifact import describe
 from hqp_lightning.export.counters import openvino_counters
 from hqp_lightning.export.engines import Engine, OpenVINOBackend
 from hqp_lightning.export.engines.openvino import device_name
-from hqp_lightning.export.parts import Naming, naming
+from hqp_lightning.export.parts import naming
 from hqp_lightning.export.paying import unprofitable
 from hqp_lightning.export.placement import quantized_tensors
 from hqp_lightning.export.quantize import quantize
@@ -28,7 +29,7 @@ from hqp_lightning.records import LatencyTable, NetworkTime
 
 __all__ = ["How", "Whole", "comparable", "measure_table", "network_ms", "with_any_ranges"]
 
-_TURNS, _CALLS = 30, 4
+_TURNS, _CALLS = 80, 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,13 +64,16 @@ class Whole:
     counted: bool = True
 
 
-def measure_table(wholes: Sequence[Whole], per_channel: Mapping[str, bool], how: How) -> LatencyTable:
+def measure_table(
+    wholes: Sequence[Whole], per_channel: Mapping[str, bool], how: How, archive: Path | None = None
+) -> LatencyTable:
     """Time networks and their parts on OpenVINO.
 
     Args:
         wholes: the dense network, and others of the same layers; timed in turn.
         per_channel: layer name to whether it is no full convolution or linear layer.
         how: they are quantized and run.
+        archive: a file for `hqp_lightning.board.profiling.profile`, written where it is given.
 
     Raises:
         ExportError: OpenVINO is not installed, or a file can't be quantized or run.
@@ -77,33 +81,34 @@ def measure_table(wholes: Sequence[Whole], per_channel: Mapping[str, bool], how:
     if (reason := OpenVINOBackend().unavailable()) is not None:
         raise ExportError(reason)
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
-        int8 = [with_any_ranges(w.float_path, Path(folder) / f"{k}.onnx", how) for k, w in enumerate(wholes)]
-        files = [(wholes[0].float_path, "fp32"), *((path, "int8") for path in int8)]
+        floats = [filled(w.float_path, Path(folder) / f"{k}.float.onnx") for k, w in enumerate(wholes)]
+        int8 = [with_any_ranges(path, Path(folder) / f"{k}.onnx", how) for k, path in enumerate(floats)]
+        files = [(floats[0], "fp32"), *((path, "int8") for path in int8)]
         dense_ms, *times = network_ms(files, how)
         names = [naming(w.float_path, w.called) for w in wholes]
-        found = [
-            n.totals(openvino_counters(p, _input(p, how), how.threads)) if w.counted else {}
-            for w, n, p in zip(wholes, names, int8, strict=True)
-        ]
-    where: dict[str, Naming] = {}
-    for naming_, parts in zip(names, found, strict=True):
-        where |= {part: naming_ for part in parts if part not in where}
-    engine = OpenVINOBackend()
-    dense = wholes[0]
-    return LatencyTable(
-        engine=engine.name,
-        version=metadata.version(engine.name),
-        device=device_name(),
-        threads=how.threads,
-        clock=how.clock,
-        batch_size=how.batch_size,
-        inputs=tuple(tuple(n or 0 for n in t.shape) for t in describe(dense.float_path).inputs),
-        parts={part: naming_.part(part, per_channel) for part, naming_ in where.items()},
-        networks=(
-            NetworkTime("dense", "fp32", dense.widths, dense_ms, {}),
-            *(NetworkTime(w.name, "int8", w.widths, ms, p) for w, ms, p in zip(wholes, times, found, strict=True)),
-        ),
-    )
+        counted = [path for w, path in zip(wholes, int8, strict=True) if w.counted]
+        executed = openvino_counters(counted, [_input(path, how) for path in counted], how.threads)
+        seen = dict(zip(counted, executed, strict=True))
+        found = [n.totals(seen.get(path, ())) for n, path in zip(names, int8, strict=True)]
+        where = {part: n for n, parts in zip(reversed(names), reversed(found), strict=True) for part in parts}
+        dense = wholes[0]
+        table = LatencyTable(
+            engine=OpenVINOBackend.name,
+            version=metadata.version(OpenVINOBackend.name),
+            device=device_name(),
+            threads=how.threads,
+            clock=how.clock,
+            batch_size=how.batch_size,
+            inputs=tuple(tuple(n or 0 for n in t.shape) for t in describe(dense.float_path).inputs),
+            parts={part: n.part(part, per_channel) for part, n in where.items()},
+            networks=(
+                NetworkTime("dense", "fp32", dense.widths, dense_ms, {}),
+                *(NetworkTime(w.name, "int8", w.widths, ms, p) for w, ms, p in zip(wholes, times, found, strict=True)),
+            ),
+        )
+        if archive is not None and how.activation_type == "int8":  # TensorRT reads no other
+            write_archive(archive, asdict(table), [path for path, _ in files], names[0].nodes)
+        return table
 
 
 def comparable(table: LatencyTable) -> bool:

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import onnx
 
+from hqp_lightning.board.parts import part_of
 from hqp_lightning.errors import ExportError
 from hqp_lightning.export.artifact import load_model
 from hqp_lightning.export.counters import Executed
@@ -32,11 +33,18 @@ class Naming:
         self._writers = {o: n for n in graph.node for o in n.output}
         self._scopes = {layer: _scope(node) for node, layer in layers.items()}
 
+    @property
+    def nodes(self) -> dict[str, str]:
+        """Names of nodes and of the tensors that they write, to parts: a layer's name, or the node's own."""
+        found = {name: self._layers.get(name, name) for name in self._nodes}
+        return {**found, **{tensor: found[node.name] for tensor, node in self._writers.items()}}
+
     def totals(self, executed: Iterable[Executed]) -> dict[str, float]:
         """Milliseconds by part; what can't be told apart goes to none."""
         found: dict[str, float] = {}
+        nodes, layers = self.nodes, set(self._layers.values())
         for names, ms in executed:
-            if (name := self._name(names)) is not None:
+            if (name := part_of(names, nodes, layers)) is not None:
                 found[name] = found.get(name, 0.0) + ms
         return found
 
@@ -50,22 +58,6 @@ class Naming:
         if name in per_channel:
             return Part(name, (name,), per_channel[name])
         return Part(self._module(name), self._above(name) or tuple(per_channel)[:1])
-
-    def _name(self, names: Sequence[str]) -> str | None:
-        """A layer, if one is among the names; else the last node; a quantizer goes with what wrote its tensor."""
-        found = {asked: node for asked in names if (node := self._node(asked)) is not None}
-        layers = [n for asked, n in found.items() if n in self._layers and not asked.endswith("_quantize")]
-        others = [n for n in found.values() if n not in self._layers]
-        for node in (*layers, *reversed(others), *found.values()):
-            return self._layers.get(node, node)
-        return None
-
-    def _node(self, name: str) -> str | None:
-        """The node of a name that an engine lengthened, or of a tensor."""
-        if name in self._writers:
-            return self._writers[name].name
-        fitting = [n for n in self._nodes if name.startswith(n)]
-        return max(fitting, key=len, default=None)
 
     def _above(self, name: str) -> tuple[str, ...]:
         """The layers above a node, nearest first."""

@@ -8,6 +8,7 @@ import tempfile
 import warnings
 from collections.abc import Iterable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -26,12 +27,15 @@ from hqp_lightning.report.latency_table import read_table
 from hqp_lightning.surgery import Shadow, apply_cut_, called_layers, layer_widths, per_channel
 from hqp_lightning.surgery.copying import copied
 
-__all__ = ["drawn", "made_here", "priced", "whole"]
+__all__ = ["ARCHIVE", "drawn", "made_here", "priced", "whole"]
 
 _log = logging.getLogger(__name__)
 
+ARCHIVE = "latency_networks.zip"
+"""Beside the report: what `hqp-engine profile` times on a board."""
 NETWORKS = 9
 """That are measured: the dense one and drawn ones; a part has at most four numbers to fit."""
+_GRIDS = 4
 _LEAST = 0.2  # of a group's channels, in a drawn network
 
 
@@ -46,9 +50,13 @@ def priced(trainer: Trainer, network: nn.Module, example: Call, shadow: Shadow, 
     widths = layer_widths(twin, called_layers(twin, call))
     if options.table is not None:
         return price_of(read_table(options.table), widths, options.table)
-    asked = next((c.options for c in trainer.callbacks if isinstance(getattr(c, "options", None), ExportOptions)), None)  # type: ignore[attr-defined]
-    how = How() if asked is None else How(**{n: getattr(asked, n) for n in How.__slots__})
-    table = made_here(network, call, shadow, options.round_to, how) if trainer.is_global_zero else None
+    asked = next((c for c in trainer.callbacks if isinstance(getattr(c, "options", None), ExportOptions)), None)  # type: ignore[attr-defined]
+    how, archive = How(), None
+    if asked is not None:
+        how = How(**{n: getattr(asked.options, n) for n in How.__slots__})
+        archive = Path(asked.dirpath) / ARCHIVE
+    make = partial(made_here, network, call, shadow, options.round_to, how, archive)
+    table = make() if trainer.is_global_zero else None
     if (table := trainer.strategy.broadcast(table)) is None:
         raise ConfigurationError("the first process could not make a latency table; its message says why.")
     return price_of(table, widths)
@@ -60,6 +68,7 @@ def made_here(
     shadow: Shadow,
     round_to: int,
     how: How,
+    archive: Path | None = None,
     others: Iterable[tuple[str, nn.Module]] = (),
 ) -> LatencyTable:
     """Time the dense network in float and INT8, and INT8 networks of drawn widths, with their parts.
@@ -70,6 +79,7 @@ def made_here(
         shadow: of it.
         round_to: widths are multiples of it.
         how: networks are quantized and run.
+        archive: see `measure_table`.
         others: further networks to time in turn with these, by name.
 
     Raises:
@@ -79,13 +89,12 @@ def made_here(
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the export itself gives them again
         try:
-            networks = [
-                ("dense", network),
-                *((f"drawn {k}", drawn(network, shadow, draw, round_to)) for k in range(1, NETWORKS)),
-            ]
-            wholes = [whole(name, part, call, Path(folder)) for name, part in networks]
+            wholes = [whole("dense", network, call, Path(folder))]
+            for k in range(1, NETWORKS):  # with widths on coarse and on fine grids: engines like some better
+                grid = round_to * 2 ** ((k - 1) % _GRIDS)
+                wholes.append(whole(f"drawn {k}", drawn(network, shadow, draw, grid), call, Path(folder)))
             wholes += [replace(whole(name, part, call, Path(folder)), counted=False) for name, part in others]
-            table = measure_table(wholes, per_channel(network, wholes[0].widths), how)
+            table = measure_table(wholes, per_channel(network, wholes[0].widths), how, archive)
         except (ConfigurationError, ExportError) as error:
             raise ConfigurationError(f"cost='latency' times ONNX files, which can't be made: {error}") from error
     _log.info("hqp: latency table of %s %s: %d parts", table.engine, table.version, len(table.parts))
@@ -104,10 +113,13 @@ def whole(name: str, network: nn.Module, call: Call, folder: Path) -> Whole:
 
 
 def drawn(network: nn.Module, shadow: Shadow, draw: random.Random, round_to: int, least: float = _LEAST) -> nn.Module:
-    """A copy in which every group has a drawn number of channels, in multiples of ``round_to``: any of them."""
+    """A copy in which every group has a drawn number of channels, in multiples of ``round_to``, or less where few."""
     removed = {}
     for g in shadow.groups():
-        kept = max(round(g.channels * draw.uniform(least, 1.0) / round_to), 1) * round_to
+        grid = round_to
+        while grid % 2 == 0 and grid > g.channels // 4:
+            grid //= 2
+        kept = max(round(g.channels * draw.uniform(least, 1.0) / grid), 1) * grid
         if (gates := (g.channels - kept) // g.blocks) > 0:
             removed[g.name] = [k + b * g.gates for k in range(gates) for b in range(g.blocks)]
     twin = copied(network)

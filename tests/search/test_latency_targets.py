@@ -1,5 +1,6 @@
 """A search that a latency table prices: from a file by hand, and from one that this machine's engine makes."""
 
+import zipfile
 from dataclasses import replace
 
 import pytest
@@ -62,6 +63,10 @@ def test_a_table_made_here_prices_the_run_goes_into_checkpoints_and_lies_beside_
     assert len(made.networks) == 4
     assert all(n.ms > 0 for n in made.networks)
     assert made.networks[1].widths == DENSE != made.networks[2].widths
+    with zipfile.ZipFile(tmp_path / "deploy" / "latency_networks.zip") as archive:
+        assert {"table.json", "0.onnx", "3.onnx", "tensorrt/1.trt8.onnx", "tensorrt/3.fp16.onnx"} <= {
+            *archive.namelist()
+        }
     figures = export.report.latency
     assert figures.predicted_ms == pytest.approx(pruning.state.predicted_ms)
     assert figures.measured_ms > 0
