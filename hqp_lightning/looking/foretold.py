@@ -36,7 +36,7 @@ from hqp_lightning.surgery import Shadow
 
 __all__ = ["LEVELS", "look"]
 
-LEVELS = (0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.6, 0.7)
+LEVELS = (0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6)
 """Fractions of the dense MACs that are removed in one shot."""
 
 _CALIBRATION = 128  # samples that set the ranges of INT8

@@ -19,7 +19,7 @@ from hqp_lightning.records import QuantizedLayer
 
 __all__ = ["int8_noise"]
 
-_JUDGED = 32  # samples of which the logits are compared
+_JUDGED = 16  # samples of which the logits are compared
 
 
 def int8_noise(network: nn.Module, calls: Sequence[Call]) -> tuple[tuple[QuantizedLayer, ...], float | None, str]:
