@@ -63,8 +63,9 @@ def rows(args: argparse.Namespace, pairs: dict[str, list]) -> object:
         cut, pruned = shadow.cut(removed), copy.deepcopy(dense)
         apply_cut_(pruned, cut)
         rise = loss_of(pruned.eval(), judging) - before
+        ratio = f"{rise / foretold:.1f}" if foretold > 1e-3 else "-"  # of next to nothing it says nothing
         pairs.setdefault(kind, []).append((foretold, rise))
-        return title, f"{1 - cut.macs / shadow.macs:.1%}", f"{foretold:.4f}", f"{rise:.4f}", f"{rise / foretold:.1f}"
+        return title, f"{1 - cut.macs / shadow.macs:.1%}", f"{foretold:.4f}", f"{rise:.4f}", ratio
 
     for level in args.levels:
         step = propose(list(groups.values()), worth, level * shadow.macs, Caps())

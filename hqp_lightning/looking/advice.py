@@ -10,7 +10,7 @@ from hqp_lightning.records import Advice, Budget, Look
 __all__ = ["STEP_NATS", "advice"]
 
 STEP_NATS = 0.02
-"""Foretold rise of the loss that one step may bring: what the steps of the published runs had (``docs/look.md``)."""
+"""Foretold rise of the loss that one step may bring: about what is measured, and healed, of it (``docs/look.md``)."""
 
 HEALING_BATCHES = 360
 """Of training after a step: those of the published runs."""
@@ -42,8 +42,8 @@ def _step(look: Look) -> Advice:
     return Advice(
         "step",
         round(value, 2),
-        f"in one shot it is foretold to cost {best.predicted_loss_increase:.2g} nats, up to {STEP_NATS:g} healed in "
-        "the published runs",
+        f"the largest of {low:g} to {high:g} that is foretold to cost at most {STEP_NATS:g} nats: "
+        f"{best.predicted_loss_increase:.2g}",
     )
 
 

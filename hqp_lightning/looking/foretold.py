@@ -6,7 +6,7 @@ import math
 import os
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
@@ -16,6 +16,7 @@ from torch import Tensor
 from hqp_lightning.board.files import check_writable
 from hqp_lightning.callbacks import FisherAccumulator, HQPPruning
 from hqp_lightning.core.calls import Call
+from hqp_lightning.core.latency import Price, Widths
 from hqp_lightning.errors import ConfigurationError
 from hqp_lightning.looking.advice import advice
 from hqp_lightning.looking.noise import int8_noise
@@ -25,6 +26,7 @@ from hqp_lightning.looking.training import healing_batches
 from hqp_lightning.loop.calls import Receiver
 from hqp_lightning.loop.network import find_network
 from hqp_lightning.loop.options import CHANNELS, PruningOptions
+from hqp_lightning.loop.pricing import priced
 from hqp_lightning.loop.trainer import loose
 from hqp_lightning.records import UNIT_KINDS, GroupNote, Look, LookPoint
 from hqp_lightning.report import versions
@@ -32,7 +34,7 @@ from hqp_lightning.report.looks import print_look, write_look
 from hqp_lightning.search.fits import opened
 from hqp_lightning.search.proposal import untried
 from hqp_lightning.search.saving import Wanted
-from hqp_lightning.surgery import Shadow
+from hqp_lightning.surgery import Cut, Shadow
 
 __all__ = ["LEVELS", "look"]
 
@@ -88,7 +90,7 @@ def look(
     if watcher.example is None:
         raise ConfigurationError("the validation loader is empty, so there is nothing to look at.")
     with torch.no_grad():
-        found = _figures(module, watcher, options)
+        found = _figures(trainer, module, watcher, options, pruning.options if pruning else options)
     batches = healing_batches(datamodule if isinstance(datamodule, LightningDataModule) else module, trainer)
     told = advice(found, pruning.budget if pruning else None, available, batches)
     found = replace(found, advice=told)
@@ -130,7 +132,9 @@ class _Watcher(Callback):
         self.metrics = {n: v for n, v in found.items() if math.isfinite(v)}
 
 
-def _figures(module: LightningModule, watcher: _Watcher, options: PruningOptions) -> Look:
+def _figures(
+    trainer: Trainer, module: LightningModule, watcher: _Watcher, options: PruningOptions, asked: PruningOptions
+) -> Look:
     _, network = find_network(module, options.module)
     assert watcher.example is not None
     shadow, saliency = Shadow(network, watcher.example, options.ignore), watcher.fisher.saliency()
@@ -140,8 +144,9 @@ def _figures(module: LightningModule, watcher: _Watcher, options: PruningOptions
             f"{type(network).__name__} has nothing to prune: every convolution and linear layer is a head, ignored "
             f"({list(options.ignore) or 'none'}), or can't be cut.{left}"
         )
-    alone, failed = _points(shadow, saliency, replace(options, units=(CHANNELS,)))
-    both, more = _points(shadow, saliency, options) if shadow.units() else ((), ())
+    price = priced(trainer, network, watcher.example, shadow, asked) if asked.by_latency else None
+    alone, failed = _points(shadow, saliency, replace(options, units=(CHANNELS,)), price)
+    both, more = _points(shadow, saliency, options, price) if shadow.units() else ((), ())
     rows, total, problem = int8_noise(network, watcher.calibration)
     return Look(
         network=type(network).__name__,
@@ -156,13 +161,14 @@ def _figures(module: LightningModule, watcher: _Watcher, options: PruningOptions
         advice=(),
         quantization=rows,
         int8_noise=total,
+        latency_ms=None if price is None else price.dense_ms,
         remarks=(problem,) if problem else (),
         versions=versions(),
     )
 
 
 def _points(
-    shadow: Shadow, saliency: dict[str, Tensor], options: PruningOptions
+    shadow: Shadow, saliency: dict[str, Tensor], options: PruningOptions, price: Price | None
 ) -> tuple[tuple[LookPoint, ...], tuple[GroupNote, ...]]:
     """What the first step of a search would do, for one size after the other, and what it found that can't go."""
     state = opened(options)
@@ -174,7 +180,15 @@ def _points(
             break
         cut = shadow.without(step.units).cut(step.removed)
         removed = 1 - cut.macs / shadow.macs
-        point = LookPoint(removed, step.predicted_loss_increase, cut.macs, cut.params, step.channels, step.units)
+        ms = None if price is None else price.ms(_widths(cut, price))
+        point = LookPoint(removed, step.predicted_loss_increase, cut.macs, cut.params, step.channels, step.units, ms)
         if point not in points:  # a tile may be larger than a level, or all that may go is gone
             points.append(point)
     return tuple(points), tuple(state.notes)
+
+
+def _widths(cut: Cut, price: Price) -> Widths:
+    """The layers that are left, with their input and output channels."""
+    known, sides = cut.structure.attributes, (("in_features", "out_features"), ("in_channels", "out_channels"))
+    left = {n: known[n] for n in price.layers() if n in known}
+    return {n: tuple(float(cast(int, a[s])) for pair in sides for s in pair if s in a) for n, a in left.items()}

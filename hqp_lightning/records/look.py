@@ -22,6 +22,7 @@ class LookPoint:
         params: of what is left.
         channels: how many are removed.
         units: keys of the units that go as a whole.
+        latency_ms: of the INT8 network, by the latency table; None where there is none.
     """
 
     macs_removed: float
@@ -30,6 +31,7 @@ class LookPoint:
     params: int
     channels: int
     units: tuple[str, ...] = ()
+    latency_ms: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +83,7 @@ class Look:
         advice: settings to begin with.
         quantization: noise of the dense network's logits with one layer alone in INT8; empty where it can't be written.
         int8_noise: with all of its layers in INT8; None likewise.
+        latency_ms: of the dense INT8 network, by the latency table; None where there is none.
         remarks: what a reader must know, a sentence each.
         versions: package to version.
         schema_version: of this record.
@@ -98,6 +101,7 @@ class Look:
     advice: tuple[Advice, ...]
     quantization: tuple[QuantizedLayer, ...] = ()
     int8_noise: float | None = None
+    latency_ms: float | None = None
     remarks: tuple[str, ...] = ()
     versions: Mapping[str, str] = field(default_factory=dict)
     schema_version: int = 1

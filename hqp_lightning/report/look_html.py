@@ -8,8 +8,8 @@ from hqp_lightning.records import Look, LookPoint
 from hqp_lightning.report.html import page, section
 from hqp_lightning.report.html_sections import quantization, table
 from hqp_lightning.report.look_plot import look_svg
-from hqp_lightning.report.look_rows import CUT_HEADERS, PART_HEADERS, cut_rows, kept_lines, noise_line, part_rows
-from hqp_lightning.report.units import count
+from hqp_lightning.report.look_rows import PART_HEADERS, cut_table, kept_lines, noise_line, part_rows
+from hqp_lightning.report.units import count, ms
 
 __all__ = ["render_look"]
 
@@ -36,6 +36,8 @@ def _advice(look: Look) -> str:
     )
     scores = ", ".join(f"{n} {v:.4f}" for n, v in look.metrics.items())
     dense = f"Dense: {count(look.macs)} MACs, {count(look.params)} parameters; on {look.samples:,} samples {scores}."
+    if look.latency_ms is not None:
+        dense += f" In INT8 {ms(look.latency_ms)} ms by the latency table."
     return f'<p>{escape(dense)} Nothing was changed.</p>\n<dl class="figures">\n{cards}</dl>\n'
 
 
@@ -53,9 +55,8 @@ def _curves(look: Look) -> str:
 
 
 def _cuts(points: tuple[LookPoint, ...]) -> str:
-    shown = len(CUT_HEADERS) - (not any(p.units for p in points))
-    rows = (f"<tr>{''.join(f'<td>{escape(c)}</td>' for c in cells[:shown])}</tr>\n" for cells in cut_rows(points))
-    return table(CUT_HEADERS[:shown], rows)
+    headers, rows = cut_table(points)
+    return table(headers, (f"<tr>{''.join(f'<td>{escape(c)}</td>' for c in cells)}</tr>\n" for cells in rows))
 
 
 def _parts(look: Look) -> str:

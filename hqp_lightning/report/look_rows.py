@@ -6,28 +6,31 @@ from collections.abc import Sequence
 
 from hqp_lightning.records import Look, LookPoint, PricedPart
 from hqp_lightning.report.sentences import unit_counts
-from hqp_lightning.report.units import ABSENT, change, count, decibel
+from hqp_lightning.report.units import ABSENT, change, count, decibel, ms
 
-__all__ = ["CUT_HEADERS", "PART_HEADERS", "cut_rows", "kept_lines", "noise_line", "part_rows"]
+__all__ = ["CUT_HEADERS", "PART_HEADERS", "cut_table", "kept_lines", "noise_line", "part_rows"]
 
-CUT_HEADERS = ("MACs", "loss, nats", "MACs left", "params left", "channels", "units")
+CUT_HEADERS = ("MACs", "loss, nats", "MACs left", "params left", "channels", "ms", "units")
 PART_HEADERS = ("part", "channels", "MACs", "params", "nats", "half", "per 1 %")
 _WORDS = {"left out": "not pruned", "approximate": "pruned approximately", "stays": "not pruned"}
 
 
-def cut_rows(points: Sequence[LookPoint]) -> list[tuple[str, ...]]:
-    """Under `CUT_HEADERS`."""
-    return [
+def cut_table(points: Sequence[LookPoint]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """The headers and the rows, without columns of which nothing is known."""
+    rows = [
         (
             change(p.macs_removed),
             f"+{nats(p.predicted_loss_increase)}",
             count(p.macs),
             count(p.params),
             str(p.channels),
+            ABSENT if p.latency_ms is None else ms(p.latency_ms),
             unit_counts(p.units) or ABSENT,
         )
         for p in points
     ]
+    shown = [i for i in range(len(CUT_HEADERS)) if any(row[i] != ABSENT for row in rows)]
+    return tuple(CUT_HEADERS[i] for i in shown), [tuple(row[i] for i in shown) for row in rows]
 
 
 def part_rows(look: Look) -> list[tuple[str, ...]]:

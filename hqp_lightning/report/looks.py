@@ -13,9 +13,9 @@ from hqp_lightning.records import Look
 from hqp_lightning.report.console import columns
 from hqp_lightning.report.look_html import render_look
 from hqp_lightning.report.look_plot import look_png
-from hqp_lightning.report.look_rows import CUT_HEADERS, PART_HEADERS, cut_rows, kept_lines, noise_line, part_rows
+from hqp_lightning.report.look_rows import PART_HEADERS, cut_table, kept_lines, noise_line, part_rows
 from hqp_lightning.report.schema import encode
-from hqp_lightning.report.units import count, decibel, node
+from hqp_lightning.report.units import count, decibel, ms, node
 
 __all__ = ["print_look", "write_look"]
 
@@ -47,12 +47,13 @@ def print_look(look: Look, folder: Path, console: Console | None = None) -> None
     scores = ", ".join(f"{n} {v:.4f}" for n, v in look.metrics.items())
     line(f"{look.network}: {count(look.macs)} MACs, {count(look.params)} parameters", "bold")
     line(f"dense, on {look.samples:,} samples: {scores or 'validation logged nothing'}")
+    if look.latency_ms is not None:
+        line(f"dense in INT8: {ms(look.latency_ms)} ms by the latency table")
     for title, points in (("channels", look.channels), ("channels, gates and branches", look.with_units)):
         if points:
             console.print()
             line(f"predicted loss of one cut of {title}, before healing")
-            headers = CUT_HEADERS if any(p.units for p in points) else CUT_HEADERS[:-1]
-            _table(console, headers, [r[: len(headers)] for r in cut_rows(points)])
+            _table(console, *cut_table(points))
     rows = part_rows(look)
     if rows:
         console.print()

@@ -10,7 +10,7 @@ from test_html import Page
 from hqp_lightning.records import Advice, GroupNote, Look, LookPoint, PricedPart, QuantizedLayer
 from hqp_lightning.report.look_html import render_look
 from hqp_lightning.report.look_plot import look_png
-from hqp_lightning.report.look_rows import part_rows
+from hqp_lightning.report.look_rows import cut_table, part_rows
 from hqp_lightning.report.looks import print_look, write_look
 from hqp_lightning.report.schema import decode
 
@@ -28,7 +28,7 @@ def found():
     told = (Advice("step", 0.1, "cheap"), Advice("max_drop", 0.015, "seen"), Advice("every_n_epochs", 3, "long"))
     noise = (QuantizedLayer("/a/a.0/Conv", 1e-3, "int8"), QuantizedLayer("/b/Conv", 1e-4, "int8"))
     return Look(
-        "Net", 512, {"val_acc": 0.9}, 1e8, 1000, channels, units, parts, kept, told, noise, 1.1e-3, ("odd",), {"t": "2"}
+        "Net", 512, {"val_acc": 0.9}, 1e8, 1000, channels, units, parts, kept, told, noise, 1.1e-3, remarks=("odd",)
     )
 
 
@@ -57,6 +57,14 @@ def test_the_console_fits_80_columns_and_names_what_stays(found):
     assert max(map(len, tables)) <= 80
     assert "not pruned: fc: its channels are outputs" in lines
     assert any(line.startswith("step=0.1: cheap") for line in lines)
+
+
+def test_milliseconds_are_told_where_a_table_gave_them(found):
+    assert "ms" not in cut_table(found.channels)[0]
+    timed = replace(found, channels=tuple(replace(p, latency_ms=1.25) for p in found.channels), latency_ms=1.5)
+    headers, rows = cut_table(timed.channels)
+    assert rows[0][headers.index("ms")] == "1.25"
+    assert "In INT8 1.50 ms by the latency table." in render_look(timed)
 
 
 def test_the_json_is_the_record(found, tmp_path):
