@@ -7,7 +7,6 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from types import MappingProxyType
 
 from hqp_lightning import export
 from hqp_lightning.board.arrays import Arrays, cut
@@ -44,7 +43,6 @@ def quantize_within(
     out_path: Path,
     options: FileOptions,
     max_float_layers: int,
-    learned: Mapping[str, export.Range] = MappingProxyType({}),
 ) -> Quantized:
     """Quantize what pays; if that is over budget, leave layers in float, as few as bring it within the budget.
 
@@ -58,7 +56,6 @@ def quantize_within(
         out_path: the file to write.
         options: calibration method, placement and threads.
         max_float_layers: how many layers may stay in float; 0: none.
-        learned: ranges of tensors that a training found, which go before what calibration says.
 
     Returns:
         What is within the budget; or else, with its engine closed, what came of quantizing all of these layers.
@@ -74,7 +71,6 @@ def quantize_within(
         exclude=() if options.placement == "all" else export.unprofitable(float_onnx.path),
         **where,
     )
-    ranges.update(learned)
     sample = cut(next(calibration()), 0, _NOISE_SAMPLES)
     noise = export.quantization_noise(float_onnx.path, ranges, sample, threads=threads, **where)
     rule = left_in_float(float_onnx, ranges, options, out_path.parent)

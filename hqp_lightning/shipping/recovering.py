@@ -16,7 +16,7 @@ from hqp_lightning.loop.untouched import eager
 from hqp_lightning.records import Budget
 from hqp_lightning.shipping.scoring import lent, second_trainer, with_hooks
 from hqp_lightning.shipping.teaching import taught
-from hqp_lightning.surgery import fake_quantized, learned
+from hqp_lightning.surgery import fake_quantized
 
 __all__ = ["costs_too_much", "recover_"]
 
@@ -37,8 +37,8 @@ def recover_(
     epochs: int,
     lr_scale: float,
     teacher: nn.Module | None = None,
-) -> dict[Range, Range]:
-    """Train the model on for some epochs while layers compute as in INT8, in place; the ranges are learned, too.
+) -> None:
+    """Train the model on for some epochs while layers compute as in INT8, in place; the steps of the ranges learn, too.
 
     A second Trainer runs the user's ``training_step`` over the run's training batches, with the optimizers of
     ``configure_optimizers``, and nothing of the first one's callbacks, loggers and checkpoints; there is no validation.
@@ -54,9 +54,6 @@ def recover_(
         epochs: how many.
         lr_scale: see above.
         teacher: a float network whose logits are a part of the loss, see `taught`.
-
-    Returns:
-        Every range to what it has become.
     """
     with (
         lent(pl_module, _SEED),
@@ -88,7 +85,6 @@ def recover_(
             del pl_module.__dict__["configure_callbacks"]
             if own is not None:
                 pl_module.__dict__["configure_callbacks"] = own
-        return learned(steps)
 
 
 class _FallingRate(Callback):

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -93,17 +92,10 @@ class Exporting:
         holdout = self.score(self.holdout) if self.holdout is not None else None
         return ModelFigures(model.score, model.macs, model.params, artifact.file_bytes, holdout)
 
-    def quantized(
-        self,
-        float_onnx: OnnxArtifact,
-        name: str,
-        max_float_layers: int,
-        learned: Mapping[str, export.Range] = MappingProxyType({}),
-    ) -> Quantized:
-        """The INT8 form of a float model, on its engine, scored and judged; some ranges may have been learned."""
-        made = quantize_within(
-            float_onnx, self.calibration, self.measure, self.dirpath / name, self.options, max_float_layers, learned
-        )
+    def quantized(self, float_onnx: OnnxArtifact, name: str, max_float_layers: int) -> Quantized:
+        """The INT8 form of a float model, on its engine, scored and judged."""
+        path = self.dirpath / name
+        made = quantize_within(float_onnx, self.calibration, self.measure, path, self.options, max_float_layers)
         if made.warning is not None and made.warning not in self.notes:
             self.notes.append(made.warning)
         return made

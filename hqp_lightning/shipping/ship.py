@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -52,10 +51,6 @@ _REFERENCES = 8  # images whose logits travel with the model
 @dataclass
 class _Shipping(Exporting):
     search: PruningState | None
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.learned: dict[int, Mapping[str, export.Range]] = {}  # of a recovered model, by its snapshot
 
     def run(self) -> Report:
         dense, candidates = self._models()
@@ -131,8 +126,7 @@ class _Shipping(Exporting):
         """Export, calibrate, quantize and score one model."""
         restore_(model.snapshot, self.pl_module)
         float_onnx = self.write("model.onnx")
-        learned = self.learned.get(id(model.snapshot), {})
-        return float_onnx, self.quantized(float_onnx, "model.int8.onnx", max_float_layers, learned)
+        return float_onnx, self.quantized(float_onnx, "model.int8.onnx", max_float_layers)
 
     def _recovered(
         self, model: Accepted, float_onnx: OnnxArtifact, made: Quantized
@@ -148,9 +142,8 @@ class _Shipping(Exporting):
             )
             teacher = self._teacher(model)
             run = self.trainer, self.pl_module, self.network, ranges, epochs, self.options.recovery_lr_scale, teacher
-            became = recover_(*run)
+            recover_(*run)
             trained = replace(model, score=self.score(self.trainer.val_dataloaders), snapshot=take(self.pl_module))
-            self.learned[id(trained.snapshot)] = {t: became[r] for t, r in made.ranges.items() if r in became}
             float_onnx, made = self._attempt(trained, self.options.max_float_layers)
         except Exception as error:  # the user's own code runs in there; what was there before still ships
             self._note(f"The recovery of {_name(model)} failed and was undone: {error}")

@@ -4,7 +4,7 @@ from hqp_lightning.surgery.batchnorm import recalibrate_batchnorm_, tracking_bat
 from hqp_lightning.surgery.copying import duplicated
 from hqp_lightning.surgery.cost import called_layers, layer_macs, layer_widths, per_channel
 from hqp_lightning.surgery.cut import Cut, apply_cut_, slice_optimizers_
-from hqp_lightning.surgery.fake_quantization import fake_quantized, learned
+from hqp_lightning.surgery.fake_quantization import fake_quantized
 from hqp_lightning.surgery.shadow import Shadow
 from hqp_lightning.surgery.snapshot import Snapshot, restore_, take
 from hqp_lightning.surgery.structure import Structure, apply_structure_, record
@@ -21,7 +21,6 @@ __all__ = [
     "fake_quantized",
     "layer_macs",
     "layer_widths",
-    "learned",
     "recalibrate_batchnorm_",
     "per_channel",
     "record",

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -15,7 +14,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from hqp_lightning.core.calibration import LEAST_SCALE, Range
 
-__all__ = ["fake_quantized", "learned"]
+__all__ = ["fake_quantized"]
 
 _WEIGHTS = 127  # symmetric int8: -127 ... 127
 
@@ -45,7 +44,7 @@ def fake_quantized(network: nn.Module, ranges: Mapping[str, Range]) -> Iterator[
             channels first, and take one tensor.
 
     Yields:
-        A step for each range, shared by the layers that have an equal one; `learned` makes ranges of them again.
+        A step for each range, shared by the layers that have an equal one.
 
     >>> layer = nn.Linear(2, 1, bias=False)
     >>> with torch.no_grad(), fake_quantized(nn.Sequential(layer), {"0": Range.symmetric(63.5)}):
@@ -70,16 +69,6 @@ def fake_quantized(network: nn.Module, ranges: Mapping[str, Range]) -> Iterator[
                 layer.__dict__["forward"] = forward
         for norm, training in norms.items():
             norm.training = training
-
-
-def learned(steps: Mapping[Range, Tensor]) -> dict[Range, Range]:
-    """Each range to what its step has become: as wide as that many steps, with the same zero point."""
-
-    def moved(given: Range, step: Tensor) -> Range:
-        ratio = max(float(step.detach().abs()), LEAST_SCALE) / given.scale
-        return replace(given, low=given.low * ratio, high=given.high * ratio)
-
-    return {given: moved(given, step) for given, step in steps.items()}
 
 
 def _forward(

@@ -171,7 +171,7 @@ def test_the_teachers_logits_and_the_ranges_are_learned_from(loaders, make_train
     trainer.fit(model, *loaders)
     student, teacher, given = copy.deepcopy(model.net), Classifier().net, Range.symmetric(1.0)
     own = model.training_step.__func__
-    became = recover_(trainer, model, model.net, {"3": given}, 1, 0.5, copy.deepcopy(teacher))
+    recover_(trainer, model, model.net, {"3": given}, 1, 0.5, copy.deepcopy(teacher))
     assert model.training_step.__func__ is own
     assert not model.net._forward_hooks
 
@@ -194,7 +194,6 @@ def test_the_teachers_logits_and_the_ranges_are_learned_from(loaders, make_train
             loss.backward()
             optimizer.step()
         assert steps[given].item() != given.scale
-        assert became[given].scale == pytest.approx(steps[given].item())
     torch.testing.assert_close(model.net.state_dict(), student.state_dict(), rtol=1e-4, atol=1e-5)
 
 

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from hqp_lightning.core.calibration import Range
-from hqp_lightning.surgery import fake_quantized, learned
+from hqp_lightning.surgery import fake_quantized
 
 
 def on_grid(x, step):
@@ -69,18 +69,11 @@ def test_gradients_of_steps_are_those_of_torchs_own_learnable_quantizer(given):
     torch.testing.assert_close(ours, x.grad)
 
 
-def test_a_range_is_as_wide_as_its_steps_have_become():
+def test_layers_that_share_a_range_share_its_step():
     a, b = Range.symmetric(1.27), Range(-0.5, 2.05, "uint8", factors=(1.0, 0.5))
     layers = nn.ModuleList([nn.Linear(2, 2) for _ in range(3)])
     with fake_quantized(layers, {"0": a, "1": a, "2": b}) as steps:
-        assert list(steps) == [a, b]  # layers that share a range share its step
-        with torch.no_grad():
-            steps[a].mul_(2)
-            steps[b].mul_(-1)  # a step has no sign
-    after = learned(steps)
-    assert (after[a].low, after[a].high) == (pytest.approx(-2.54), pytest.approx(2.54))
-    assert (after[b].zero_point, after[b].factors) == (b.zero_point, b.factors)
-    assert after[b].high == pytest.approx(b.high)
+        assert list(steps) == [a, b]
 
 
 def network():
