@@ -13,11 +13,11 @@ from hqp_lightning.core import equalization
 from hqp_lightning.core.calibration import Range, compute_range
 from hqp_lightning.core.equalization import ChannelHistogram
 from hqp_lightning.core.histogram import Histogram
-from hqp_lightning.export.logits import logits, noise
+from hqp_lightning.export.logits import Logits, logits, noise
 from hqp_lightning.export.placement import Placement
 from hqp_lightning.export.quantize import insert_qdq_
 
-__all__ = ["least_noise", "rescaled"]
+__all__ = ["least_noise", "measured_noise", "rescaled"]
 
 _EVEN = 0.5  # channels that differ by less than this gain less than a bit: not worth a multiplication
 _CENTRED = 0.9
@@ -65,9 +65,7 @@ def least_noise(
     reference = logits(model, sample, threads)
 
     def measured(ranges: Mapping[str, Range]) -> float:
-        changed = onnx.ModelProto()
-        changed.CopyFrom(model)
-        return noise(logits(insert_qdq_(changed, placed, ranges), sample, threads), reference)
+        return measured_noise(model, placed, ranges, sample, reference, threads)
 
     best, least = unlike[0], measured(unlike[0])
     for other in reversed(unlike[1:]):  # without factors first: what is far better than that needs no further look
@@ -77,3 +75,17 @@ def least_noise(
         elif _FAR * least < found:
             break
     return dict(best)
+
+
+def measured_noise(
+    model: onnx.ModelProto,
+    placed: Sequence[Placement],
+    ranges: Mapping[str, Range],
+    sample: Arrays,
+    reference: Logits,
+    threads: int | None,
+) -> float:
+    """Of the logits of the model, quantized with these ranges."""
+    changed = onnx.ModelProto()
+    changed.CopyFrom(model)
+    return noise(logits(insert_qdq_(changed, placed, ranges), sample, threads), reference)

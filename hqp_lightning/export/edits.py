@@ -12,6 +12,7 @@ from onnx import helper, numpy_helper
 __all__ = ["Graph", "add_map_", "add_to_bias_", "attributes", "divide_"]
 
 _HOMOGENEOUS = ("Relu", "LeakyRelu")
+_ROUNDING = 1 + 1e-6
 
 
 class Graph:
@@ -108,7 +109,7 @@ def divide_(graph: Graph, tensor: str, factors: np.ndarray, top: float) -> bool:
     """Divide a tensor's channels where it is made, back through what is homogeneous; False: it can't be.
 
     ReLU6 is not, but the quantizer behind it clips each channel at the end of the range, which is no more than what
-    was seen there: its bound may move to that end.
+    was seen there: its bound may move to that end, if that is beyond the old one for no channel.
     """
     clip = None
     while tensor not in graph.outputs and len(graph.readers[tensor]) == 1 and tensor in graph.producers:
@@ -125,6 +126,9 @@ def divide_(graph: Graph, tensor: str, factors: np.ndarray, top: float) -> bool:
                 graph.store_(clip, 2, np.asarray(top), f"{clip.name}_top")
             return True
         if node.op_type == "Clip" and clip is None and len(node.input) > 2 and graph.value(node.input[1]) == 0:
+            bound = graph.value(node.input[2])
+            if bound is None or top * factors.max() > _ROUNDING * float(bound):
+                return False
             clip = node
         elif node.op_type not in _HOMOGENEOUS:
             return False

@@ -21,7 +21,7 @@ from hqp_lightning.core.calibration import Range
 from hqp_lightning.export.edits import Graph, add_map_, add_to_bias_, attributes, divide_
 from hqp_lightning.export.placement import Placement
 
-__all__ = ["centrable", "equalizable", "rescale_", "shiftable"]
+__all__ = ["by_tensor", "centrable", "equalizable", "input_channels", "rescale_", "shiftable"]
 
 # Kernels that a subtraction joins. Not ReLU: convolutions end with it, and the subtraction would be a kernel more.
 _POINTWISE = ("HardSwish", "Mul", "Elu", "Gelu", "Mish")
@@ -34,7 +34,7 @@ def equalizable(model: onnx.ModelProto, placed: Iterable[Placement]) -> dict[str
     stay in float where factors are used, since they would have to undo them.
     """
     graph, found = Graph(model), {}
-    for tensor, places in _by_tensor(placed).items():
+    for tensor, places in by_tensor(placed).items():
         weighted = [graph.nodes[p.node] for p in places if p.weight_axis is not None]
         channels = {_depthwise_channels(graph, node) for node in weighted}
         if len(channels) == 1 and (count := channels.pop()):
@@ -49,7 +49,7 @@ def shiftable(model: onnx.ModelProto, placed: Iterable[Placement]) -> dict[str, 
     weights and no padding.
     """
     graph, found = Graph(model), {}
-    for tensor, places in _by_tensor(placed).items():
+    for tensor, places in by_tensor(placed).items():
         before = graph.producers.get(tensor)
         if before is None or not (before.op_type in _POINTWISE or _takes_it_back(graph, tensor, places)):
             continue
@@ -73,7 +73,7 @@ def rescale_(
         Where quantizers stand now, and the ranges of what they round; none has factors or a shift.
     """
     placed, ranges = list(placed), dict(ranges)
-    for tensor, places in _by_tensor(placed).items():
+    for tensor, places in by_tensor(placed).items():
         given = ranges.get(tensor)
         if given is None or not (given.factors or given.shifts):
             continue
@@ -100,10 +100,14 @@ def rescale_(
                 made = graph.before_(readers, "Sub", made, shifts.reshape(1, -1, *[1] * dims))
         if given.factors:
             factors = np.asarray(given.factors)
-            for node in readers:
+            for node, axis in [(graph.nodes[p.node], p.weight_axis) for p in places if p.weight_axis is not None]:
                 weight = numpy_helper.to_array(graph.stored[node.input[1]])
-                each = np.repeat(factors, len(weight) // len(factors)).reshape(-1, *[1] * (weight.ndim - 1))
-                graph.store_(node, 1, weight * each, f"{node.name}_weight")
+                if _depthwise_channels(graph, node):
+                    each, at = np.repeat(factors, len(weight) // len(factors)), 0
+                else:
+                    each, at = factors, 1 - axis
+                shape = [-1 if k == at else 1 for k in range(weight.ndim)]
+                graph.store_(node, 1, weight * each.reshape(shape), f"{node.name}_weight")
             if (
                 made != tensor
                 or len(readers) < len(graph.readers[tensor])
@@ -117,7 +121,8 @@ def rescale_(
     return placed, ranges
 
 
-def _by_tensor(placed: Iterable[Placement]) -> dict[str, list[Placement]]:
+def by_tensor(placed: Iterable[Placement]) -> dict[str, list[Placement]]:
+    """The places of every tensor."""
     found: dict[str, list[Placement]] = {}
     for place in placed:
         found.setdefault(place.tensor, []).append(place)
@@ -136,12 +141,20 @@ def _depthwise_channels(graph: Graph, node: onnx.NodeProto) -> int:
 def _unpadded_channels(graph: Graph, node: onnx.NodeProto, axis: int | None) -> int:
     """Number of channels that a convolution or linear layer reads if it can take shifts into its bias, else 0."""
     given = attributes(node)
-    if axis is None or (len(node.input) > 2 and node.input[2] and node.input[2] not in graph.stored):
+    if len(node.input) > 2 and node.input[2] and node.input[2] not in graph.stored:
+        return 0
+    padded = np.any(given.get("pads", [0])) or given.get("auto_pad", b"NOTSET") not in (b"NOTSET", b"VALID")
+    return 0 if padded else input_channels(graph, node, axis)
+
+
+def input_channels(graph: Graph, node: onnx.NodeProto, axis: int | None) -> int:
+    """Number of channels that an ungrouped convolution or a plain linear layer reads, else 0."""
+    given = attributes(node)
+    if axis is None:
         return 0
     shape = graph.stored[node.input[1]].dims
     if node.op_type == "Conv":
-        padded = np.any(given.get("pads", [0])) or given.get("auto_pad", b"NOTSET") not in (b"NOTSET", b"VALID")
-        return 0 if padded or given.get("group", 1) != 1 else shape[1]
+        return 0 if given.get("group", 1) != 1 else shape[1]
     plain = node.op_type == "Gemm" and (given.get("alpha", 1.0), given.get("beta", 1.0)) == (1.0, 1.0)
     return shape[1 - axis] if plain and not given.get("transA", 0) else 0
 

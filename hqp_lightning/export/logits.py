@@ -9,9 +9,10 @@ from onnx import helper
 from hqp_lightning.board.arrays import Arrays, each, sampled
 from hqp_lightning.export.artifact import entries
 
-__all__ = ["logits", "noise"]
+__all__ = ["Logits", "logits", "noise"]
 
 Logits = tuple[np.ndarray, ...]
+"""One array for each output."""
 
 
 def logits(model: onnx.ModelProto, batch: Arrays, threads: int | None = None) -> Logits:

@@ -19,6 +19,7 @@ from hqp_lightning.core.calibration import Range, compute_range
 from hqp_lightning.core.equalization import offset
 from hqp_lightning.errors import ExportError
 from hqp_lightning.export.artifact import describe, feed, load_model
+from hqp_lightning.export.balancing import balanceable, rescued
 from hqp_lightning.export.choosing import least_noise, rescaled
 from hqp_lightning.export.equalize import centrable, equalizable, shiftable
 from hqp_lightning.export.placement import placements
@@ -35,6 +36,7 @@ DEFAULT_METHOD = "mse"
 
 _JUDGED = 16  # samples on which ranges with and without factors are compared
 _OFFSET = 0.25
+_LOOKED = 4  # passes over which the ends of channels are known that few networks need
 _PASS = 8  # samples whose activations are in memory at a time, however large the batches are
 
 
@@ -85,6 +87,8 @@ def collect_ranges(
     shifted = shiftable(model, placed) if activation_type == "int8" else {}
     ends = {name: (np.full(count, np.inf), np.full(count, -np.inf)) for name, count in shifted.items()}
     judged: list[Arrays] = []
+    others = [name for name in balanceable(model, placed) if name not in channels]
+    seen: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {name: [] for name in others}
 
     def count(values: dict[str, np.ndarray]) -> None:
         for name in names:  # popped, so that the activations are freed as they are counted
@@ -92,10 +96,12 @@ def collect_ranges(
             histograms[name] = histogram.update(histograms[name], tensor)
             if name in channels:
                 channels[name] = equalization.update(channels[name], tensor)
+            axes = (0, *range(2, tensor.ndim))
             if name in ends:
-                others = (0, *range(2, tensor.ndim))
                 low, high = ends[name]
-                ends[name] = np.minimum(low, tensor.min(others)), np.maximum(high, tensor.max(others))
+                ends[name] = np.minimum(low, tensor.min(axes)), np.maximum(high, tensor.max(axes))
+            if name in seen and len(seen[name]) < _LOOKED:
+                seen[name].append((tensor.min(axes), tensor.max(axes)))
 
     with ThreadPoolExecutor(1) as beside:  # one part is counted while the model runs on the next
         counting = None
@@ -124,7 +130,10 @@ def collect_ranges(
         kinds.insert(0, (1.0, far))
     candidates = [rescaled(plain, channels, histograms, ends, *kind, **given) for kind in kinds]
     ships = [p for p in placed if p.node not in set(exclude)]
-    return least_noise(model, ships, [*candidates, plain], joined(judged), threads)
+    sample = joined(judged)
+    chosen = least_noise(model, ships, [*candidates, plain], sample, threads)
+    whole = {n: (np.min([e[0] for e in v], 0), np.max([e[1] for e in v], 0)) for n, v in seen.items()}
+    return rescued(model, ships, chosen, plain, whole, sample, threads)
 
 
 def _parts(batches: Iterable[Arrays], artifact: OnnxArtifact) -> Iterator[dict[str, np.ndarray]]:
