@@ -64,11 +64,12 @@ class Proof:
             self._expected, single = self._outputs(self.network), True
         if single:
             self.tolerance = _SINGLE
+        self._last: tuple[Any, nn.Module, list[list[Tensor]]] | None = None
 
     def masks(self, removed: Removed) -> str:
         """Why the network without these channels is not the one with them zeroed at their readers; empty if it is."""
         try:
-            return self._compare(self._outputs(self._pruned(removed)), self._masked(removed))
+            return self._compare(self._pruned(removed)[1], self._masked(removed))
         except Exception as error:
             return _in_words(error)
 
@@ -80,14 +81,14 @@ class Proof:
                 return reason
             # Two shuffles may be none at this width, and one at another.
             moved = pruned_twin(self.network, exchanged_sides(self.network, self.coupled, removed, cut=True))
-            return self._compare(self._outputs(moved), self._outputs(self._pruned(removed)))
+            return self._compare(self._outputs(moved), self._pruned(removed)[1])
         except Exception as error:
             return _in_words(error)
 
     def runs(self, removed: Removed) -> str:
         """Why the network without these channels does not run, or not with its outputs; empty if it does."""
         try:
-            return self._fits(self._pruned(removed))
+            return self._fits(*self._pruned(removed))
         except Exception as error:
             return _in_words(error)
 
@@ -103,14 +104,15 @@ class Proof:
             for name, function in by.items():
                 expected.get_submodule(name).forward = function
             change_(changed)
-            return self._compare(self._outputs(changed), self._outputs(expected)) or self._fits(changed)
+            found = self._outputs(changed)
+            return self._compare(found, self._outputs(expected)) or self._fits(changed, found)
         except Exception as error:
             return _in_words(error)
 
-    def _fits(self, pruned: nn.Module) -> str:
+    def _fits(self, pruned: nn.Module, found: list[list[Tensor]]) -> str:
         """Why a network does not give the outputs' shapes, in training mode as well; empty if it does."""
         try:
-            before, after = ([o.shape for o in out[0]] for out in (self._expected, self._outputs(pruned, 1)))
+            before, after = ([o.shape for o in out[0]] for out in (self._expected, found))
             if before != after:
                 return f"it would change the output from {_shapes(before)} to {_shapes(after)}"
             own = copy.deepcopy(pruned, {id(p): p for p in pruned.parameters()})  # training would move shared buffers
@@ -120,8 +122,13 @@ class Proof:
             return _in_words(error)
         return ""
 
-    def _pruned(self, removed: Removed) -> nn.Module:
-        return pruned_twin(self.network, kept_sides(self.network, self.coupled, removed))
+    def _pruned(self, removed: Removed) -> tuple[nn.Module, list[list[Tensor]]]:
+        """The network without these channels, and its outputs; one question after the other is of the same."""
+        key = {n: (self.coupled[n], tuple(c)) for n, c in removed.items()}
+        if self._last is None or self._last[0] != key:
+            twin = pruned_twin(self.network, kept_sides(self.network, self.coupled, removed))
+            self._last = key, twin, self._outputs(twin)
+        return self._last[1:]
 
     def _masked(self, removed: Removed) -> list[list[Tensor]]:
         handles = []
@@ -136,10 +143,10 @@ class Proof:
             for handle in handles:
                 handle.remove()
 
-    def _outputs(self, network: nn.Module, calls: int = 2) -> list[list[Tensor]]:
+    def _outputs(self, network: nn.Module) -> list[list[Tensor]]:
         found = []
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            for call in self.calls[:calls]:
+            for call in self.calls:
                 torch.manual_seed(0)
                 out = tree_leaves(call.map(torch.clone).on(network))
                 found.append([o for o in out if isinstance(o, Tensor) and _floats(o)])

@@ -58,6 +58,7 @@ class Shadow:
             if unknown:
                 raise ConfigurationError(f"ignore={unknown} names no module of the network; it has {some_of(names)}.")
             self._owner, self._ignore = module, tuple(ignore)
+            self._tried: Proof | None = None
             self._trace = self._traced()
         self.removals: tuple[Removal, ...] = ()
         self._proved: dict[str, tuple[int, ...]] | None = None
@@ -118,7 +119,7 @@ class Shadow:
         for r in chosen:
             remove_(less._module, r, torch.ones(r.channels) if r.unit.kind == GATE else None)
         less._module.requires_grad_(True)
-        less.removals, less._proved = (*self.removals, *chosen), None
+        less.removals, less._proved, less._tried = (*self.removals, *chosen), None, None
         with _plain_autograd():
             less._trace = less._traced(self._trace.notes)
         return less
@@ -187,7 +188,9 @@ class Shadow:
         return Cut({**whole, **kept}, record(pruned), sum(macs.values()), params, self.removals)
 
     def _proof(self) -> Proof:
-        return Proof(self._module, self._example, self._trace.coupled, self._trace.training)
+        if self._tried is None:
+            self._tried = Proof(self._module, self._example, self._trace.coupled, self._trace.training)
+        return self._tried
 
     def _removable(self) -> tuple[Removal, ...]:
         known, key = _UNITS.setdefault(self._owner, {}), self._key()
@@ -207,7 +210,7 @@ class Shadow:
         known, key = _TRACES.setdefault(self._owner, {}), self._key()
         if key not in known:
             before = [*notes, *(n for k, t in known.items() if k[0] == key[0] for n in t.notes)]
-            known[key] = trace(self._module, self._example, self._ignore, before)
+            known[key], self._tried = trace(self._module, self._example, self._ignore, before)
             tell([n for n in known[key].notes if n not in before])
         return known[key]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,7 +12,7 @@ from torch.nn.modules.conv import _ConvNd
 from hqp_lightning.errors import SurgeryError
 from hqp_lightning.surgery.structure import Structure, record
 
-__all__ = ["IN", "OUT", "THROUGH", "Slice", "indices", "kept_by", "structure_of", "weights_of", "width"]
+__all__ = ["IN", "OUT", "THROUGH", "Slice", "indices", "kept_by", "structure_of", "taken_by", "weights_of", "width"]
 
 IN, OUT, THROUGH = "in", "out", "through"
 """Sides of a layer: it reads the channels, it writes them, or they pass through it one by one."""
@@ -67,15 +67,28 @@ def kept_by(network: nn.Module, chosen: Mapping[tuple[str, str, int], Sequence[i
     Returns:
         Parameter or buffer name to flat indices into it, of its new shape; tensors that keep all are not among them.
     """
+    return taken_by(network, chosen, lambda t: torch.arange(t.numel()).view(t.shape))
+
+
+def taken_by(
+    network: nn.Module,
+    chosen: Mapping[tuple[str, str, int], Sequence[int]],
+    of: Callable[[Tensor], Tensor] = Tensor.detach,
+) -> dict[str, Tensor]:
+    """What is left of each tensor when sides of layers keep these channels; arguments as of `kept_by`.
+
+    Args:
+        network: as it stands.
+        chosen: see there.
+        of: gives what is sliced in the place of a tensor, of its shape.
+    """
     tensors = {**dict(network.named_parameters()), **dict(network.named_buffers())}
-    kept: dict[str, Tensor] = {}
+    left: dict[str, Tensor] = {}
     for (name, side, dim), channels in chosen.items():
         for tensor, along, index in _sliced(network, name, side, dim, list(channels)):
-            whole = (
-                kept[tensor] if tensor in kept else torch.arange(tensors[tensor].numel()).view(tensors[tensor].shape)
-            )
-            kept[tensor] = whole.index_select(along, torch.tensor(index, dtype=torch.long))
-    return kept
+            whole = left[tensor] if tensor in left else of(tensors[tensor])
+            left[tensor] = whole.index_select(along, torch.tensor(index, dtype=torch.long))
+    return left
 
 
 def structure_of(

@@ -56,7 +56,7 @@ class Trace:
 
 def trace(
     network: nn.Module, call: Call, ignore: Sequence[str], known: Iterable[GroupNote] = (), limit_s: float | None = None
-) -> Trace:
+) -> tuple[Trace, Proof | None]:
     """Trace a private copy of a network and prove its groups.
 
     Args:
@@ -65,6 +65,9 @@ def trace(
         ignore: names of modules that stay: of layers the output channels, of modules with parts what they read, too.
         known: notes of an earlier structure: groups that were left out then stay out.
         limit_s: see `LIMIT_S`.
+
+    Returns:
+        What is known of it, and what proved it, if there was anything to prove: of a network of the same weights.
 
     Raises:
         ConfigurationError: it does not run, or takes longer.
@@ -88,8 +91,9 @@ def trace(
     out = {n.group: n for n in known if n.status == LEFT_OUT}
     notes = [out.get(c.group.name) or _note(c, LEFT_OUT, c.problem) for c in found if _hopeless(c, out)]
     tried = {c.group.name: c for c in found if not _hopeless(c, out)}
-    proved, more = _prove(Proof(network, call, tried, training), tried) if tried else ({}, [])
-    return Trace(proved, (*notes, *more), macs, outputs, training)
+    proof = Proof(network, call, tried, training) if tried else None
+    proved, more = ({}, []) if proof is None else _prove(proof, tried)
+    return Trace(proved, (*notes, *more), macs, outputs, training), proof
 
 
 def failing(names: Sequence[str], test: Callable[[Sequence[str]], str]) -> dict[str, str]:
@@ -149,7 +153,8 @@ def _prove(proof: Proof, tried: dict[str, Coupled]) -> tuple[dict[str, Coupled],
     bad = {**{n: r if tried[n].normalised else wrong[n] for n, r in unlike.items()}, **broken}
     notes = [_note(tried[n], LEFT_OUT, r) for n, r in bad.items()]
     notes += [_note(tried[n], APPROXIMATE, _BY_NATURE) for n in wrong if n not in bad]
-    return {n: proof.coupled[n] for n in tried if n not in bad}, notes
+    proof.coupled = {n: proof.coupled[n] for n in tried if n not in bad}
+    return dict(proof.coupled), notes
 
 
 def _coupled(

@@ -11,7 +11,7 @@ from torch import nn
 
 from hqp_lightning.errors import SurgeryError
 from hqp_lightning.surgery.graph import Coupled
-from hqp_lightning.surgery.slicing import Slice, indices, kept_by, structure_of, width
+from hqp_lightning.surgery.slicing import Slice, indices, structure_of, taken_by, width
 
 __all__ = ["Removed", "Sides", "exchanged_sides", "kept_sides", "pruned_twin"]
 
@@ -23,10 +23,10 @@ Sides = dict[tuple[str, str, int], list[int]]
 
 def pruned_twin(network: nn.Module, chosen: Sides) -> nn.Module:
     """A copy whose layers keep these channels; tensors that keep all are shared with ``network``."""
-    kept = kept_by(network, chosen)
+    kept = taken_by(network, chosen)
     memo: dict[int, Any] = {}
     for name, t in [*network.named_parameters(), *network.named_buffers()]:
-        new = t.detach().flatten()[kept[name]] if name in kept else t
+        new = kept.get(name, t)
         memo[id(t)] = nn.Parameter(new) if name in kept and isinstance(t, nn.Parameter) else new
     twin = copy.deepcopy(network, memo)
     for name, values in structure_of(network, kept, chosen).attributes.items():
