@@ -78,6 +78,8 @@ def judge_(
     outcome = "kept" if kept else "rolled_back"
     record = state.close(outcome, verdict.reason, accuracy=score, accuracy_drop=verdict.drop)
     state.rollback_due = not kept
+    if not kept:
+        state.bar(record)
     if kept:
         state.undo, state.rejected = None, []
         state.reached(score, budget.mode)

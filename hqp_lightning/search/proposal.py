@@ -31,7 +31,9 @@ def untried(
 ) -> PruningStep:
     """The best step that is proved, and was not rejected already: whole tiles can make a halved step the last one.
 
-    A group or unit that can't go is left out for good, and the step made of the others.
+    A group or unit that can't go is left out for good, and the step made of the others. A unit that was rolled back
+    comes again once it is predicted to cost half of what it was. A halved step asks for less: a unit that is larger
+    goes only if nothing else of that size is predicted to cost less.
 
     Args:
         shadow: of the network as it stands.
@@ -43,11 +45,23 @@ def untried(
     """
     caps = Caps(options.round_to, options.max_channel_ratio, state.channels)
     groups = {g.name: g for g in shadow.groups() if g.name not in state.left_out and CHANNELS in options.units}
-    units = {u.key: u for u in offered(shadow, options) if u.key not in state.left_out}
+    out = state.left_out | {u for u in state.barred if state.bars(u, saliency)}
+    units = {u.key: u for u in offered(shadow, options) if u.key not in out}
+
+    def best(units: dict[str, Unit]) -> PruningStep:
+        return proposed(shadow, list(groups.values()), list(units.values()), wanted, caps, state, options, saliency)
+
     while True:
-        step = proposed(shadow, list(groups.values()), list(units.values()), wanted, caps, state, options, saliency)
+        step = best(units)
         if not step.parts:
             return step
+        if state.search.step < options.step and wanted.ms is None:
+            smaller = {k: u for k, u in units.items() if k not in step.units or u.macs <= wanted.macs}
+            instead = best(smaller) if len(smaller) < len(units) else step
+            cheaper = instead.predicted_loss_increase < step.predicted_loss_increase
+            if instead.macs_saved >= wanted.macs and cheaper:
+                units = smaller
+                continue
         if joined(done, step.parts) in state.rejected:
             last = list(step.parts)[-1]
             del (units if last in units else groups)[last]

@@ -63,6 +63,7 @@ class PruningState:
         saliency: the scores that the next proposal uses; None until a validation has measured them.
         dense_saliency: the last scores of the dense network, before the first step.
         rejected: removals that were judged too expensive since the last kept step; none is tried twice.
+        barred: units that were rolled back alone, and what the loss was predicted to rise by then, nats.
         notes: the groups that can't be cut, and those whose cuts are approximations.
         rollback_due: the pending step was judged too expensive and goes at the next epoch start.
     """
@@ -85,6 +86,7 @@ class PruningState:
     first: float | None = None
     left: bool = False
     price: Price | None = None
+    barred: dict[str, float] = field(default_factory=dict)
 
     @property
     def predicted_ms(self) -> float | None:
@@ -115,6 +117,16 @@ class PruningState:
         """Add what is not known yet: one note for each group and status."""
         known = {(n.group, n.status) for n in self.notes}
         self.notes += [n for n in notes if (n.group, n.status) not in known]
+
+    def bar(self, record: StepRecord) -> None:
+        """Remember a unit that was all of a step that was rolled back: kept steps elsewhere change little about it."""
+        if len(record.units_removed) == 1 and not record.channels_removed:
+            self.barred[record.units_removed[0]] = record.predicted_loss_increase
+
+    def bars(self, unit: str, saliency: Mapping[str, Tensor]) -> bool:
+        """Whether a unit is still predicted to cost more than half of what it was when it was rolled back."""
+        value = saliency.get(unit)
+        return unit in self.barred and value is not None and 0.5 * float(value.sum()) > 0.5 * self.barred[unit]
 
     def rank_by(self, saliency: dict[str, Tensor]) -> None:
         """Take over what a validation has measured, if it has."""
@@ -152,6 +164,7 @@ class PruningState:
             "first": self.first,
             "left": self.left,
             "price": self.price and encode(self.price.table, LatencyTable, "price"),
+            "barred": dict(self.barred),
         }
 
     @classmethod
