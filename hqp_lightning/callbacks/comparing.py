@@ -86,10 +86,10 @@ class _Comparing(Exporting):
         self._note_macs(figures.get(name))
         add("HQP", report.int8, ("hqp", "int8"), export.describe(self.deploy / "model.int8.onnx"))
         timed = [time_in_turn(b, wanted, self.sample(), self.dirpath, self.options) for b in self.backends]
-        return compare_methods(report.budget, figures, sum(timed, []), engine_of, self.notes)
+        return compare_methods(report.budget, figures, sum(timed, []), engine_of, self.notes, report.reference)
 
     def _int8_only(self, dense_onnx: OnnxArtifact) -> tuple[ModelFigures, tuple[str, str], OnnxArtifact]:
-        self.baseline = self.report.baseline.accuracy
+        self.baseline = self.report.held_to
         made = self.quantized(dense_onnx, "int8_only.onnx", self.options.max_float_layers)
         holdout, _ = self.measure_holdout(made.engine)
         made.engine.close()

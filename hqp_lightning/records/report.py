@@ -51,7 +51,10 @@ class GroupSensitivity:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """All figures of a run; ``report.json`` is this record, field by field."""
+    """All figures of a run; ``report.json`` is this record, field by field.
+
+    ``reference`` is the score that drops are measured from where that is not ``baseline.accuracy``, the dense model's.
+    """
 
     budget: Budget
     baseline: ModelFigures
@@ -82,6 +85,12 @@ class Report:
     latency: LatencyFigures | None = None
     schema_version: int = 1
     units_removed: tuple[str, ...] = ()
+    reference: float | None = None
+
+    @property
+    def held_to(self) -> float:
+        """The score that drops are measured from."""
+        return self.baseline.accuracy if self.reference is None else self.reference
 
 
 @dataclass(frozen=True, slots=True)

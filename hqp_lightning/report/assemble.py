@@ -128,6 +128,7 @@ def assemble(
     versions: Mapping[str, str] | None = None,
     units_removed: Iterable[str] = (),
     latency: LatencyFigures | None = None,
+    reference: float | None = None,
 ) -> Report:
     """Put the facts of a run into one `Report`, with the figures that follow from them.
 
@@ -151,6 +152,7 @@ def assemble(
         versions: package versions; see the function `versions`.
         units_removed: keys of the units that the pruned model is without.
         latency: what a latency table predicted, if one ranked the channels.
+        reference: the score that drops are measured from, if it is not the dense model's.
 
     Returns:
         The report. A drop is positive when the INT8 artifact is worse, whatever ``budget.mode``;
@@ -172,7 +174,8 @@ def assemble(
 
     engines = tuple(engines)
     pair = speed_pair(engines)
-    accuracy_drop = worsening(baseline.accuracy, int8.accuracy, budget.mode)
+    held_to = baseline.accuracy if reference is None else reference
+    accuracy_drop = worsening(held_to, int8.accuracy, budget.mode)
     return Report(
         budget=budget,
         baseline=baseline,
@@ -191,7 +194,7 @@ def assemble(
         holdout_samples=holdout_samples,
         steps=tuple(steps),
         engines=engines,
-        fastest_within_budget=fastest_within(engines, budget, baseline.accuracy),
+        fastest_within_budget=fastest_within(engines, budget, held_to),
         compiled=tuple(compiled),
         channels=tuple(channels),
         sensitivity=tuple(sensitivity),
@@ -202,4 +205,5 @@ def assemble(
         versions=dict(versions or {}),
         units_removed=tuple(units_removed),
         latency=latency,
+        reference=None if held_to == baseline.accuracy else held_to,
     )

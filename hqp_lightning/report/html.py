@@ -12,7 +12,7 @@ from hqp_lightning.records import Report
 from hqp_lightning.report.compiled import compiler_html
 from hqp_lightning.report.html_sections import channels, latencies, models, quantization, sensitivity, steps, trajectory
 from hqp_lightning.report.predicted import predicted_line
-from hqp_lightning.report.sentences import group_lines, key_figures, other_drops, unit_line
+from hqp_lightning.report.sentences import against, group_lines, key_figures, other_drops, unit_line
 from hqp_lightning.report.tensors import tensors_html
 from hqp_lightning.report.units import fraction
 
@@ -86,12 +86,14 @@ def _verdict(report: Report) -> str:
     # the bar ends a third beyond the budget, or at the drop where that is larger
     scale = max(budget.max_drop * 4 / 3, drop) or 1.0
     used, limit = 100 * max(drop, 0.0) / scale, 100 * budget.max_drop / scale
+    dense = f"the dense model {fraction(report.baseline.accuracy)}"
+    held_to = dense if report.reference is None else f"against {against(report)}"
     smaller = " (smaller is better)" if budget.mode == "min" else ""
     return (
         f'<section class="verdict{"" if report.within_budget else " over"}">\n'
         f"<strong>{'Within budget' if report.within_budget else 'Over budget'}</strong>\n"
         f"<p>The INT8 artifact reaches <b>{fraction(report.int8.accuracy)}</b> {escape(budget.monitor)}{smaller}, "
-        f"the dense model {fraction(report.baseline.accuracy)}: "
+        f"{held_to}: "
         f"a drop of <b>{fraction(drop)}</b> where {fraction(budget.max_drop)} is allowed.</p>\n"
         f'<div class="gauge"><i style="width:{used:.2f}%"></i><b style="left:calc({limit:.2f}% - 3px)"></b></div>\n'
         f'<div class="ends" style="width:{limit:.2f}%"><span>drop {fraction(drop)}</span>'

@@ -31,6 +31,7 @@ def compare_methods(
     engines: Sequence[EngineReport],
     engine_of: Mapping[str, tuple[str, str]],
     notes: Sequence[str] = (),
+    reference: float | None = None,
 ) -> MethodComparison:
     """Put the methods of a comparison side by side, with the figures that follow from the first one.
 
@@ -40,9 +41,11 @@ def compare_methods(
         engines: every timed engine.
         engine_of: method to ``(model, precision)`` of its engine; the dense model's must be there if any was timed.
         notes: what a reader must know, one sentence each.
+        reference: the score that drops are measured from, if it is not the dense model's.
     """
     dense, mode = next(iter(figures)), budget.mode
     base, held = figures[dense], figures[dense].holdout_accuracy
+    held_to = base.accuracy if reference is None else reference
     backend = min({e.backend for e in engines}, key=_preference, default=None)
     times = {(e.model, e.precision): e.latency_ms for e in engines if e.backend == backend}
 
@@ -51,7 +54,7 @@ def compare_methods(
         return MethodFigures(
             method=method,
             figures=f,
-            accuracy_drop=worsening(base.accuracy, f.accuracy, mode),
+            accuracy_drop=worsening(held_to, f.accuracy, mode),
             size_reduction=1 - f.file_bytes / base.file_bytes,
             holdout_accuracy_drop=(
                 None if held is None or f.holdout_accuracy is None else worsening(held, f.holdout_accuracy, mode)

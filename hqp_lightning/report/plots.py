@@ -53,7 +53,7 @@ BUDGETS_SHOWN = 2.5
 def edge_score(report: Report) -> float:
     """The worst score that the trajectory has room for; worse ones are drawn here, with their score in brackets."""
     sign = 1 if report.budget.mode == "max" else -1
-    return report.baseline.accuracy - sign * BUDGETS_SHOWN * report.budget.max_drop
+    return report.held_to - sign * BUDGETS_SHOWN * report.budget.max_drop
 
 
 def trajectory_svg(report: Report, width: float, height: float, name: str) -> str:
@@ -107,10 +107,10 @@ def inline_svg(fill: Callable[[Figure], None], width: float, height: float, name
 
 
 def _draw(axes: Axes, report: Report, colours: Mapping[str, str]) -> None:
-    base, budget = report.baseline, report.budget
+    base, budget, held_to = report.baseline, report.budget, report.held_to
     numbered = len(report.steps) <= MOST_NUMBERED_STEPS
     sign = 1 if budget.mode == "max" else -1
-    limit = base.accuracy - sign * budget.max_drop
+    limit = held_to - sign * budget.max_drop
     edge = edge_score(report)
 
     def clip(score: float) -> float:
@@ -120,13 +120,14 @@ def _draw(axes: Axes, report: Report, colours: Mapping[str, str]) -> None:
         judged = [(s.macs, clip(s.accuracy)) for s in steps if s.accuracy is not None]
         return [x for x, _ in judged], [y for _, y in judged]
 
-    axes.axhline(base.accuracy, color=colours[INK], lw=0.8, ls=(0, (4, 3)), label="dense baseline")
+    line = "dense baseline" if report.reference is None else "baseline"
+    axes.axhline(held_to, color=colours[INK], lw=0.8, ls=(0, (4, 3)), label=line)
     axes.axhline(limit, color=colours[LIMIT], lw=1.2, label="budget")
     marks: dict[str, Any] = {"ls": "none", "zorder": 3, "clip_on": False}
     kept = points(s for s in report.steps if s.outcome == "kept")
     lost = points(s for s in report.steps if s.outcome != "kept")
-    axes.plot([base.macs, *kept[0]], [base.accuracy, *kept[1]], color=colours[KEPT], lw=1.4, zorder=2)
-    axes.plot(base.macs, base.accuracy, "s", color=colours[INK], ms=6, zorder=4)
+    axes.plot([base.macs, *kept[0]], [clip(base.accuracy), *kept[1]], color=colours[KEPT], lw=1.4, zorder=2)
+    axes.plot(base.macs, clip(base.accuracy), "s", color=colours[INK], ms=6, zorder=4)
     if kept[0]:
         axes.plot(*kept, **{**marks, "marker": "o", "ms": 5.5, "color": colours[KEPT], "label": "kept"})
     if lost[0]:
@@ -172,7 +173,7 @@ def _draw(axes: Axes, report: Report, colours: Mapping[str, str]) -> None:
         y = clip(score)
         text += "" if y == score else f" ({fraction(score)})"
         # away from the INT8 mark, the dashed baseline and the edge
-        up = y > (report.int8.accuracy if macs == report.int8.macs else base.accuracy) or y == base.accuracy
+        up = y > (report.int8.accuracy if macs == report.int8.macs else held_to) or y == held_to
         up = sign > 0 if y != score else up
         off = 5 + (heights.pop(0) if y != score and heights else 0)
         place, align = ((0, off), "bottom") if up else ((0, -off), "top")

@@ -28,12 +28,14 @@ class ModelRow:
     speedup: float | None = None
 
 
-def _drops(report: Report, figures: ModelFigures, reference: ModelFigures | None) -> tuple[float | None, float | None]:
+def _drops(
+    report: Report, figures: ModelFigures, reference: ModelFigures | None, score: float | None = None
+) -> tuple[float | None, float | None]:
     if reference is None:
         return None, None
     mode, held, ours = report.budget.mode, reference.holdout_accuracy, figures.holdout_accuracy
     return (
-        worsening(reference.accuracy, figures.accuracy, mode),
+        worsening(reference.accuracy if score is None else score, figures.accuracy, mode),
         None if held is None or ours is None else worsening(held, ours, mode),
     )
 
@@ -53,7 +55,7 @@ def model_rows(report: Report) -> tuple[ModelRow, ...]:
     dense = pair[0].latency_ms if pair else None
 
     def row(name: str, figures: ModelFigures, engine: EngineReport | None, against_control: bool = True) -> ModelRow:
-        drop = _drops(report, figures, report.baseline)
+        drop = _drops(report, figures, report.baseline, report.held_to)
         control = _drops(report, figures, report.control if against_control else None)
         time = engine.latency_ms if engine else None
         return ModelRow(name, figures, *drop, *control, time, dense.median / time.median if dense and time else None)

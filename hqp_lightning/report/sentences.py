@@ -98,13 +98,19 @@ def group_lines(report: Report) -> list[str]:
     return [f"{words.get(s, s)}: {', '.join(groups)}: {reason}" for (s, reason), groups in by_reason.items()]
 
 
+def against(report: Report) -> str:
+    """What the INT8 score is held against: the dense model's, or a score that a better model had or the user gave."""
+    dense = f"{fraction(report.baseline.accuracy)} dense"
+    return dense if report.reference is None else f"the baseline {fraction(report.reference)} ({dense})"
+
+
 def verdict(report: Report) -> str:
     """What was promised and what holds, in one sentence."""
     budget, better = report.budget, " (smaller is better)" if report.budget.mode == "min" else ""
     state = "WITHIN BUDGET" if report.within_budget else "OVER BUDGET"
     return (
         f"{state}: INT8 {budget.monitor}{better} is {fraction(report.int8.accuracy)} against "
-        f"{fraction(report.baseline.accuracy)} dense, "
+        f"{against(report)}, "
         f"a drop of {fraction(report.accuracy_drop)} where {fraction(budget.max_drop)} is allowed"
     )
 
@@ -113,7 +119,7 @@ def other_drops(report: Report) -> tuple[str, ...]:
     """The drop of the INT8 artifact on held-out data and against the control, one sentence each."""
     base, ours = report.baseline, report.int8
     lines = []
-    if text := _interval(report, base.accuracy, ours.accuracy, report.samples):
+    if text := _interval(report, report.held_to, ours.accuracy, report.samples):
         lines.append(f"On the data of the decisions the drop{text}.")
     if report.holdout_accuracy_drop is not None:
         lines.append(

@@ -60,7 +60,6 @@ class _Shipping(Exporting):
         if self.search is not None and (learning := still_learning(self.search, self.budget)) is not None:
             self.notes.append(f"{learning[0].upper()}{learning[1:]}.")
         dense_onnx, baseline = self.float_model(dense, "model.dense.onnx")
-        baseline = replace(baseline, accuracy=self.baseline)
         shipped, float_onnx, made = self._walk(candidates)
         int8_onnx, verdict = made.artifact, made.verdict
         pruned = self.figures(shipped, float_onnx)
@@ -90,6 +89,7 @@ class _Shipping(Exporting):
             versions=versions(),
             units_removed=units_removed(self.search, shipped.snapshot.structure, self.prefix),
             latency=foretold(self.search, self.network, int8_onnx, dense_onnx, self.dirpath),
+            reference=self.baseline,
         )
 
     def _models(self) -> tuple[Accepted, list[Accepted]]:

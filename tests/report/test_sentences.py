@@ -1,9 +1,12 @@
 from dataclasses import replace
 
+import pytest
 from report_samples import ENGINES, STEPS, engine
 
 from hqp_lightning.records import Budget
-from hqp_lightning.report import step_line
+from hqp_lightning.report import from_dict, step_line, to_dict
+from hqp_lightning.report.html import render_html
+from hqp_lightning.report.rows import model_rows
 from hqp_lightning.report.sentences import fastest, other_drops, verdict
 
 
@@ -34,6 +37,17 @@ def test_the_verdict_says_when_smaller_is_better(sample):
         "WITHIN BUDGET: INT8 val_loss (smaller is better) is 0.8900 against 0.9000 dense, "
         "a drop of -0.0100 where 0.0150 is allowed"
     )
+
+
+def test_drops_from_a_better_score_than_the_dense_models(sample):
+    report = sample(reference=0.904)
+    assert (report.accuracy_drop, report.within_budget) == (pytest.approx(0.014), True)
+    assert "against the baseline 0.9040 (0.9000 dense), a drop of 0.0140" in verdict(report)
+    assert "against the baseline 0.9040 (0.9000 dense): a drop of <b>0.0140</b>" in render_html(report)
+    dense, *_, int8 = model_rows(report)
+    assert (dense.figures.accuracy, int8.drop) == (0.9, pytest.approx(0.014))
+    assert from_dict(to_dict(report)) == report
+    assert sample(reference=0.9) == sample()
 
 
 def test_the_drops_come_with_their_interval_where_the_samples_are_known(sample):
