@@ -7,21 +7,22 @@ import logging
 import sys
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import hydra
-import lightning as L
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from hydra.utils import instantiate
-from lightning.pytorch.callbacks import ModelCheckpoint
 from omegaconf import DictConfig, OmegaConf
 
 from hqp_lightning.configs import cause, check_overrides, check_values, fail, offer_recipes, offer_timm
-from hqp_lightning.data import count_classes
 from hqp_lightning.errors import ConfigurationError
 from hqp_lightning.records import ModelFigures, Report
 from hqp_lightning.sweeps import Found, find_earlier, note_failure, note_settings, objectives, set_logs_aside
+
+if TYPE_CHECKING:
+    # Imported where something is trained: a tab's completion and --help need neither, and take no five seconds.
+    import lightning as L
 
 __all__ = ["CONFIG_DIR", "RECIPE_DIR", "build", "main", "run", "with_control"]
 
@@ -31,9 +32,17 @@ _PACKAGE = Path(__file__).resolve().parent
 _ROOT = _PACKAGE if (_PACKAGE / "conf").is_dir() else _PACKAGE.parent
 CONFIG_DIR, RECIPE_DIR = _ROOT / "conf", _ROOT / "recipes"
 offer_recipes(RECIPE_DIR)
-OmegaConf.register_new_resolver("count_classes", count_classes, replace=True)
 _CALLBACKS = ("hqp", "export")
 _EXAMPLE = "resnet18_digits"
+
+
+def _count_classes(root: str) -> int:
+    from hqp_lightning.data import count_classes
+
+    return count_classes(root)
+
+
+OmegaConf.register_new_resolver("count_classes", _count_classes, replace=True)
 
 
 def run(cfg: DictConfig) -> Report | None:
@@ -131,7 +140,9 @@ def build(
         suffix: of the Trainer's folder; with one it has no logger.
         **settings: of the Trainer, instead of the configuration's.
     """
-    L.seed_everything(cfg.seed, workers=True)
+    from lightning import seed_everything
+
+    seed_everything(cfg.seed, workers=True)
     data, model = instantiate(cfg.data), instantiate(cfg.model)
     logger = instantiate(cfg.logger) if _is_on(cfg, "logger") and not suffix else False
     root = str(cfg.trainer.default_root_dir) + suffix
@@ -141,6 +152,8 @@ def build(
 
 def _dense_figures(cfg: DictConfig, report: Report) -> ModelFigures:
     """Train the dense model from the same start for the same epochs; score its best epoch on both splits."""
+    from lightning.pytorch.callbacks import ModelCheckpoint
+
     budget, baseline = report.budget, report.baseline
     _log.info("control: training the dense model for the same epochs")
     best = ModelCheckpoint(
