@@ -33,9 +33,15 @@ from hqp_lightning.sweeps import hook
 EXTRAS = re.findall(r"^(\w+) = \[", (ROOT / "pyproject.toml").read_text().split("optional-dependencies]")[1], re.M)
 
 
+BUILT = set()
+
+
 def build_without_training(cfg, checkpoint):
     """Stands for the training and the export: all that comes before them, on few images, then another run's report."""
     cfg.model.net.weights = None  # a download
+    if (name := cfg.model.net.name) in BUILT and "segmentation" not in cfg.model.net._target_:
+        cfg.model.net._target_ = "networks.quick"  # once is enough
+    BUILT.add(name)
     cfg.data.image_size, cfg.data.batch_size = 32, 4
     if "num_workers" in cfg.data:
         cfg.data.num_workers = 0

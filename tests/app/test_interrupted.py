@@ -1,7 +1,7 @@
 """resume=true: a run that stopped in the middle, one that stopped in the export, and one that had finished."""
 
 import pytest
-from test_recipes import composed
+from test_recipes import QUICK, composed
 
 from hqp_lightning import app
 from hqp_lightning.callbacks import Int8Export
@@ -13,7 +13,7 @@ SETTINGS = [
     *("data.image_size=32", "data.batch_size=8", "trainer.accelerator=cpu", "trainer.max_epochs=3", "model.lr=0.001"),
     *("trainer.limit_train_batches=2", "trainer.limit_val_batches=2", "+trainer.limit_test_batches=2"),
     *("trainer.enable_progress_bar=false", "hqp.max_drop=0.99", "hqp.start_epoch=1", "hqp.fisher_batches=1"),
-    *("hqp.compensate=false", "export.rtx=[]"),
+    *("hqp.compensate=false", "export.rtx=[]", QUICK),
     *("export.calibration_batches=1", "export.engines=[onnxruntime]", "export.latency_runs=3"),
 ]
 

@@ -4,10 +4,12 @@ import inspect
 import os
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import foreign
 import pytest
+import torch
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
@@ -81,7 +83,7 @@ def test_our_own_command_does_not_see_the_group():
 def test_a_foreign_application_trains_prunes_and_exports(folder):
     command = [sys.executable, "train.py", "callbacks=[default,hqp/default]", "hydra.run.dir=run"]
     command += ["callbacks.hqp_pruning.max_drop=0.99", "callbacks.hqp_int8.engines=[onnxruntime]"]
-    command += ["callbacks.hqp_pruning.step=0.3", "callbacks.hqp_int8.latency_runs=3"]
+    command += ["callbacks.hqp_pruning.step=0.3", "callbacks.hqp_int8.latency_runs=3", "callbacks.hqp_int8.rtx=[]"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     result = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
     assert result.returncode == 0, result.stderr
@@ -106,12 +108,14 @@ trainer:
         monitor: val/acc
         max_drop: 0.99
         step: 0.3
+        loss_fn: cli_losses.per_sample
     - class_path: hqp_lightning.Int8Export
       init_args:
         dirpath: DIRPATH
         calibration_batches: 2
         engines: [onnxruntime]
         latency_runs: 3
+        loss_fn: cli_losses.per_sample
 model:
   width: 16
 """
@@ -121,8 +125,16 @@ def test_lightning_cli_reads_our_callbacks_from_yaml(folder, monkeypatch):
     pytest.importorskip("jsonargparse")
     from lightning.pytorch.cli import LightningCLI
 
-    names = {}
+    names, seen = {}, []
     exec(foreign.TRAIN, names)  # the same model and data as above
+
+    def per_sample(pl_module, batch):  # as docs/existing-trainer.md has it, without annotations
+        seen.append(len(batch[1]))
+        return torch.nn.functional.cross_entropy(pl_module(batch[0]), batch[1], reduction="none")
+
+    losses = types.ModuleType("cli_losses")
+    losses.per_sample, per_sample.__module__, per_sample.__qualname__ = per_sample, "cli_losses", "per_sample"
+    monkeypatch.setitem(sys.modules, "cli_losses", losses)
     monkeypatch.chdir(folder)
     monkeypatch.setattr(sys, "argv", ["train.py"])  # pytest's own options are none of its
     monkeypatch.setenv("JSONARGPARSE_DEPRECATION_WARNINGS", "off")  # Lightning's own calls of jsonargparse
@@ -130,5 +142,6 @@ def test_lightning_cli_reads_our_callbacks_from_yaml(folder, monkeypatch):
     cli = LightningCLI(names["Net"], names["Data"], save_config_callback=None, args=["fit", "--config", "cli.yaml"])
     assert cli.model.net[0].out_channels < 16 or cli.model.net[3].out_channels < 16
     report = read_json(folder / "deploy" / "report.json")
+    assert seen
     assert report.budget.max_drop == 0.99
     assert report.pruned.macs < report.baseline.macs

@@ -2,14 +2,17 @@
 
 import csv
 import dataclasses
+import os
 import subprocess
 import sys
 from pathlib import Path
 
+import networks
 import pytest
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
+from test_recipes import QUICK, SMALL
 
 from hqp_lightning import app
 from hqp_lightning.errors import ConfigurationError
@@ -98,6 +101,12 @@ def test_a_run_alone_says_its_error_in_one_line(hqp, capsys):
     assert capsys.readouterr().err.strip().splitlines()[-1] == "hqp: error: max_drop=0.95 is too much"
 
 
+def test_the_whole_error_is_to_be_had(hqp, monkeypatch):
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
+    with pytest.raises(ConfigurationError, match=r"max_drop=0\.95 is too much"):
+        hqp("recipe=resnet18_digits", "hqp.max_drop=0.95", "hydra.run.dir=r")
+
+
 def test_unknown_keys_are_told_before_hydra(hqp, capsys):
     assert hqp("recipe=resnet18_digits", "hqp.max_dorp=0.1") == 1
     assert capsys.readouterr().err == "hqp: error: hqp.max_dorp is unknown; did you mean hqp.max_drop?\n"
@@ -128,12 +137,11 @@ def test_help_and_cfg_need_no_more_than_they_say(hqp, capsys):
 @pytest.mark.parametrize("launcher", ["joblib", "submitit"])
 def test_other_launchers_make_real_runs(launcher, tmp_path):
     pytest.importorskip(f"hydra_plugins.hydra_{launcher}_launcher")
-    from test_recipes import SMALL
-
-    small = [o for o in SMALL if "max_drop" not in o]
+    small = [QUICK, *(o for o in SMALL if "max_drop" not in o)]
     command = [sys.executable, "-m", "hqp_lightning.app", "-m", f"sweep={launcher}", "recipe=resnet18_digits", *small]
     command += ["hqp.max_drop=0.98,1.5", "hydra.sweep.dir=s"]  # 1.5 is no budget, so that run fails
-    environment = {"PYTHONPATH": str(app.CONFIG_DIR.parent), "OMP_NUM_THREADS": "1", "HOME": str(tmp_path)}
+    paths = os.pathsep.join(map(str, (app.CONFIG_DIR.parent, Path(networks.__file__).parent)))
+    environment = {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1", "HOME": str(tmp_path)}
     result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=600)
     assert result.returncode == 1, result.stderr
     assert read_json(tmp_path / "s" / "0_resnet18_digits" / "deploy" / "report.json").budget.max_drop == 0.98
