@@ -33,6 +33,24 @@ class Torchs(Scripted):
         return self.ema.module
 
 
+class Timms(Scripted):
+    version = "ModelEmaV2"
+
+    def __init__(self, scores):
+        super().__init__(scores)
+        self.ema = getattr(pytest.importorskip("timm.utils"), self.version)(self.net, decay=DECAY)
+
+    def on_train_batch_end(self, *_):
+        self.ema.update(self.net)
+
+    def copy(self):
+        return self.ema.module
+
+
+class TimmsThird(Timms):
+    version = "ModelEmaV3"
+
+
 class Unnamed(Scripted):
     """Nothing says that the copy is an average, until a batch has shown it."""
 
@@ -72,7 +90,7 @@ class Hand(Callback):
         self.compared += 1
 
 
-@pytest.mark.parametrize(("kind", "steps"), [(Torchs, 2), (Unnamed, 1)])
+@pytest.mark.parametrize(("kind", "steps"), [(Torchs, 2), (Timms, 2), (TimmsThird, 2), (Unnamed, 1)])
 def test_an_average_of_the_module_s_own_is_cut_along(loaders, make_trainer, tmp_path, kind, steps):
     pruning = HQPPruning("val_acc", 0.02, step=0.2, module="net", compensate=False)
     hand, model = Hand(), kind([0.9])
