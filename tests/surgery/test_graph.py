@@ -170,16 +170,6 @@ def test_a_forward_that_never_worked_in_training_mode_does_not_matter():
     assert Shadow(network, [EXAMPLE]).cut({"0": (0,)}).params < sum(p.numel() for p in network.parameters())
 
 
-def test_auxiliary_heads_of_googlenet_are_protected():
-    network = models.googlenet(num_classes=10, init_weights=False)
-    example = torch.zeros(1, 3, 64, 64)
-    shadow = Shadow(network, [example])
-    beside = next(n for n in shadow.notes if n.group == "inception4a.branch1.conv")
-    assert "in training mode" in beside.reason
-    apply_cut_(network, shadow.cut({"inception4a.branch2.0.conv": (0, 1)}))
-    assert [o.shape for o in network.train()(torch.randn(2, 3, 64, 64))] == [(2, 10)] * 3
-
-
 def test_channels_that_are_not_the_groups_are_refused():
     network = build("resnext")
     with pytest.raises(SurgeryError, match=r"no prunable group is named \['fc'\]"):

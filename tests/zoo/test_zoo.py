@@ -46,6 +46,14 @@ def prune_(network, optimizer, seed, example):
     return groups, removed, cut
 
 
+def shallow(name):
+    """As published, but of ConvNeXt's twelve equal blocks in the last two stages, the most of its weights, four."""
+    network = build(name)
+    if name == "convnext_tiny":
+        network.features[5], network.features[7] = network.features[5][:2], network.features[7][:2]
+    return network
+
+
 def train_(network, optimizer, x):
     network.train()
     optimizer.zero_grad()
@@ -58,7 +66,7 @@ def train_(network, optimizer, x):
 def test_prune_train_roll_back_export(name, tmp_path):
     # Trained on one position, random weights end in NaN, or where rounding alone moves the logits by a percent.
     px = 2 * PX if name.startswith("regnet") or "efficientnet_lite" in name else PX
-    network, x = build(name), torch.randn(4, 3, px, px)
+    network, x = shallow(name), torch.randn(4, 3, px, px)
     optimizer = torch.optim.SGD(network.parameters(), 1e-3, momentum=0.9)
     train_(network, optimizer, x)
     dense, structure = copy.deepcopy(network).eval(), record(network)
@@ -92,7 +100,7 @@ def test_prune_train_roll_back_export(name, tmp_path):
     assert torch.equal(network.eval()(x), dense(x))
 
     prune_(network, optimizer, 2, x)
-    fresh = build(name)
+    fresh = shallow(name)
     apply_structure_(fresh, record(network))
     fresh.load_state_dict(network.state_dict())
     assert torch.equal(fresh.eval()(x), network.eval()(x))
