@@ -90,6 +90,7 @@ class Hand(Callback):
         self.compared += 1
 
 
+@pytest.mark.filterwarnings("ignore:Found .* module.s. in eval mode")  # timm's
 @pytest.mark.parametrize(("kind", "steps"), [(Torchs, 2), (Timms, 2), (TimmsThird, 2), (Unnamed, 1)])
 def test_an_average_of_the_module_s_own_is_cut_along(loaders, make_trainer, tmp_path, kind, steps):
     pruning = HQPPruning("val_acc", 0.02, step=0.2, module="net", compensate=False)
