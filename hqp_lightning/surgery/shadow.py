@@ -173,8 +173,7 @@ class Shadow:
                 shape; or the channels are not a group's.
         """
         bad = self.unprovable(removed)
-        if bad:
-            reasons = "; ".join(f"{n}: {r}" for n, r in bad.items())
+        if reasons := "; ".join(f"{n}: {r}" for n, r in bad.items()):
             raise SurgeryError(
                 f"pruning { {n: len(c) for n, c in removed.items()} } would break the network: {reasons}"
             )
@@ -202,8 +201,7 @@ class Shadow:
 
     def _key(self) -> tuple[Any, ...]:
         structure = record(self._module)
-        kinds = tuple(type(m).__qualname__ for m in self._module.modules())
-        call = (self._ignore, self._example.shapes(), kinds)
+        call = self._ignore, self._example.shapes(), tuple(type(m).__qualname__ for m in self._module.modules())
         return call, repr(structure.shapes), repr(structure.attributes)
 
     def _traced(self, notes: Sequence[GroupNote] = ()) -> Trace:

@@ -74,7 +74,7 @@ def test_the_table_of_all_methods(tmp_path, monkeypatch, capsys):
     assert "comparison.json" in capsys.readouterr().out
 
     # Finished, it is only read again.
-    monkeypatch.setattr(app, "_build", lambda *args, **kwargs: pytest.fail("built again"))
+    monkeypatch.setattr(app, "build", lambda *args, **kwargs: pytest.fail("built again"))
     app.run(config(tmp_path, "resume=true"))
     assert "INT8 only" in capsys.readouterr().out
 

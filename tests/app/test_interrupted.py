@@ -64,7 +64,7 @@ def test_a_run_goes_on_where_it_stopped(tmp_path, monkeypatch):
     assert report == read_json(tmp_path / "deploy" / "report.json")
 
     # And a finished run is only read.
-    monkeypatch.setattr(app, "_build", lambda *args: pytest.fail("built again"))
+    monkeypatch.setattr(app, "build", lambda *args: pytest.fail("built again"))
     assert app.run(config(tmp_path, "resume=true")) == report
     with pytest.raises(ConfigurationError, match=r"model\.lr: 0\.001 there, 0\.002 now"):
         app.run(config(tmp_path, "resume=true", "model.lr=0.002"))
