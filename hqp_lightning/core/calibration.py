@@ -21,7 +21,6 @@ LEAST_SCALE = 2.0**-60
 
 _INTEGERS = {"int8": (-127, 127), "uint8": (0, 255)}
 _CANDIDATES, _FINER = 256, 32
-_PART = 1 << 15  # numbers at a time: few enough for the processor's cache
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,26 +162,19 @@ def quantization_errors(edges: np.ndarray, low: np.ndarray, high: np.ndarray, *,
     Returns:
         ``(candidates, bins)``, for one value a bin and up to the width of the bins.
     """
-    return np.diff(_integrals(edges, low, high, levels))
+    return np.array([_bin_errors(edges, *ends, levels) for ends in zip(low, high, strict=True)])
 
 
 def _errors(edges: np.ndarray, counts: np.ndarray, low: np.ndarray, high: np.ndarray, *, levels: int) -> np.ndarray:
-    """Error of each candidate over all bins: the integrals between two bins of equal counts cancel."""
-    weights = -np.diff(counts, prepend=0.0, append=0.0)
-    used = np.flatnonzero(weights)
-    edges, weights = edges[used], weights[used]
-    part = max(1, _PART // len(used))
-    starts = range(0, len(low), part)
-    return np.concatenate([_integrals(edges, low[i : i + part], high[i : i + part], levels) @ weights for i in starts])
+    return np.array([counts @ _bin_errors(edges, *ends, levels) for ends in zip(low, high, strict=True)])
 
 
-def _integrals(edges: np.ndarray, low: np.ndarray, high: np.ndarray, levels: int) -> np.ndarray:
-    """The integral of `quantization_errors` up to each edge, ``(candidates, edges)``."""
-    step = ((high - low) / levels)[:, None]
-    zero = np.rint(-low[:, None] / step)
+def _bin_errors(edges: np.ndarray, low: float, high: float, levels: int) -> np.ndarray:
+    step = (high - low) / levels
+    zero = round(-low / step)
     level = np.rint(edges / step).clip(-zero, levels - zero)
     rest = edges - level * step
-    return level * (step**3 / 12) + rest * rest * rest / 3
+    return np.diff(level * (step**3 / 12) + rest * rest * rest / 3)
 
 
 def _entropy(hist: Histogram) -> float:
