@@ -23,7 +23,7 @@ from hqp_lightning.core.fisher import FisherState, compute, gate_fisher, merge
 from hqp_lightning.core.saliency import saliency
 from hqp_lightning.core.selection import Caps, propose
 from hqp_lightning.data import ImagenetteDataModule
-from hqp_lightning.looking.quiet import spread
+from hqp_lightning.loop.spreading import spread
 from hqp_lightning.surgery import Shadow, apply_cut_
 
 HEADER = ("cut", "MACs removed", "foretold, nats", "measured, nats", "measured over foretold")

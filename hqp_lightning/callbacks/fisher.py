@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -24,6 +24,7 @@ from hqp_lightning.loop.options import CHANNELS, check_units
 from hqp_lightning.loop.portable import Portable
 from hqp_lightning.loop.ranks import merged, summed
 from hqp_lightning.loop.scores import Scored, look
+from hqp_lightning.loop.spreading import evenly
 from hqp_lightning.loop.trainer import loose
 from hqp_lightning.records import ChannelGroup, Unit
 from hqp_lightning.surgery import Shadow
@@ -48,7 +49,8 @@ class FisherAccumulator(Portable):
         loss_fn: ``loss_fn(pl_module, batch)`` returning per-sample losses ``(N,)`` or their mean; by default, for
             ``(x, y)`` batches, the loss that fits the targets (`hqp_lightning.loop.losses.default_loss`). From YAML:
             the dotted path of a function.
-        batches: number of batches used of each validation run; all by default.
+        batches: number of batches used of each validation run, evenly spread, as folders of images come one class
+            after another; all by default.
         units: of what: ``"channels"``, and ``"gates"`` and ``"branches"`` that go as a whole, see `HQPPruning`.
 
     Raises:
@@ -77,6 +79,11 @@ class FisherAccumulator(Portable):
         self.scored, self.state = Scored(), fisher.FisherState()
         self._receiver: Receiver | None = None
         self._together = False
+        self._chosen = self._batches_of(math.inf)
+
+    def _batches_of(self, count: float) -> Collection[int] | None:
+        """The numbers of the batches that are used; None for all."""
+        return None if self.batches is None else evenly(count, self.batches)
 
     @property
     def groups(self) -> tuple[ChannelGroup, ...]:
@@ -95,6 +102,7 @@ class FisherAccumulator(Portable):
             self.scored, self.state = Scored(), fisher.FisherState()
             # Ranks average their first batches where each has one; how long an iterable is, nobody knows.
             first = next(iter(trainer.num_val_batches), 0)
+            self._chosen = self._batches_of(first)
             several = trainer.world_size > 1 and "gates" in self.kinds
             self._together = several and trainer.strategy.reduce_boolean_decision(0 < first < math.inf)
 
@@ -108,8 +116,8 @@ class FisherAccumulator(Portable):
         dataloader_idx: int = 0,
     ) -> None:
         """Add one batch of the first validation loader."""
-        limit = self.batches if self.batches is not None else float("inf")
-        if self.active and not trainer.sanity_checking and dataloader_idx == 0 and batch_idx < limit:
+        chosen = self._chosen is None or batch_idx in self._chosen
+        if self.active and not trainer.sanity_checking and dataloader_idx == 0 and chosen:
             self.update(trainer, pl_module, batch, batch_idx)
 
     def update(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int = 0) -> None:

@@ -59,7 +59,7 @@ class HQPPruning(Portable):
         target_latency_ms: stop when the predicted latency is no more; these two need a latency as ``cost``.
         max_channel_ratio: at most this fraction of a group's channels is ever removed.
         round_to: kept channels per group are a multiple of this.
-        fisher_batches: validation batches used for the scores; all by default.
+        fisher_batches: validation batches used for the scores, evenly spread; all by default.
         recalibrate_batches: training batches that tell BatchNorm what a cut changed; 0 for none. Frozen layers stay.
         compensate: whether readers of removed channels take over what those did, by a regression on 256 images.
         baseline: the score that drops are measured from; by default the best of dense and accepted models.

@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from itertools import islice
 from typing import Any
 
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerStatus
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from torch.utils.data import BatchSampler, DataLoader, SequentialSampler
 
 from hqp_lightning.errors import ConfigurationError
+from hqp_lightning.loop.spreading import spread
 from hqp_lightning.loop.trainer import loose
 from hqp_lightning.loop.untouched import fixed_seed, remembered
 
-__all__ = ["check_parts", "spread", "validated"]
-
-_BATCH = 16  # samples, where a loader does not say
+__all__ = ["check_parts", "validated"]
 
 
 def check_parts(trainer: Trainer, module: LightningModule, data: Any) -> None:
@@ -83,41 +79,6 @@ def validated(trainer: Trainer, module: LightningModule, data: Any, callback: Ca
                 f"{type(owner).__name__} gives nothing to validate: {' '.join(str(error).split())}"
             ) from error
     return counted[-1] if counted else None
-
-
-def spread(loader: Any, samples: int) -> Any:
-    """A loader of samples that lie evenly in the data of ``loader``: the first ones are often of one class.
-
-    Of loaders that are not plain, or shuffle, it is the first batches.
-
-    Examples:
-        >>> [b.tolist() for b in spread(DataLoader(range(100), 2), 4)]
-        [[0, 25], [50, 75]]
-    """
-    plain = type(loader) is DataLoader and type(loader.batch_sampler) is BatchSampler
-    if not plain or not isinstance(loader.sampler, SequentialSampler):
-        return _First(loader, math.ceil(samples / (getattr(loader, "batch_size", None) or _BATCH)))
-    count = len(loader.sampler)
-    return DataLoader(
-        loader.dataset,
-        loader.batch_size,
-        sampler=[i * count // samples for i in range(samples)] if count > samples else range(count),
-        num_workers=loader.num_workers,
-        collate_fn=loader.collate_fn,
-        pin_memory=loader.pin_memory,
-        worker_init_fn=loader.worker_init_fn,
-        multiprocessing_context=loader.multiprocessing_context,
-    )
-
-
-class _First:
-    """The first batches of a loader."""
-
-    def __init__(self, loader: Any, batches: int) -> None:
-        self.loader, self.batches = loader, batches
-
-    def __iter__(self) -> Iterator[Any]:
-        return islice(self.loader, self.batches)
 
 
 @contextmanager

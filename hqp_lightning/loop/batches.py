@@ -15,6 +15,7 @@ from hqp_lightning.core.calls import Call
 from hqp_lightning.errors import LoaderError
 from hqp_lightning.loop.calls import Receiver
 from hqp_lightning.loop.losses import LossFn
+from hqp_lightning.loop.spreading import spread
 
 __all__ = ["batches", "prepared", "training_calls"]
 
@@ -55,9 +56,16 @@ def training_calls(
 
 
 def prepared(
-    trainer: Trainer, pl_module: LightningModule, stage: str, limit: int, seed: int | None = None
+    trainer: Trainer,
+    pl_module: LightningModule,
+    stage: str,
+    limit: int,
+    seed: int | None = None,
+    samples: int | None = None,
 ) -> Iterator[Any]:
     """The first ``limit`` batches of the first train or validation loader, as a step gets them.
+
+    With ``samples`` they are so many at most, spread evenly over the loader's data where it is in a fixed order.
 
     With a ``seed`` the loader's own generators start from it, so that these batches are the same however long training
     went on before; afterwards they are where they were.
@@ -70,6 +78,7 @@ def prepared(
         # Such a loader has one iterator only, and the epoch that is about to begin holds it already.
         loader = copy.copy(loader)
         loader._iterator = None
+    loader = loader if samples is None else spread(loader, samples, limit)
     with _rewound(loader, seed):
         for i, batch in enumerate(_told(loader, stage)):
             if i == limit:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
@@ -39,7 +40,7 @@ def rescored(
     shadow: Shadow,
     options: PruningOptions,
 ) -> dict[str, Tensor]:
-    """The saliency of the network as it stands, by the first validation batches; equal on all ranks.
+    """The saliency of the network as it stands, by validation samples that lie evenly; equal on all ranks.
 
     Args:
         trainer: of the run.
@@ -56,7 +57,7 @@ def rescored(
     of = trainer, pl_module, network, options
 
     def first() -> tuple[Scored, Means]:
-        call = next((call for _, call in _calls(*of, 1)), None)
+        call = next((call for _, call in _calls(*of)), None)
         return (Scored(), Means()) if call is None else look(shadow, network, call, options.units)
 
     scored, means = _everywhere(trainer, pl_module, first)
@@ -66,7 +67,7 @@ def rescored(
 
     def whole() -> fisher.FisherState:
         state = fisher.FisherState()
-        for batch, call in _calls(*of, options.fisher_batches or SAMPLES):
+        for batch, call in _calls(*of):
             loss = partial(per_sample_loss, pl_module, network, batch, options.loss_fn, call)
             state = fisher.merge(state, scored.fisher(network, options.estimator, loss))
             if state.samples * trainer.world_size >= SAMPLES:
@@ -78,11 +79,12 @@ def rescored(
 
 
 def _calls(
-    trainer: Trainer, pl_module: LightningModule, network: nn.Module, options: PruningOptions, limit: int
+    trainer: Trainer, pl_module: LightningModule, network: nn.Module, options: PruningOptions
 ) -> Iterator[tuple[Any, Call]]:
     """Validation batches, and what the network is called with for each."""
     receiver = Receiver(trainer, pl_module, network, options.loss_fn)
-    for i, batch in enumerate(prepared(trainer, pl_module, "val", limit)):
+    limit, samples = options.fisher_batches or SAMPLES, math.ceil(SAMPLES / trainer.world_size)
+    for i, batch in enumerate(prepared(trainer, pl_module, "val", limit, samples=samples)):
         yield batch, receiver.call(batch, i)
 
 

@@ -89,3 +89,17 @@ def test_under_float16_autocast_small_gradients_are_those_of_float32(loaders, ma
     assert float(exact.max()) > 0
     assert float((scores["float16"] - exact).norm() / exact.norm()) < 0.02
     assert ((scores["float16"] > 0) == (exact > 0)).all()
+
+
+def test_a_part_of_the_batches_lies_evenly_in_a_validation_that_comes_class_by_class(loaders, make_trainer):
+    """The first batches of a sorted folder would rank channels by two classes of ten."""
+    x, y = loaders[1].dataset.tensors
+    order = y.argsort()
+    data = torch.utils.data.TensorDataset(x[order], y[order])
+    loader = torch.utils.data.DataLoader(data, 10)
+    seen, fisher = [], FisherAccumulator(batches=5)
+    update = fisher.update
+    fisher.update = lambda t, m, batch, i: (seen.append(i), update(t, m, batch, i))
+    make_trainer(1, [fisher]).validate(Classifier(), loader, verbose=False)
+    assert seen == [0, 4, 8, 12, 16]
+    assert fisher.state.samples == 50

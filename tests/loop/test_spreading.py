@@ -1,7 +1,7 @@
 import torch
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
-from hqp_lightning.looking.quiet import spread
+from hqp_lightning.loop.spreading import spread
 
 
 class Stream(IterableDataset):
@@ -22,3 +22,7 @@ def test_what_can_not_be_spread_gives_its_first_batches():
     assert list(spread([1, 2, 3], 20)) == [1, 2]
     shuffled = DataLoader(range(100), 10, shuffle=True)
     assert [len(b) for b in spread(shuffled, 20)] == [10, 10]
+
+
+def test_at_most_so_many_batches():
+    assert [b.tolist() for b in spread(DataLoader(range(100), 2), 50, batches=2)] == [[0, 25], [50, 75]]
