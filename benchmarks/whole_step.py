@@ -8,9 +8,9 @@ teacher that healing follows).
 
 from __future__ import annotations
 
+import argparse
 import copy
 import json
-import sys
 import time
 
 import torch
@@ -57,9 +57,14 @@ def step(network: nn.Module, optimizer: torch.optim.Optimizer, images: list[torc
 
 
 def main() -> None:
-    name, px, compensate = sys.argv[1], int(sys.argv[2]), sys.argv[3] == "yes"
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("network", help="of torchvision")
+    parser.add_argument("px", type=int, help="side of the images")
+    parser.add_argument("compensate", choices=("yes", "no"))
+    args = parser.parse_args()
+    px, compensate = args.px, args.compensate == "yes"
     torch.manual_seed(0)
-    network = getattr(torchvision.models, name)(num_classes=10).to(memory_format=torch.channels_last)
+    network = getattr(torchvision.models, args.network)(num_classes=10).to(memory_format=torch.channels_last)
     teacher, optimizer = copy.deepcopy(network).eval(), torch.optim.AdamW(network.parameters(), 1e-3)
     images = [torch.randn(BATCH, 3, px, px) for _ in range(IMAGES // BATCH)]
     train(network, teacher, optimizer, images[0])  # warm

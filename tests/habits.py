@@ -384,7 +384,9 @@ HABITS = {
             settings={"logger": lambda folder: CSVLogger(folder), "enable_model_summary": True},
         )
     ],
-    "CSVLogger, TensorBoardLogger": [Habit(settings={"logger": lambda folder: CSVLogger(folder)})],
+    "CSVLogger, TensorBoardLogger, MLFlowLogger, WandbLogger": [
+        Habit(settings={"logger": lambda folder: CSVLogger(folder)})
+    ],
     "`LearningRateFinder`, before or after `HQPPruning`, and `Tuner(trainer).lr_find`": [
         Habit(before=lambda: [lc.LearningRateFinder(num_training_steps=8, early_stop_threshold=None)])
     ],

@@ -46,8 +46,8 @@ def placements(
     - inputs and weights of Conv, Gemm and MatMul with constant weights;
     - the *residual* input of an Add, that is the one with the shorter path from the model's input: the other comes
       straight from a convolution, and TensorRT adds in that convolution's epilogue if its output is not quantized;
-      additions of sizes, which are integers or have no batch axis, are none, and those whose other input comes from
-      linear layers alone stay in float: the residual stream of a transformer, where a quantizer saves next to
+      additions of sizes, which are integers or have no batch axis, are none, and those whose other input comes from no
+      convolution stay in float: masks, and the residual stream of a transformer, where a quantizer saves next to
       nothing, and one scale would have to serve tokens of very different size;
     - inputs of poolings, except the squeeze of a squeeze-excite block: its input also feeds the Mul of the gate,
       which stays float, so a quantized copy of it would be extra work, and except poolings behind a padding of their
@@ -89,7 +89,7 @@ def placements(
         elif node.op_type == "Add" and constants.isdisjoint(inputs) and sizes.isdisjoint(inputs):
             index = min((1, 0), key=lambda k: depth.get(inputs[k], 0))
             kinds = {layers[name] for name in layers_read(inputs[1 - index], writers, layers)}
-            if not kinds or not kinds.issubset(_LINEAR):
+            if "Conv" in kinds:  # into whose epilogue the addition goes; the mask of an attention is made of none
                 found.append(Placement(node.name, index, inputs[index]))
         elif node.op_type in alone and inputs[0] not in padded and (quantize_se or inputs[0] not in squeezed):
             found.append(Placement(node.name, 0, inputs[0]))

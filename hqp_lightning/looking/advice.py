@@ -10,7 +10,7 @@ from hqp_lightning.records import Advice, Budget, Look
 __all__ = ["STEP_NATS", "advice"]
 
 STEP_NATS = 0.02
-"""Foretold rise of the loss that one step may bring: about what is measured, and healed, of it (``docs/look.md``)."""
+"""Foretold rise of the loss that one step may bring; the published runs began with 0.017 (``docs/look.md``)."""
 
 HEALING_BATCHES = 360
 """Of training after a step: those of the published runs."""

@@ -144,7 +144,7 @@ DEATHS = {
     "while_cutting": lambda: setattr(cut, "replace_data_", dies(cut.replace_data_, 16)),
     "between_network_and_optimizer": lambda: setattr(cutting, "slice_optimizers_", dies(cutting.slice_optimizers_, 4)),
     "while_rolling_back": lambda: setattr(operation, "restore_", dies(operation.restore_, 1)),
-    "after_rolling_back": lambda: setattr(proposal, "propose", dies(proposal.propose, 5)),
+    "after_rolling_back": lambda: setattr(proposal, "proposed", dies(proposal.proposed, 5)),
     "while_writing": lambda: setattr(LocalFileOpener, "write", half_written(LocalFileOpener.write, 4)),
 }
 

@@ -71,7 +71,7 @@ def test_what_it_says_makes_the_export(failed, loaders, digits):
     report = read_json(deploy / "report.json")
     assert report.steps == pruning.records
     assert report.budget == pruning.budget
-    assert report.baseline.accuracy == pruning.state.best
+    assert report.reference == pruning.state.best
     assert report.pruned.macs == pruning.records[-1].macs
     x, y = digits[0][1200:1400], digits[1][1200:1400]
     assert report.int8.accuracy == pytest.approx(accuracy_by_hand(deploy / "model.int8.onnx", x, y), abs=1e-6)

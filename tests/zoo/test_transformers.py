@@ -19,7 +19,7 @@ from hqp_lightning.board.layers import fell_back, read_layers, untold
 from hqp_lightning.export import collect_ranges, quantize, unprofitable
 from hqp_lightning.export.forms import write_form
 from hqp_lightning.export.onnx import export_onnx
-from hqp_lightning.search import operation
+from hqp_lightning.search import cutting
 from hqp_lightning.surgery import Shadow, apply_cut_, layer_macs
 from hqp_lightning.surgery.compensation import add_, collecting, parts
 from hqp_lightning.surgery.readers import readers
@@ -176,8 +176,8 @@ class Small(Classifier):
 
 
 def test_a_transformer_is_pruned_and_quantized_under_the_budget(loaders, make_trainer, tmp_path, monkeypatch):
-    added, add = [], operation.add_
-    monkeypatch.setattr(operation, "add_", lambda network, gained: (added.append(set(gained)), add(network, gained)))
+    added, add = [], cutting.add_
+    monkeypatch.setattr(cutting, "add_", lambda network, gained: (added.append(set(gained)), add(network, gained)))
     pruning, export = hqp_callbacks(
         0.1,
         "val_acc",
