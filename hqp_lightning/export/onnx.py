@@ -19,6 +19,7 @@ from hqp_lightning.core.modes import evaluating
 from hqp_lightning.core.precision import exact_arithmetic
 from hqp_lightning.errors import ExportError
 from hqp_lightning.export.artifact import BATCH, INPUT, OUTPUT, describe
+from hqp_lightning.export.computed import store_computed_weights_
 from hqp_lightning.records import OnnxArtifact
 
 __all__ = ["INPUT", "IR_VERSION", "OPSET", "OUTPUT", "export_onnx"]
@@ -79,6 +80,7 @@ def export_onnx(
             _trace(module, examples, path, opset, inputs, outputs)
         model = onnx.load(path)
         _inline_aliases(model.graph)
+        store_computed_weights_(model)
         model.ir_version = min(model.ir_version, IR_VERSION)
         onnx.checker.check_model(model, full_check=True)
         onnx.save(model, path)
@@ -152,6 +154,8 @@ def _trace(
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "You are using the legacy TorchScript-based ONNX export", DeprecationWarning)
         warnings.filterwarnings("ignore", "The feature will be removed", DeprecationWarning)
+        # Weights that are standardised by it, which are stored as what they come to.
+        warnings.filterwarnings("ignore", "ONNX export mode is set to TrainingMode.EVAL", UserWarning)
         # Torch's own checks of shapes, such as GroupNorm's, which are the same for every input.
         warnings.filterwarnings("ignore", category=torch.jit.TracerWarning, module=r"torch\.nn\.functional")
         torch.onnx.export(
