@@ -20,8 +20,8 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
+from scipy.optimize import nnls
 
-from hqp_lightning.core.nonnegative import nonnegative
 from hqp_lightning.errors import ConfigurationError
 from hqp_lightning.records import ChannelGroup, LatencyTable, NetworkTime
 
@@ -106,7 +106,7 @@ class Price:
         known = [n for n in self.table.networks if n.precision == "int8"]
         rows = np.array([[self.of(self.table.parts, n.widths), 1.0] for n in known])
         ms = np.array([n.ms for n in known])
-        a, b = nonnegative(rows / ms[:, None], np.ones(len(ms)))
+        a, b = _nonnegative(rows / ms[:, None], np.ones(len(ms)))
         return float(a), float(b)
 
     @cached_property
@@ -154,7 +154,7 @@ class Price:
         ms = np.array([n.parts.get(name, 0.0) for n in known])  # in some it may be fused with another
         weight = np.ones(len(ms))
         for _ in range(_ROUNDS):
-            found = nonnegative(rows * weight[:, None], ms * weight)
+            found = _nonnegative(rows * weight[:, None], ms * weight)
             errors = np.abs(rows @ found - ms)
             weight = np.sqrt(_FLOOR_MS / np.maximum(errors, _FLOOR_MS))
         return tuple(map(float, found)), float(errors.sum() / (ms.mean() + _FLOOR_MS))
@@ -188,6 +188,13 @@ def price_of(table: LatencyTable, widths: Widths, source: str = "the latency tab
                 f"{source} is of another network: layer {name!r} is {there} there and {i}→{o} here."
             )
     return price
+
+
+def _nonnegative(rows: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """Least squares without negative coefficients; columns differ by the square of a width."""
+    scale = np.maximum(np.abs(rows).max(0), 1e-30)
+    found: np.ndarray = nnls(rows / scale, values)[0] / scale
+    return found
 
 
 def _some(what: str, names: Sequence[str]) -> str:

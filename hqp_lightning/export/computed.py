@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import onnx
 from onnx import helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
@@ -18,10 +20,10 @@ def store_computed_weights_(model: onnx.ModelProto) -> None:
     and a weight that is no stored tensor can't be quantized.
     """
     graph = model.graph
-    stored, writers = {i.name for i in graph.initializer}, {o: n for n in graph.node for o in n.output}
-    constant = set(stored)
+    constant, writers = {i.name for i in graph.initializer}, {o: n for n in graph.node for o in n.output}
     for node in graph.node:  # topological order
-        if not node.op_type.startswith("Random") and all(not name or name in constant for name in node.input):
+        fixed = not node.op_type.startswith("Random") and not any(a.HasField("g") for a in node.attribute)
+        if fixed and all(not name or name in constant for name in node.input):
             constant.update(node.output)
     wanted = [
         name
@@ -55,9 +57,17 @@ def _drop_unread_(graph: onnx.GraphProto, made: set[str]) -> None:
     nodes: list[onnx.NodeProto] = []
     for node in reversed(left):
         if not needed.isdisjoint(node.output):
-            needed.update(node.input)
+            needed.update(_read(node))
             nodes.append(node)
     tensors = [i for i in graph.initializer if i.name in needed]
     del graph.node[:], graph.initializer[:]
     graph.node.extend(reversed(nodes))
     graph.initializer.extend(tensors)
+
+
+def _read(node: onnx.NodeProto) -> Iterator[str]:
+    """What a node reads, also inside of the branches and loops that it holds."""
+    yield from node.input
+    for attribute in node.attribute:
+        for inner in attribute.g.node:
+            yield from _read(inner)

@@ -22,6 +22,7 @@ from hqp_lightning.errors import ConfigurationError, ExportError, SurgeryError
 from hqp_lightning.export.latency import How, Whole, measure_table
 from hqp_lightning.loop.exportable import exportable
 from hqp_lightning.loop.options import ExportOptions, PruningOptions
+from hqp_lightning.loop.trainer import loose
 from hqp_lightning.records import LatencyTable
 from hqp_lightning.report.latency_table import read_table
 from hqp_lightning.surgery import Shadow, apply_cut_, called_layers, layer_widths, per_channel
@@ -50,7 +51,7 @@ def priced(trainer: Trainer, network: nn.Module, example: Call, shadow: Shadow, 
     widths = layer_widths(twin, called_layers(twin, call))
     if options.table is not None:
         return price_of(read_table(options.table), widths, options.table)
-    asked = next((c for c in trainer.callbacks if isinstance(getattr(c, "options", None), ExportOptions)), None)  # type: ignore[attr-defined]
+    asked = next((c for c in loose(trainer).callbacks if isinstance(getattr(c, "options", None), ExportOptions)), None)
     how, archive = How(), None
     if asked is not None:
         how = How(**{n: getattr(asked.options, n) for n in How.__slots__})

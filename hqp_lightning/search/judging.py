@@ -115,8 +115,10 @@ def may_step_(state: PruningState, trainer: Trainer, options: PruningOptions) ->
 
 def _fast_enough(state: PruningState, options: PruningOptions) -> str | None:
     """Which latency target the present model is predicted to reach, in words; None if it does not."""
-    target = state.price and target_ms(state.price, options)
-    if not target or state.price is None or (now := state.predicted_ms) is None or now > target * _REACHED:
+    if state.price is None:
+        return None
+    target, now = target_ms(state.price, options), state.predicted_ms
+    if target is None or now is None or now > target * _REACHED:
         return None
     asked = {"target_speedup": options.target_speedup, "target_latency_ms": options.target_latency_ms}
     said = ", ".join(f"{n}={v:g}" for n, v in asked.items() if v is not None)

@@ -68,10 +68,10 @@ def per_channel(module: nn.Module, layers: Iterable[str]) -> dict[str, bool]:
     return {n: int(getattr(module.get_submodule(n), "groups", 1)) > 1 for n in layers}
 
 
-def _channels(layer: nn.Module) -> tuple[int, int]:
+def _channels(layer: nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.Linear) -> tuple[int, int]:
     if isinstance(layer, nn.Linear):
         return layer.in_features, layer.out_features
-    return int(layer.in_channels), int(layer.out_channels)  # type: ignore[arg-type]
+    return layer.in_channels, layer.out_channels
 
 
 def _seen(module: nn.Module, example: Call | Sequence[Any], look: Callable[[str, nn.Module, Tensor], None]) -> Any:

@@ -3,13 +3,11 @@
 import random
 from dataclasses import replace
 
-import numpy as np
 import pytest
 import torch
 
 from hqp_lightning.core.fastest import propose_fastest
 from hqp_lightning.core.latency import Price, changes, price_of
-from hqp_lightning.core.nonnegative import nonnegative
 from hqp_lightning.core.selection import Caps
 from hqp_lightning.errors import ConfigurationError
 from hqp_lightning.records import ChannelGroup, Consumer, Filters, LatencyTable, NetworkTime, Part, Unit
@@ -96,14 +94,6 @@ def test_a_part_that_was_fused_with_another_in_some_networks_counts_as_nothing_t
         for k, n in enumerate(TABLE.networks)
     ]
     assert Price(replace(TABLE, networks=tuple(networks))).of(["/block/Add"], DENSE) < 0.5
-
-
-def test_nonnegative_least_squares_is_scipys():
-    nnls = pytest.importorskip("scipy.optimize").nnls
-    random_ = np.random.default_rng(0)
-    for _ in range(20):
-        rows, values = random_.standard_normal((9, 4)), random_.standard_normal(9)
-        assert nonnegative(rows, values) == pytest.approx(nnls(rows, values)[0], abs=1e-9)
 
 
 def test_a_channel_of_a_group_takes_an_output_of_its_writer_and_inputs_of_its_readers():

@@ -4,10 +4,12 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from onnx.reference import ReferenceEvaluator
 from torch import nn
 from torch.nn import functional as F
 
 from hqp_lightning.export import collect_ranges, export_onnx, quantize
+from hqp_lightning.export.computed import store_computed_weights_
 
 
 class Standardised(nn.Conv2d):
@@ -61,3 +63,32 @@ def test_they_are_quantized_and_compiled(files):
     logger = trt.Logger(trt.Logger.ERROR)
     network = trt.Builder(logger).create_network(0)
     assert trt.OnnxParser(network, logger).parse((folder / "model.int8.onnx").read_bytes())
+
+
+def test_what_only_a_branch_reads_stays():
+    """A weight made of stored tensors goes; a tensor that the branches of an If read from outside does not."""
+    f, b = onnx.TensorProto.FLOAT, onnx.TensorProto.BOOL
+    info, node = onnx.helper.make_tensor_value_info, onnx.helper.make_node
+
+    def branch(op):
+        return onnx.helper.make_graph([node(op, ["y", "outside"], ["z"])], op, [], [info("z", f, [1, 2])])
+
+    nodes = [
+        node("Add", ["half", "half"], ["weight"]),
+        node("MatMul", ["x", "weight"], ["y"]),
+        node("If", ["which"], ["out"], then_branch=branch("Add"), else_branch=branch("Sub")),
+    ]
+    stored = [
+        onnx.numpy_helper.from_array(np.full(s, v, np.float32), n)
+        for n, s, v in (("half", (2, 2), 0.5), ("outside", (2,), 3))
+    ]
+    graph = onnx.helper.make_graph(
+        nodes, "g", [info("x", f, [1, 2]), info("which", b, [])], [info("out", f, [1, 2])], stored
+    )
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)])
+    store_computed_weights_(model)
+    onnx.checker.check_model(model)
+    assert {i.name for i in model.graph.initializer} == {"weight", "outside"}
+    given = {"x": np.array([[1.0, 2.0]], np.float32), "which": np.array(True)}
+    (out,) = ReferenceEvaluator(model).run(None, given)
+    assert out.tolist() == [[6.0, 6.0]]
