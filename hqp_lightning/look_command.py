@@ -141,7 +141,7 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         found = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        raise ConfigurationError(f"--checkpoint {path} can't be read: {error}") from error
+        raise ConfigurationError(f"--checkpoint {path} can't be read: {type(error).__name__}: {error}") from error
     return found if isinstance(found, dict) else {}
 
 

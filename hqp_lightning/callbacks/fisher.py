@@ -49,8 +49,8 @@ class FisherAccumulator(Portable):
         loss_fn: ``loss_fn(pl_module, batch)`` returning per-sample losses ``(N,)`` or their mean; by default, for
             ``(x, y)`` batches, the loss that fits the targets (`hqp_lightning.loop.losses.default_loss`). From YAML:
             the dotted path of a function.
-        batches: number of batches used of each validation run, evenly spread, as folders of images come one class
-            after another; all by default.
+        batches: number of batches used of each validation run, all by default: evenly spread, as folders of images
+            come one class after another; the first ones where nobody knows how many there are.
         units: of what: ``"channels"``, and ``"gates"`` and ``"branches"`` that go as a whole, see `HQPPruning`.
 
     Raises:
@@ -70,8 +70,8 @@ class FisherAccumulator(Portable):
     ) -> None:
         if estimator not in ESTIMATORS:
             raise ConfigurationError(f"estimator={estimator!r} is not known; choose one of {ESTIMATORS}.")
-        if batches is not None and batches < 1:
-            raise ConfigurationError(f"batches={batches} must be at least 1, or None for all.")
+        if batches is not None and (isinstance(batches, bool) or not isinstance(batches, int) or batches < 1):
+            raise ConfigurationError(f"batches={batches!r} must be an integer of at least 1, or None for all.")
         kinds = check_units(units, estimator)
         self.estimator, self.module, self.ignore = estimator, module, tuple(ignore)
         self.loss_fn, self.batches, self.kinds = loss_named(loss_fn), batches, kinds

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 
-from hqp_lightning.records import Advice, Budget, Look
+from hqp_lightning.records import Advice, Budget, Look, LookPoint
 
 __all__ = ["STEP_NATS", "advice"]
 
@@ -34,17 +34,24 @@ def advice(look: Look, budget: Budget | None, available: int | None, batches: in
 
 def _step(look: Look) -> Advice:
     low, high = _STEPS
-    fits = [p for p in look.channels if p.predicted_loss_increase <= STEP_NATS and p.macs_removed <= high + 0.02]
+    fits = [p for p in look.channels if p.predicted_loss_increase <= STEP_NATS and _size(p, look) <= high + 0.02]
     if not fits:
         return Advice("step", low, f"even the smallest cut is foretold to cost more than {STEP_NATS:g} nats")
-    best = max(fits, key=lambda p: p.macs_removed)
-    value = min(max(round(best.macs_removed / 0.05) * 0.05, low), high)
+    best = max(fits, key=lambda p: _size(p, look))
+    value = min(max(round(_size(best, look) / 0.05) * 0.05, low), high)
     return Advice(
         "step",
         round(value, 2),
         f"the largest of {low:g} to {high:g} that is foretold to cost at most {STEP_NATS:g} nats: "
         f"{best.predicted_loss_increase:.2g}",
     )
+
+
+def _size(point: LookPoint, look: Look) -> float:
+    """What ``step`` counts: the fraction of the dense MACs that goes, or of the milliseconds, if these are the cost."""
+    if look.latency_ms is None or point.latency_ms is None:
+        return point.macs_removed
+    return 1 - point.latency_ms / look.latency_ms
 
 
 def _max_drop(look: Look, budget: Budget | None, available: int | None) -> Advice:

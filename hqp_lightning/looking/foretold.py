@@ -39,7 +39,7 @@ from hqp_lightning.surgery import Cut, Shadow
 __all__ = ["LEVELS", "look"]
 
 LEVELS = (0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6)
-"""Fractions of the dense MACs that are removed in one shot."""
+"""Fractions of the dense MACs, or milliseconds, that are removed in one shot."""
 
 _CALIBRATION = 128  # samples that set the ranges of INT8
 
@@ -170,12 +170,17 @@ def _figures(
 def _points(
     shadow: Shadow, saliency: dict[str, Tensor], options: PruningOptions, price: Price | None
 ) -> tuple[tuple[LookPoint, ...], tuple[GroupNote, ...]]:
-    """What the first step of a search would do, for one size after the other, and what it found that can't go."""
+    """What the first step of a search would do, for one size after the other, and what it found that can't go.
+
+    Sizes are fractions of the dense MACs, and with a price of the dense milliseconds, as the search's steps are.
+    """
     state = opened(options)
+    state.price = price
     state.saliency, state.channels = saliency, {g.name: g.channels for g in shadow.groups()}
     points: list[LookPoint] = []
     for level in LEVELS:
-        step = untried(shadow, Wanted(level * shadow.macs), state, options, saliency, {})
+        wanted = Wanted(level * shadow.macs) if price is None else Wanted(math.inf, level * price.dense_ms)
+        step = untried(shadow, wanted, state, options, saliency, {})
         if not step.parts:
             break
         cut = shadow.without(step.units).cut(step.removed)

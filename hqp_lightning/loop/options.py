@@ -54,10 +54,12 @@ class PruningOptions:
         if self.min_step > self.step:
             raise ConfigurationError(f"min_step={self.min_step} is larger than step={self.step}.")
         at_least(self, every_n_epochs=1, patience=0, start_epoch=0, round_to=1, recalibrate_batches=0, max_snapshots=1)
+        if self.fisher_batches is not None:
+            at_least(self, fisher_batches=1)
         one_of(self, estimator=(*ESTIMATORS, MAGNITUDE), compensate=(False, True))
         check_units(self.units, self.estimator)
         if not self.table:
-            one_of(self, cost=COSTS)
+            one_of(self, cost=(*COSTS, "FILE.json"))
         for name, least in {"target_speedup": 1.0, "target_latency_ms": 0.0}.items():
             value = getattr(self, name)
             if value is None:

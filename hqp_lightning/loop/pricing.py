@@ -49,18 +49,37 @@ def priced(trainer: Trainer, network: nn.Module, example: Call, shadow: Shadow, 
     call = example.map(lambda x: x[:1] if x.dim() else x)
     twin = copied(network)
     widths = layer_widths(twin, called_layers(twin, call))
-    if options.table is not None:
-        return price_of(read_table(options.table), widths, options.table)
     asked = next((c for c in loose(trainer).callbacks if isinstance(getattr(c, "options", None), ExportOptions)), None)
+    if options.table is not None:
+        table = read_table(options.table)
+        _check_calls(table, options.table, call, table.batch_size if asked is None else asked.options.batch_size)
+        return price_of(table, widths, options.table)
     how, archive = How(), None
     if asked is not None:
         how = How(**{n: getattr(asked.options, n) for n in How.__slots__})
         archive = Path(asked.dirpath) / ARCHIVE
     make = partial(made_here, network, call, shadow, options.round_to, how, archive)
-    table = make() if trainer.is_global_zero else None
-    if (table := trainer.strategy.broadcast(table)) is None:
+    made = trainer.strategy.broadcast(make() if trainer.is_global_zero else None)
+    if made is None:
         raise ConfigurationError("the first process could not make a latency table; its message says why.")
-    return price_of(table, widths)
+    return price_of(made, widths)
+
+
+def _check_calls(table: LatencyTable, path: str, call: Call, batch_size: int) -> None:
+    """Refuse a table of other calls: of as many layers and channels, but another size of pictures or batches."""
+    here = tuple(shape[1:] for shape in call.shapes())
+    same = len(table.inputs) == len(here) and all(
+        len(t) == len(h) and all(k in (0, s) for k, s in zip(t, h, strict=True))  # 0: any
+        for t, h in zip(table.inputs, here, strict=True)
+    )
+    if not same:
+        shown = (", ".join("×".join(map(str, s)) for s in shapes) for shapes in (table.inputs, here))
+        raise ConfigurationError("{} is of inputs of {}; the network receives {}: make it again.".format(path, *shown))
+    if table.batch_size != batch_size:
+        raise ConfigurationError(
+            f"{path} is of calls of {table.batch_size} samples, and Int8Export has batch_size={batch_size}: give both "
+            "the same."
+        )
 
 
 def made_here(

@@ -52,6 +52,7 @@ def step_line(
     parts = [f"{count(record.macs)} MACs"]
     if baseline_macs:
         parts[0] += f" ({change(1 - record.macs / baseline_macs)})"
+    parts += [] if record.predicted_ms is None else [f"{record.predicted_ms:.3g} ms predicted"]
     if record.accuracy is None:
         parts.append("not judged")
     else:

@@ -59,6 +59,8 @@ class _Shipping(Exporting):
         self.baseline = dense.score if reference is None else reference
         if self.search is not None and (learning := still_learning(self.search, self.budget)) is not None:
             self.notes.append(f"{learning[0].upper()}{learning[1:]}.")
+        if self.search is not None and not self.search.records and (ended := self.search.search.ended) is not None:
+            self.notes.append(f"No pruning step was made: {ended}.")
         dense_onnx, baseline = self.float_model(dense, "model.dense.onnx")
         shipped, float_onnx, made = self._walk(candidates)
         int8_onnx, verdict = made.artifact, made.verdict

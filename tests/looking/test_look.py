@@ -173,6 +173,11 @@ def test_milliseconds_are_those_of_the_table_for_what_is_left(tmp_path, loaders)
     left = {p.latency_ms for p in found.channels}
     assert all(any(abs(ms - w / 10) < 0.15 for w in range(8, 65, 8)) for ms in left)
     assert min(left) < 6
+    # Cuts take fractions of the milliseconds, whatever share of the MACs goes with them; so does the step advised.
+    sizes = [1 - p.latency_ms / found.latency_ms for p in found.channels]
+    (step,) = (a.value for a in found.advice if a.setting == "step")
+    assert step == pytest.approx(max(s for s in sizes if s <= 0.22), abs=0.03)
+    assert all(p.macs_removed < s for p, s in zip(found.channels, sizes, strict=True) if s > 0.3)
 
 
 class Flat(Classifier):

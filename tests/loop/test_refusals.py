@@ -70,7 +70,8 @@ def test_an_accumulator_that_adds_up_the_ranks_too_late():
         ({"round_to": 0}, "round_to=0"),
         ({"every_n_epochs": 0}, "every_n_epochs=0"),
         ({"target_macs": 1.2}, "target_macs=1.2"),
-        ({"fisher_batches": 0}, "batches=0"),
+        ({"fisher_batches": 0}, "fisher_batches=0"),
+        ({"fisher_batches": 2.5}, "fisher_batches=2.5 must be an integer"),
     ],
 )
 def test_arguments_out_of_range(arguments, message):

@@ -87,6 +87,29 @@ def test_refused_at_the_door(arguments, message):
         HQPPruning("val_acc", 0.1, **arguments)
 
 
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"inputs": ((1, 16, 16),)}, "orin.json is of inputs of 1×16×16; the network receives 1×8×8"),
+        ({"inputs": ((1, 8, 8), (3,))}, "of inputs of 1×8×8, 3; the network receives 1×8×8"),
+        ({"batch_size": 8}, "of calls of 8 samples, and Int8Export has batch_size=1"),
+    ],
+)
+def test_a_table_of_other_calls_is_refused_before_training(loaders, make_trainer, tmp_path, changed, message):
+    path = write_table(replace(table(), **changed), tmp_path / "orin.json")
+    pruning, export = HQPPruning("val_acc", 0.1, cost=str(path)), Int8Export(tmp_path / "deploy", rtx=())
+    with pytest.raises(ConfigurationError, match=message):
+        make_trainer(1, [pruning, export]).fit(Scripted([0.9]), *loaders)
+
+
+def test_a_target_that_is_met_already_is_told(loaders, make_trainer, tmp_path):
+    path = write_table(table(), tmp_path / "orin.json")
+    pruning = HQPPruning("val_acc", 0.5, cost=str(path), target_latency_ms=100.0)
+    export = Int8Export(tmp_path / "deploy", latency_runs=2, calibration_batches=1, rtx=())
+    make_trainer(1, [pruning, export]).fit(Scripted([0.9], int8=[0.9]), *loaders)
+    assert "No pruning step was made: target_latency_ms=100 reached: 67 ms predicted." in export.report.notes
+
+
 def test_a_table_of_another_network_is_refused_before_training(loaders, make_trainer, tmp_path):
     wrong = replace(table(), networks=(NetworkTime("dense", "int8", {"0": DENSE["0"]}, 1.0, {}),))
     path = write_table(wrong, tmp_path / "orin.json")
