@@ -1,6 +1,8 @@
 """What a proof finds: kinds of networks whose channels a graph that goes by sizes follows wrongly."""
 
 import logging
+import subprocess
+import sys
 import threading
 import time
 
@@ -11,7 +13,7 @@ from torch.nn.utils import parametrizations
 
 from hqp_lightning.core.selection import Caps, propose
 from hqp_lightning.errors import ConfigurationError, SurgeryError
-from hqp_lightning.surgery import Shadow, apply_cut_, tracing
+from hqp_lightning.surgery import Shadow, apply_cut_, limit, tracing
 from hqp_lightning.surgery.limit import time_limit
 
 X = torch.randn(2, 3, 8, 8)
@@ -195,3 +197,31 @@ def test_the_limit_interrupts_any_thread_and_leaves_nothing_behind():
         pass
     time.sleep(0.1)
     assert said == ["not finished after 0.1 s"]
+
+
+UNDER_A_PROFILER = """
+import runpy, sys, time
+time_limit = runpy.run_path(sys.argv[1])["time_limit"]
+sys.setprofile(lambda *_: None)
+with time_limit(60):
+    pass
+try:
+    with time_limit(0.05):
+        while True:
+            pass
+except TimeoutError as error:
+    print(error)
+with time_limit(0.05):
+    try:
+        while True:
+            pass
+    except BaseException:
+        print("swallowed")
+print(len(list(map(lambda _: 0, range(9)))))
+"""
+
+
+def test_a_profiled_process_goes_on_after_a_limit():  # Trainer(profiler="advanced"), a debugger, coverage
+    command = [sys.executable, "-c", UNDER_A_PROFILER, limit.__file__]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.stdout.split("\n")[:3] == ["not finished after 0.05 s", "swallowed", "9"]
