@@ -52,7 +52,7 @@ class HQPPruning(Portable):
         step: fraction of the dense cost, MACs or milliseconds, that a step removes at first.
         min_step: the search ends when a halved step would be below this fraction.
         every_n_epochs: epochs of healing before a step is judged.
-        patience: further epochs in which a step over budget may heal, and is kept once it is within, or rolled back.
+        patience: further epochs at most in which a step over budget heals: kept once within, rolled back once hopeless.
         start_epoch: first epoch that may begin with a step; with 0 a full validation measures the baseline first.
         target_macs: stop when this fraction of the dense MACs is left.
         target_speedup: stop when the dense float network's latency is so many times the predicted one.

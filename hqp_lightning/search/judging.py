@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from lightning.pytorch import Trainer
 from torch import Tensor, nn
 
+from hqp_lightning.core.healing import may_heal
 from hqp_lightning.core.search import advance, finish, pause
 from hqp_lightning.core.verdict import judge, score_drop
 from hqp_lightning.loop.options import PruningOptions
@@ -33,7 +34,9 @@ def weigh_(
     """What a validation's score means: returns the step that it closed, if it did."""
     if state.pending is None:
         note_(state, module, network, score, budget.mode)
-    elif healed(trainer, state.pending, options.every_n_epochs):
+        return None
+    state.heals(trainer.current_epoch - state.pending.epoch, score, budget.mode)
+    if healed(trainer, state.pending, options.every_n_epochs):
         return judge_(state, trainer, module, score, budget, options)
     return None
 
@@ -70,10 +73,8 @@ def judge_(
         raise RuntimeError("a step was made before the dense model was validated")
     verdict = judge(baseline, score, budget)
     kept = trainer.strategy.reduce_boolean_decision(verdict.kept)
-    if not kept and state.pending is not None:
-        epochs = trainer.current_epoch - state.pending.epoch + 1
-        if epochs < options.every_n_epochs + options.patience:
-            return None
+    if not kept and not trainer.strategy.reduce_boolean_decision(_hopeless(state, trainer, baseline, budget, options)):
+        return None
     state.first = baseline if state.first is None else state.first
     outcome = "kept" if kept else "rolled_back"
     record = state.close(outcome, verdict.reason, accuracy=score, accuracy_drop=verdict.drop)
@@ -87,6 +88,19 @@ def judge_(
         state.accepted = [*state.accepted, accepted][-options.max_snapshots :]
     state.search = advance(state.search, kept)
     return record
+
+
+def _hopeless(state: PruningState, trainer: Trainer, baseline: float, budget: Budget, options: PruningOptions) -> bool:
+    """Whether a step over budget has had its epochs, or its curve says that they would not be enough."""
+    if state.pending is None:
+        return True
+    left = state.pending.epoch + options.every_n_epochs + options.patience - trainer.current_epoch - 1
+    if left <= 0:
+        return True
+    if trainer.max_epochs not in (None, -1):
+        left = min(left, trainer.max_epochs - trainer.current_epoch - 1)
+    drops = [score_drop(baseline, score, budget.mode) for score in state.healing]
+    return left > 0 and not may_heal(drops, budget.max_drop, max(2, options.every_n_epochs), left)
 
 
 def healed(trainer: Trainer, pending: StepRecord, every_n_epochs: int) -> bool:

@@ -101,6 +101,30 @@ def test_patience_lets_a_step_heal_until_it_is_within_budget(loaders, make_train
     assert [r.accuracy for r in pruning.records] == pytest.approx([0.885, 0.87])
 
 
+def test_a_step_that_does_not_heal_any_more_is_rolled_back_at_once(loaders, make_trainer):
+    pruning = HQPPruning("val_acc", 0.02, step=0.2, min_step=0.1, patience=8)
+    # 0.80 after two epochs, 0.82 after four: 0.86 after eight more would not do; half a step is kept
+    model = Scripted([0.90, 0.78, 0.80, 0.79, 0.82, 0.89])
+    make_trainer(20, [pruning]).fit(model, *loaders)
+    first, second, *_ = pruning.records
+    assert (first.outcome, first.epoch, second.epoch, second.step) == ("rolled_back", 0, 4, 0.1)
+    assert first.healing == pytest.approx((0.78, 0.80, 0.79, 0.82))
+    assert second.healing == pytest.approx((0.89,))
+
+
+def test_the_curve_of_a_pending_step_is_in_a_checkpoint(loaders, make_trainer, tmp_path):
+    pruning, every = (
+        HQPPruning("val_acc", 0.02, step=0.2, patience=8),
+        ModelCheckpoint(tmp_path, "{epoch}", save_top_k=-1),
+    )
+    trainer = make_trainer(3, [pruning, every], enable_checkpointing=True)
+    trainer.fit(Scripted([0.90, 0.78, 0.80, 0.79]), *loaders)
+    file = torch.load(tmp_path / "epoch=2.ckpt", weights_only=True)
+    pruning.load_state_dict(file["callbacks"][pruning.state_key])
+    assert pruning.state.pending.epoch == 0
+    assert pruning.state.healing == pytest.approx([0.78, 0.80, 0.79])
+
+
 def test_start_epoch_and_the_best_dense_score_is_the_baseline(loaders, make_trainer):
     pruning = HQPPruning("val_acc", 0.05, step=0.2, start_epoch=3)
     # measured before training since nothing else would check the monitor, then three dense epochs
