@@ -36,12 +36,12 @@ def ours(job: Job, images: np.ndarray) -> Callable[[], object]:
 
     def run() -> None:
         kind = "uint8" if job["quantizer"] in FOR_CPUS else "int8"
-        ranges = collect_ranges(job["onnx"], batches(images), activation_type=kind, threads=job["threads"])
-        quantize(job["onnx"], ranges, job["target"], exclude=left(ranges))
+        rule = unprofitable(job["onnx"]) if job["quantizer"] == "ours, paying" else ()
+        given = job["onnx"], batches(images)
+        ranges = collect_ranges(*given, activation_type=kind, threads=job["threads"], exclude=rule)
+        quantize(job["onnx"], ranges, job["target"], exclude=[*rule, *left(ranges)])
 
     def left(ranges: dict[str, Range]) -> list[str]:
-        if job["quantizer"] == "ours, paying":
-            return list(unprofitable(job["onnx"]))
         if job["quantizer"] != "ours, 4 in float":
             return []
         noise = quantization_noise(job["onnx"], ranges, images[:32], threads=job["threads"])

@@ -16,7 +16,7 @@ from onnx import numpy_helper
 
 from hqp_lightning.board.arrays import Arrays
 from hqp_lightning.core.calibration import Range
-from hqp_lightning.export.choosing import measured_noise
+from hqp_lightning.export.choosing import least_noise, measured_noise
 from hqp_lightning.export.edits import Graph
 from hqp_lightning.export.equalize import by_tensor, input_channels
 from hqp_lightning.export.logits import logits
@@ -81,20 +81,24 @@ def rescued(
     model: onnx.ModelProto,
     placed: Sequence[Placement],
     ranges: Mapping[str, Range],
-    plain: Mapping[str, Range],
+    candidates: Sequence[Mapping[str, Range]],
     ends: Ends,
     sample: Arrays,
     threads: int | None,
 ) -> dict[str, Range]:
-    """``ranges``, if their file has 20 dB; else with the factors of `balanced`, if these halve the noise."""
-    uneven = balanced(model, placed, plain, ends)
+    """``ranges``, if their file has 20 dB; else with the factors of `balanced`, if these halve the noise.
+
+    ``candidates`` are what ``ranges`` were chosen from, the last of them plain. Each is tried anew with the factors:
+    where the file was drowned by what they take away, the choice was by chance.
+    """
+    uneven = balanced(model, placed, candidates[-1], ends)
     if not uneven:
         return dict(ranges)
     reference = logits(model, sample, threads)
     before = measured_noise(model, placed, ranges, sample, reference, threads)
     if before <= _FAR:
         return dict(ranges)
-    tried = {**ranges, **uneven}
+    tried = least_noise(model, placed, [{**c, **uneven} for c in candidates], sample, threads)
     after = measured_noise(model, placed, tried, sample, reference, threads)
     return tried if after < _WORTH * before else dict(ranges)
 

@@ -102,9 +102,9 @@ def insert_qdq_(model: onnx.ModelProto, placed: Iterable[Placement], ranges: Map
                     )
                 node.input[1] = pairs[key]
         nodes.append(node)
-    del graph.node[:]
-    graph.node.extend(nodes)
-    used = {name for n in nodes for name in n.input}
+    used = {name for n in nodes for name in n.input} | {o.name for o in graph.output}
+    del graph.node[:]  # bounds that moved leave their old constants unread, of which onnxruntime warns at every load
+    graph.node.extend(n for n in nodes if n.op_type != "Constant" or n.output[0] in used)
     kept = [i for i in graph.initializer if i.name in used]
     del graph.initializer[:]
     graph.initializer.extend(kept)

@@ -128,12 +128,12 @@ def collect_ranges(
     kinds: list[tuple[float, Sequence[str]]] = [(1.0, ()), (0.5, ())]
     if far and activation_type == "int8":
         kinds.insert(0, (1.0, far))
-    candidates = [rescaled(plain, channels, histograms, ends, *kind, **given) for kind in kinds]
+    candidates = [*(rescaled(plain, channels, histograms, ends, *kind, **given) for kind in kinds), plain]
     ships = [p for p in placed if p.node not in set(exclude)]
     sample = joined(judged)
-    chosen = least_noise(model, ships, [*candidates, plain], sample, threads)
+    chosen = least_noise(model, ships, candidates, sample, threads)
     whole = {n: (np.min([e[0] for e in v], 0), np.max([e[1] for e in v], 0)) for n, v in seen.items()}
-    return rescued(model, ships, chosen, plain, whole, sample, threads)
+    return rescued(model, ships, chosen, candidates, whole, sample, threads)
 
 
 def _parts(batches: Iterable[Arrays], artifact: OnnxArtifact) -> Iterator[dict[str, np.ndarray]]:

@@ -89,6 +89,28 @@ def test_the_float_function_stays(activation, offset, residual, tmp_path):
         assert _kinds(model) == _kinds(onnx.load(path))
 
 
+def test_factors_that_drowned_in_other_noise_come_back_with_the_rescue(tmp_path, monkeypatch):
+    torch.manual_seed(0)
+    net, path = Block("relu6", 1000.0), tmp_path / "float.onnx"
+    gains = torch.tensor(SPREAD).repeat(4) / 1000
+    with torch.no_grad():  # uneven behind the depthwise convolution, too
+        net.depthwise.weight.mul_(gains[:, None, None, None])
+        net.project.weight.div_(gains[None, :, None, None])
+    export_onnx(net, torch.zeros(1, 8, 12, 12), path)
+    by_chance = "hqp_lightning.export.ranges.least_noise"
+    monkeypatch.setattr(by_chance, lambda _model, _placed, candidates, *_rest: dict(candidates[-1]))
+    assert _sqnr(path, collect_ranges(path, _batches(), threads=1), tmp_path) >= 20
+
+
+def test_a_bound_that_moved_leaves_no_constant_behind(tmp_path):
+    path = _file(tmp_path, "relu6", 100.0)
+    ranges = collect_ranges(path, _batches(), threads=1)
+    assert any(r.factors for r in ranges.values())
+    graph = onnx.load(quantize(path, ranges, tmp_path / "int8.onnx").path).graph
+    read = {name for node in graph.node for name in node.input}
+    assert [n.output[0] for n in graph.node if n.op_type == "Constant" and n.output[0] not in read] == []
+
+
 def test_values_far_from_zero_are_shifted_and_the_edges_stay_exact(tmp_path):
     path = _file(tmp_path, "hardswish", 3.0, offset=30.0)
     ranges = collect_ranges(path, _batches(), method="max", threads=1)
