@@ -6,7 +6,8 @@
 
 A network of torchvision with random weights, or with a state dict and images that are prepared as it takes them
 (float32 ``images`` (n, 3, height, width) and ``labels``, as for ``hqp-engine check``). The placements are those of
-``Int8Export``: "all", "paying", and with ``--compiled`` what the search with NVIDIA's compiler finds.
+``Int8Export``: "all", "paying", and with ``--compiled`` and ``--timed`` what the searches with NVIDIA's compiler and
+with OpenVINO's clock find.
 
 - kernels, MB: started and moved by one call, batch 1, float16-typed, compute capability 8.6; "FP16": the float model;
 - SQNR of the logits, top-1: onnxruntime, computed as the file is written;
@@ -34,8 +35,11 @@ from hqp_lightning import export
 from hqp_lightning.board.rtx import Compiled, compile_rtx
 from hqp_lightning.export.engines import OpenVINOBackend
 from hqp_lightning.export.forms import write_form
+from hqp_lightning.export.latency import How
 from hqp_lightning.export.logits import logits, noise
-from hqp_lightning.shipping.placing import compiled_cost, fewer_kernels
+from hqp_lightning.export.paying import with_idle_additions
+from hqp_lightning.shipping.known import Known
+from hqp_lightning.shipping.placing import compiled_cost, fewer_kernels, less_time
 
 PACKAGES = ("tensorrt-rtx", "openvino", "onnxruntime", "onnx")
 HEADER = ("network", "placement", "layers in INT8", "kernels", "MB", "SQNR dB", "top-1", "OpenVINO")
@@ -60,10 +64,16 @@ def rows(entry: str, args: argparse.Namespace, folder: Path) -> Iterator[Sequenc
         ranges = export.collect_ranges(path, np.array_split(calibration, 8), threads=1, exclude=left)
         files[kind] = export.quantize(path, ranges, folder / f"{kind}.onnx", exclude=left).path
     layers = [p.node for p in export.placements(path) if p.weight_axis is not None]
+    searched = [n for n in layers if n not in paying]
     if args.compiled:
-        searched = [n for n in layers if n not in paying]
         kinds["compiled"] = fewer_kernels(paying, searched, lambda left: compiled_cost(path, ranges, left, "8.6"))
-        files["compiled"] = export.quantize(path, ranges, folder / "compiled.onnx", exclude=kinds["compiled"]).path
+    if args.timed:
+        known = Known(folder / "placement.json", {})
+        kinds["timed"] = less_time(str(path), ranges, paying, searched, How(), known)
+        print((folder / "placement.json").read_text())
+    for kind in list(kinds)[len(files) :]:
+        left = with_idle_additions(path, kinds[kind])
+        files[kind] = export.quantize(path, ranges, folder / f"{kind}.onnx", exclude=left).path
 
     made = {kind: compiled(file, folder) for kind, file in files.items()}
     ratios = openvino_ratios({**files, "all again": files["all"]}, x[:1], args)
@@ -128,6 +138,7 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=100, help="timed calls of each build")
     parser.add_argument("--builds", type=int, default=7)
     parser.add_argument("--compiled", action="store_true", help="search, too: a compilation for each try")
+    parser.add_argument("--timed", action="store_true", help="search by time, too, and print what was measured")
     args = parser.parse_args()
     torch.set_num_threads(1)
 

@@ -55,8 +55,8 @@ class Int8Export(Portable):
         method: range estimator, one of ``"mse"``, ``"max"``, ``"percentile"``, ``"entropy"``.
         activation_type: ``"int8"``, symmetric, what TensorRT reads; or ``"uint8"``, with zero points, finer, for CPUs.
         outputs: names of those to write and to score, where the network returns several; by default all.
-        placement: ``"paying"``: layers for which INT8 wins nothing stay in float; ``"compiled"``: so do others by what
-            NVIDIA's compiler makes of the file (``docs/int8.md``); ``"all"``: every layer is quantized.
+        placement: ``"paying"``: layers for which INT8 wins nothing stay in float; so do others by NVIDIA's compiler
+            with ``"compiled"``, by OpenVINO's time with ``"timed"`` (``docs/int8.md``); ``"all"``: all are quantized.
         max_float_layers: if the INT8 score is over budget, so many layers at most stay in float, those first that win
             most noise for the time that they cost, before the export walks back to an earlier model; 0 for none.
         quantize_hardswish: quantize the inputs of hard-swish, too.

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
-__all__ = ["by_worth", "fewest"]
+__all__ = ["by_worth", "fewest", "regions", "taken_out"]
+
+_TOGETHER = 4
 
 
 def by_worth(noise: Mapping[str, float], costs: Mapping[Sequence[str], float], floor: float) -> list[str]:
@@ -61,3 +63,40 @@ def fewest(limit: int, enough: Callable[[int], bool]) -> int | None:
         middle = (low + high) // 2
         low, high = (low, middle) if enough(middle) else (middle, high)
     return high
+
+
+def regions(layers: Sequence[str]) -> list[tuple[str, ...]]:
+    """What is tried together: neighbours first, since a layer between two INT8 ones hands on what it saves only so.
+
+    >>> regions(["a", "b", "c", "d", "e"])
+    [('a', 'b', 'c', 'd'), ('e',), ('a',), ('b',), ('c',), ('d',), ('e',)]
+    """
+    return [tuple(layers[k : k + size]) for size in (_TOGETHER, 1) for k in range(0, len(layers), size)]
+
+
+def taken_out(
+    left: Sequence[str],
+    layers: Sequence[str],
+    tries: Iterable[Sequence[str]],
+    better: Callable[[Collection[str], Collection[str]], bool],
+) -> tuple[str, ...]:
+    """Take regions out of INT8, one after the other, where that is better.
+
+    Args:
+        left: what is in float from the start.
+        layers: the others, in graph order.
+        tries: regions of them, in the order in which they are tried.
+        better: a costly test of what would be in float then against what is: ``better(now, tried)``.
+
+    Returns:
+        What to leave in float; never all, since then a float file is the answer.
+
+    >>> taken_out(["se"], ["a", "b"], regions(["a", "b"]), lambda now, tried: "b" in tried)
+    ('se', 'b')
+    """
+    found = set(left)
+    for region in tries:
+        tried = found.union(region)
+        if tried != found and not set(layers) <= tried and better(found, tried):
+            found = tried
+    return tuple(n for n in (*left, *layers) if n in found)

@@ -27,7 +27,7 @@ from hqp_lightning.export.quantize import quantize
 from hqp_lightning.export.ranges import Range
 from hqp_lightning.records import LatencyTable, NetworkTime
 
-__all__ = ["How", "Whole", "comparable", "measure_table", "network_ms", "with_any_ranges"]
+__all__ = ["How", "Whole", "any_input", "comparable", "measure_table", "network_ms", "with_any_ranges"]
 
 _TURNS, _CALLS = 80, 4
 
@@ -87,7 +87,7 @@ def measure_table(
         dense_ms, *times = network_ms(files, how)
         names = [naming(w.float_path, w.called) for w in wholes]
         counted = [path for w, path in zip(wholes, int8, strict=True) if w.counted]
-        executed = openvino_counters(counted, [_input(path, how) for path in counted], how.threads)
+        executed = openvino_counters(counted, [any_input(path, how) for path in counted], how.threads)
         seen = dict(zip(counted, executed, strict=True))
         found = [n.totals(seen.get(path, ())) for n, path in zip(names, int8, strict=True)]
         where = {part: n for n, parts in zip(reversed(names), reversed(found), strict=True) for part in parts}
@@ -118,15 +118,15 @@ def comparable(table: LatencyTable) -> bool:
     return known and (table.version, table.device) == (metadata.version(engine.name), device_name())
 
 
-def network_ms(files: Sequence[tuple[str, str]], how: How) -> list[float]:
-    """Milliseconds of a call of each ONNX file, ``(path, precision)``, as a table has them; a round of each in turn."""
+def network_ms(files: Sequence[tuple[str, str]], how: How, turns: int | None = None) -> list[float]:
+    """Milliseconds of a call of each ONNX file, ``(path, precision)``, in turn; as a table has them by default."""
     backend = OpenVINOBackend()
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder, ExitStack() as stack:
         engines = [
             stack.enter_context(backend.build(p, precision, folder, threads=how.threads, batch_size=how.batch_size))
             for p, precision in files
         ]
-        return _in_turn(engines, [_input(path, how) for path, _ in files], how)
+        return _in_turn(engines, [any_input(path, how) for path, _ in files], how, turns or _TURNS)
 
 
 def with_any_ranges(float_path: str, out_path: Path, how: How) -> str:
@@ -138,14 +138,14 @@ def with_any_ranges(float_path: str, out_path: Path, how: How) -> str:
     return quantize(float_path, ranges, out_path, exclude=exclude, **where).path
 
 
-def _in_turn(engines: Sequence[Engine], inputs: Sequence[Arrays], how: How) -> list[float]:
+def _in_turn(engines: Sequence[Engine], inputs: Sequence[Arrays], how: How, turns: int) -> list[float]:
     """Milliseconds of a call of each, the least of all: what disturbs a call only makes it longer.
 
     A few calls of each in turn, the first untimed: on a busy machine only those are clean that fit into a time slice.
     """
     now = time.process_time if how.clock == "processor" else time.perf_counter
     best = [math.inf] * len(engines)
-    for _ in range(_TURNS):
+    for _ in range(turns):
         for k, (engine, x) in enumerate(zip(engines, inputs, strict=True)):
             engine.run(x)
             for _ in range(_CALLS):
@@ -155,7 +155,7 @@ def _in_turn(engines: Sequence[Engine], inputs: Sequence[Arrays], how: How) -> l
     return best
 
 
-def _input(path: str, how: How) -> Arrays:
+def any_input(path: str, how: How) -> Arrays:
     """Something for each input of a model."""
     given = tuple(
         np.full((how.batch_size, *(size or 1 for size in t.shape)), 0.1 if t.dtype.startswith("float") else 1, t.dtype)

@@ -12,7 +12,7 @@ from hqp_lightning.export.engines.rtx import check_rtx
 
 __all__ = ["PLACEMENTS", "FileOptions", "at_least", "one_of"]
 
-PLACEMENTS = ("paying", "compiled", "all")
+PLACEMENTS = ("paying", "compiled", "timed", "all")
 
 
 @dataclass(frozen=True, slots=True)

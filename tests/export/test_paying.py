@@ -26,7 +26,8 @@ from hqp_lightning.export import (
 from hqp_lightning.export.engines.rtx import compile_engines
 from hqp_lightning.export.forms import write_form
 from hqp_lightning.export.squeeze_excite import gate_layers
-from hqp_lightning.shipping.placing import _Known, fewer_kernels
+from hqp_lightning.shipping.known import Known
+from hqp_lightning.shipping.placing import fewer_kernels
 
 
 def written(module, path, size=64):
@@ -197,14 +198,14 @@ def test_the_search_takes_out_what_saves_and_leaves_one(tmp_path):
 
 def test_an_interrupted_search_goes_on(tmp_path):
     path = tmp_path / "placement.json"
-    assert _Known(path, {"model": "sha"}).get({"b", "a"}, lambda: (3, 4)) == (3, 4)
+    assert Known(path, {"model": "sha"}).get("a|b", lambda: [3, 4]) == [3, 4]
 
     def never():
         raise AssertionError
 
-    assert _Known(path, {"model": "sha"}).get(["a", "b"], never) == (3, 4)
-    assert _Known(path, {"model": "another"}).get(["a", "b"], lambda: (5, 6)) == (5, 6)
-    assert _Known(path, {"model": "sha"}).get(["a", "b"], never) == (3, 4)  # a walk back tries several models in turn
+    assert Known(path, {"model": "sha"}).get("a|b", never) == [3, 4]
+    assert Known(path, {"model": "another"}).get("a|b", lambda: [5, 6]) == [5, 6]
+    assert Known(path, {"model": "sha"}).get("a|b", never) == [3, 4]  # a walk back tries several models in turn
     assert [s["of"]["model"] for s in json.loads(path.read_text())["searches"]] == ["sha", "another"]
     path.write_text("{")
-    assert _Known(path, {"model": "sha"}).get(["a"], lambda: (7, 8)) == (7, 8)
+    assert Known(path, {"model": "sha"}).get("a", lambda: [7, 8]) == [7, 8]
