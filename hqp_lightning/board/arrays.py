@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any, Callable, Sequence, Tuple, Union
+from typing import Any, Callable, Iterable, Sequence, Tuple, Union
 
 import numpy as np
 
-__all__ = ["Arrays", "bundle", "changed", "cut", "each", "joined", "sampled"]
+__all__ = ["Arrays", "bundle", "changed", "cut", "each", "first", "joined", "sampled"]
 
 Arrays = Union[np.ndarray, Tuple[np.ndarray, ...]]
 """An array itself where there is one, else a tuple of them."""
@@ -32,6 +32,18 @@ def cut(arrays: Arrays, start: int, stop: int | None = None) -> Arrays:
 def changed(arrays: Arrays, change: Callable[[np.ndarray], Any]) -> Arrays:
     """What a function makes of each."""
     return bundle([change(x) for x in each(arrays)])
+
+
+def first(batches: Iterable[Arrays], count: int) -> Arrays:
+    """So many samples, or all that there are, however large the batches are."""
+    parts: list[Arrays] = []
+    missing = count
+    for batch in batches:
+        parts.append(cut(batch, 0, missing))
+        missing -= len(each(parts[-1])[0])
+        if missing <= 0:
+            break
+    return joined(parts)
 
 
 def joined(parts: Sequence[Arrays]) -> Arrays:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
@@ -137,13 +136,23 @@ def collect_ranges(
 
 
 def _parts(batches: Iterable[Arrays], artifact: OnnxArtifact) -> Iterator[dict[str, np.ndarray]]:
+    """Eight samples at a time over the ends of batches: ranges depend on samples and order, not on a loader's size."""
+    left: dict[str, np.ndarray] = {}
     for batch in batches:
-        fed = feed(artifact.inputs, batch)
-        size = len(each(batch)[0])
-        count = math.ceil(size / _PASS) or 1
-        for part in zip(*(np.array_split(x, count) for x in fed.values()), strict=True):
-            if len(part[0]):
-                yield dict(zip(fed, part, strict=True))
+        fed, start = feed(artifact.inputs, batch), 0
+        if left:
+            start = _PASS - len(next(iter(left.values())))
+            left = {n: np.concatenate([left[n], x[:start]]) for n, x in fed.items()}
+            if len(next(iter(left.values()))) < _PASS:
+                continue
+            yield left
+        size = len(next(iter(fed.values())))
+        last = size - (size - start) % _PASS
+        for at in range(start, last, _PASS):
+            yield {n: x[at : at + _PASS] for n, x in fed.items()}
+        left = {n: x[last:].copy() for n, x in fed.items()} if last < size else {}  # a loader may fill its array again
+    if left:
+        yield left
 
 
 def _session(path: str | os.PathLike[str], outputs: Iterable[str], threads: int | None) -> onnxruntime.InferenceSession:

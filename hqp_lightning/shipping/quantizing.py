@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from hqp_lightning import export
-from hqp_lightning.board.arrays import Arrays, cut
+from hqp_lightning.board.arrays import Arrays, cut, first
 from hqp_lightning.core.mixed_precision import fewest
 from hqp_lightning.export.engines import Engine, backends
 from hqp_lightning.export.options import FileOptions
@@ -71,7 +71,7 @@ def quantize_within(
         exclude=() if options.placement == "all" else export.unprofitable(float_onnx.path),
         **where,
     )
-    sample = cut(next(calibration()), 0, _NOISE_SAMPLES)
+    sample = first(calibration(), _NOISE_SAMPLES)
     noise = export.quantization_noise(float_onnx.path, ranges, sample, threads=threads, **where)
     rule = left_in_float(float_onnx, ranges, options, out_path.parent)
     noisiest = sorted(set(noise) - set(rule), key=lambda name: noise[name], reverse=True)

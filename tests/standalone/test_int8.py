@@ -7,12 +7,15 @@ import sys
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 from classifier import Classifier
 from PIL import Image
 from torch.utils.data import DataLoader, TensorDataset
 
 from hqp_lightning import Int8Export
+from hqp_lightning.board.arrays import first
+from hqp_lightning.export import collect_ranges
 from hqp_lightning.report import read_json
 from hqp_lightning.standalone.int8_cli import main
 
@@ -28,11 +31,11 @@ def hqp_int8(*arguments):
 
 @pytest.fixture(scope="module")
 def run(network, digits, pictures, tmp_path_factory):
-    """What Int8Export leaves of the network, calibrated on 192 of the validation digits."""
+    """What Int8Export leaves of the network, calibrated on the validation digits, in batches of another size."""
     x, y = digits[0][1200:1400], digits[1][1200:1400]
     model, folder = Classifier(), tmp_path_factory.mktemp("run")
     model.net = network
-    loader = DataLoader(TensorDataset(x, y), 64)
+    loader = DataLoader(TensorDataset(x, y), 20)
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr("hqp_lightning.shipping.compiling.missing", lambda: "no compiler in this test")
         export = Int8Export(folder, "val_acc", 0.5, threads=1, calibration_data="val", latency_runs=1)
@@ -87,6 +90,39 @@ def test_the_noisiest_layers_stay_in_float(own_file, pictures, tmp_path, caplog)
     assert "Left in float" not in caplog.text  # the report's note says it
     assert in_float > {q.layer for q in first.quantization if q.precision == "float"}
     assert json.loads((tmp_path / "b" / "manifest.json").read_text())["accuracy"] is None
+
+
+@pytest.mark.parametrize("size", [3, 11])
+def test_the_size_of_batches_does_not_matter(own_file, size, monkeypatch):
+    """Rounding depends on how many samples are computed at a time, so that has to be the same."""
+    fed, run = [], onnxruntime.InferenceSession.run
+
+    def watched(self, names, values, *rest):
+        fed.extend([values["input"]] if names else [])
+        return run(self, names, values, *rest)
+
+    monkeypatch.setattr(onnxruntime.InferenceSession, "run", watched)
+    samples = np.random.default_rng(0).normal(size=(11, 1, 8, 8)).astype(np.float32)
+    collect_ranges(own_file, (samples[k : k + size].copy() for k in range(0, 11, size)), method="max", threads=1)
+    assert [len(x) for x in fed[:2]] == [8, 3]
+    np.testing.assert_array_equal(np.concatenate(fed[:2]), samples)
+    assert len(first([samples[k : k + size] for k in range(0, 11, size)], 7)) == 7
+
+
+def test_nvidias_compiler_makes_engines_of_the_float_and_the_int8_file(compiler, dynamo_file, pictures, tmp_path):
+    given = [dynamo_file, pictures, "-o", tmp_path, "--threads", "1", "--limit", "16", "--max-drop", "0.5"]
+    assert main([*map(str, given), "--rtx", "8.6"]) == 0
+    made = {e.precision: e for e in read_json(tmp_path / "report.json").compiled}
+    assert {(e.model, e.precision, e.compute_capability) for e in made.values()} == {
+        ("dense", "fp16", "8.6"),
+        ("dense", "int8", "8.6"),
+    }
+    assert (made["int8"].int8_layers, made["int8"].int8_asked, made["int8"].in_float) == (2, 2, ())
+    assert made["fp16"].int8_asked == 0
+    assert {e["file"] for e in json.loads((tmp_path / "manifest.json").read_text())["engines"]} == {
+        e.path for e in made.values()
+    }
+    assert all((tmp_path / e.path).stat().st_size == e.engine_bytes for e in made.values())
 
 
 def test_no_layer_brings_it_within(own_file, pictures, tmp_path, capsys):
