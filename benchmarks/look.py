@@ -1,7 +1,7 @@
 """What a look foretells, held against what the loss then did: one cut, no healing, nothing that makes up for it.
 
     python benchmarks/look.py --data DATA --weights mobilenet_v3_small=mv3.pth --parts
-    python benchmarks/look.py --data DATA --weights resnet18=r18.pth --levels 0.05 0.1 0.2 0.3
+    python benchmarks/look.py --data DATA --weights resnet18=r18.pth --parts --images 500
 
 Half the sum of the removed Fisher values of 512 validation images foretells; ``--images`` of the other half of the
 validation images measure the loss of the network that was cut. With ``--parts`` each group alone loses the cheaper half

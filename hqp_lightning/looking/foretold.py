@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -22,7 +23,7 @@ from hqp_lightning.looking.advice import advice
 from hqp_lightning.looking.noise import int8_noise
 from hqp_lightning.looking.prices import kept, parts
 from hqp_lightning.looking.quiet import check_parts, validated
-from hqp_lightning.looking.training import healing_batches
+from hqp_lightning.looking.training import classes_of, healing_batches, untrained
 from hqp_lightning.loop.calls import Receiver
 from hqp_lightning.loop.network import find_network
 from hqp_lightning.loop.options import CHANNELS, PruningOptions
@@ -54,8 +55,9 @@ def look(
     """What would pruning cost this model, and INT8? Told before any training, from one validation pass.
 
     Weights, modes, hooks, random states and the Trainer's callbacks are as before. What it knows is printed and written
-    as ``look.html``, ``look.json`` and ``look.png``. An `HQPPruning` among the Trainer's callbacks says which network,
-    what to ignore, the loss and the limits of a cut; otherwise its defaults do.
+    as ``look.html``, ``look.json`` and ``look.png``. An `HQPPruning` among the Trainer's callbacks, or
+    those of the module's ``configure_callbacks``, says which network, what to ignore, the loss and the limits of a cut;
+    otherwise its defaults do.
 
         look(Trainer(), MyModule.load_from_checkpoint("best.ckpt"), MyData())
 
@@ -76,7 +78,7 @@ def look(
     if samples < 1:
         raise ConfigurationError(f"samples={samples} must be at least 1.")
     check_writable(Path(dirpath) / "look.json")
-    pruning = next((c for c in loose(trainer).callbacks if isinstance(c, HQPPruning)), None)
+    pruning = _pruning(trainer, module)
     options = replace(
         pruning.options if pruning else HQPPruning("none", 0.5).options,
         estimator="gate",
@@ -93,20 +95,29 @@ def look(
         found = _figures(trainer, module, watcher, options, pruning.options if pruning else options)
     batches = healing_batches(datamodule if isinstance(datamodule, LightningDataModule) else module, trainer)
     told = advice(found, pruning.budget if pruning else None, available, batches)
-    found = replace(found, advice=told)
+    doubt = untrained(watcher.metrics, watcher.targets, options.loss_fn is None)
+    found = replace(found, advice=told, remarks=(*([doubt] if doubt else []), *found.remarks))
     write_look(found, Path(dirpath))
     print_look(found, Path(dirpath))
     return found
 
 
+def _pruning(trainer: Trainer, module: LightningModule) -> HQPPruning | None:
+    """The user's; Lightning prefers callbacks that the module brings to the Trainer's of the same kind."""
+    own = module.configure_callbacks()
+    given = [*(own if isinstance(own, Sequence) else [own]), *loose(trainer).callbacks]
+    return next((c for c in given if isinstance(c, HQPPruning)), None)
+
+
 class _Watcher(Callback):
-    """Fisher sums of every batch, and what the network receives of the first."""
+    """Fisher sums of every batch, its targets, and what the network receives of the first."""
 
     def __init__(self, options: PruningOptions) -> None:
         self.options = options
         self.fisher = FisherAccumulator("gate", options.module, options.ignore, options.loss_fn, None, options.units)
         self.example: Call | None = None
         self.calibration: list[Call] = []
+        self.targets: list[Tensor] = []
         self.metrics: dict[str, float] = {}
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -117,6 +128,8 @@ class _Watcher(Callback):
     ) -> None:
         if loader != 0:
             return
+        if (classes := classes_of(batch)) is not None:
+            self.targets.append(classes)
         if self.fisher.state.samples < _CALIBRATION:
             with torch.inference_mode(False), torch.no_grad():
                 own = apply_to_collection(batch, Tensor, torch.clone)

@@ -66,6 +66,7 @@ def validated(trainer: Trainer, module: LightningModule, data: Any, callback: Ca
     owner = data if isinstance(data, LightningDataModule) else module
     with fixed_seed(), remembered(module), _as_before(trainer, module, owner):
         loose(trainer).callbacks, loose(trainer).loggers, trainer.limit_val_batches = [callback], [], 1.0
+        module.__dict__["configure_callbacks"] = list  # none of them either
         try:
             if data is None or owner is data:
                 theirs = owner.val_dataloader

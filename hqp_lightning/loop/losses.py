@@ -14,9 +14,9 @@ from torch.nn import functional as F
 from hqp_lightning.core.structure import tensors_of
 from hqp_lightning.errors import ConfigurationError
 
-__all__ = ["LossFn", "default_loss", "loss_named", "pair"]
+__all__ = ["UNLABELLED", "LossFn", "default_loss", "loss_named", "pair"]
 
-_UNLABELLED = 255  # the class of a pixel that nobody labelled, in the masks of VOC, Cityscapes and others
+UNLABELLED = 255  # the class of a pixel that nobody labelled, in the masks of VOC, Cityscapes and others
 _IGNORED = -100  # torch's own
 
 LossFn = Callable[[LightningModule, Any], Any]
@@ -93,8 +93,8 @@ def default_loss(logits: Any, y: Tensor) -> Tensor:
         losses = _of_its_shape(logits, y)
     elif not y.is_floating_point() and y.shape == (len(logits), *logits.shape[2:]):
         y = y.long()
-        if y.dim() > 1 and logits.shape[1] <= _UNLABELLED:
-            y = y.masked_fill(y == _UNLABELLED, _IGNORED)
+        if y.dim() > 1 and logits.shape[1] <= UNLABELLED:
+            y = y.masked_fill(y == UNLABELLED, _IGNORED)
         if int(y.max()) >= logits.shape[1]:
             raise _misfit(logits, y, f"class {int(y.max())} is none of {logits.shape[1]} outputs")
         losses = F.cross_entropy(logits, y, ignore_index=_IGNORED, reduction="none")

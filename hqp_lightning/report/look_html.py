@@ -18,11 +18,11 @@ def render_look(look: Look) -> str:
     """A whole HTML document without any reference to the outside and without scripts."""
     body = (
         _advice(look),
+        section("Notes", "".join(f"<p>{escape(text)}</p>\n" for text in look.remarks)),
         section("Predicted loss against MACs removed", _curves(look)),
         section("Prices", _parts(look)),
         section("What stays, and why", "".join(f"<p>{escape(line)}</p>\n" for line in kept_lines(look))),
         section("INT8 noise of the dense network", _noise(look)),
-        section("Notes", "".join(f"<p>{escape(text)}</p>\n" for text in look.remarks)),
         section("Versions", _versions(look)),
     )
     return page(f"hqp-look: {look.network}", f"What pruning would cost {look.network}", "".join(body))

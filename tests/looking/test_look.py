@@ -145,7 +145,32 @@ def test_every_layer_has_a_noise_in_int8_and_the_sum_is_about_the_whole(looked):
     assert len(found.quantization) >= 4
     assert all(q.noise > 0 for q in found.quantization)
     assert 0.3 < found.int8_noise / sum(q.noise for q in found.quantization) < 3
-    assert found.remarks == ()
+
+
+def test_an_untrained_network_is_told_before_the_settings(looked):
+    found, _, _, _, folder, _ = looked
+    (said,) = found.remarks
+    assert "the network looks untrained. Train it first" in said
+    page = (folder / "look.html").read_text()
+    assert page.index("looks untrained") < page.index("Predicted loss against MACs removed")
+
+
+def test_callbacks_that_the_module_brings(tmp_path, loaders):
+    """Its HQPPruning counts, before the Trainer's, and none of them is called."""
+
+    class Own(Classifier):
+        def configure_callbacks(self):
+            return [counting, HQPPruning("val_acc", 0.1, ignore=("7",))]
+
+    torch.manual_seed(0)
+    counting, model = Counting(), Own()
+    trainer = a_trainer(callbacks=[HQPPruning("val_acc", 0.1)])
+    found = look(trainer, model, loaders[1], tmp_path / "look", samples=16)
+    assert {k.group: k.reason for k in found.kept}["7"] == "ignored, as asked"
+    assert "7" not in {p.name for p in found.parts}
+    assert counting.calls == 0
+    assert "configure_callbacks" not in model.__dict__
+    assert len(trainer.callbacks) == 1
 
 
 def test_the_files_are_written(looked):
