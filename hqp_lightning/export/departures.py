@@ -14,7 +14,7 @@ from hqp_lightning.board.arrays import Arrays
 from hqp_lightning.core import agreement
 from hqp_lightning.core.agreement import Agreement
 from hqp_lightning.export.artifact import load_model
-from hqp_lightning.export.faults import overflows, words
+from hqp_lightning.export.faults import LOOKED, overflows, reading_order, words
 from hqp_lightning.export.matching import MADE, Pair, Quantizer, cut, match, sources, with_outputs
 from hqp_lightning.export.running import Runner, Values
 from hqp_lightning.records import ComparedTensor
@@ -88,7 +88,7 @@ class _Comparison:
     def __init__(
         self, a: onnx.ModelProto, b: onnx.ModelProto, pairs: Sequence[Pair], images: np.ndarray, threads: int | None
     ) -> None:
-        self.b, self.images, self.threads = b, images, threads
+        self.a, self.b, self.images, self.threads = a, b, images, threads
         entry, others = pairs[0], list(pairs[1:])
         run_a = Runner(with_outputs(a, [p.a for p in others]), threads)
         first = run_a({entry.a: images[:1]})
@@ -185,6 +185,8 @@ class _Comparison:
         sums = c.running if p is not self.entry else quantized
         constant = np.ravel(c.high) <= np.ravel(c.low)
         varies = np.ones_like(constant) if sums is None else sums.aa - sums.a**2 / sums.count > 1e-9 * sums.aa
+        looked = alone is not None and alone.noise > LOOKED
+        reading = reading_order(self.a, self.b, p.a, p.b) if looked else None
         return ComparedTensor(
             tensor=p.b,
             layer=p.layer,
@@ -196,7 +198,7 @@ class _Comparison:
             saturated=None if clipped is None else int((clipped > _SATURATED * count).sum()),
             dead=int((constant & varies).sum()),
             channels=len(constant),
-            fault="" if alone is None else words(alone, c.order, quantized, over.get(p.layer, 0)),
+            fault="" if alone is None else words(alone, c.order, quantized, over.get(p.layer, 0), reading),
         )
 
     def _running(self, sums: Agreement, rescaled: bool) -> float:

@@ -6,10 +6,13 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
-from hqp_lightning.core.agreement import Agreement
+from hqp_lightning.core.agreement import Agreement, order
+from hqp_lightning.export.edits import Graph, attributes
 
-__all__ = ["overflows", "words"]
+__all__ = ["overflows", "reading_order", "words"]
 
+LOOKED = 0.01
+"""20 dB: a layer that is so noisy by itself is looked at for the order of its inputs."""
 _LOUD = 0.1  # 10 dB, of a layer alone: no eight bits do that
 _CHANNEL = 0.04  # 14 dB of one channel, if factors and shifts explain it
 _QUIET = 0.05  # of the mean signal: channels with less are measured against it
@@ -18,7 +21,13 @@ _NAMED = 3
 _INT32 = 2.0**31
 
 
-def words(alone: Agreement, order: np.ndarray | None, quantized: Agreement | None, overflowing: int) -> str:
+def words(
+    alone: Agreement,
+    order: np.ndarray | None,
+    quantized: Agreement | None,
+    overflowing: int,
+    reading: np.ndarray | None = None,
+) -> str:
     """Name the fault of a layer and of the quantizer behind it; empty: none.
 
     Args:
@@ -26,11 +35,13 @@ def words(alone: Agreement, order: np.ndarray | None, quantized: Agreement | Non
         order: from `hqp_lightning.core.agreement.order`.
         quantized: what the quantizer makes of the right tensor.
         overflowing: channels whose bias overflows.
+        reading: from `reading_order`.
     """
     said = []
     if order is not None:
-        moved = np.flatnonzero(order != np.arange(len(order)))
-        said.append(f"channels in another order: {_list([f'{order[k]} at {k}' for k in moved])}")
+        said.append(f"channels in another order: {_moved(order)}")
+    elif reading is not None:
+        said.append(f"reads its input's channels in another order: {_moved(reading)}")
     elif text := _systematic(alone):
         said.append(text)
     elif alone.noise > _LOUD:
@@ -38,8 +49,41 @@ def words(alone: Agreement, order: np.ndarray | None, quantized: Agreement | Non
     if quantized is not None and quantized.noise > _LOUD:
         said.append("the scale of the quantizer behind it does not fit")
     if overflowing:
-        said.append(f"bias of {overflowing} channels beyond int32 in steps of input times weight")
+        plural = "" if overflowing == 1 else "s"
+        said.append(f"bias of {overflowing} channel{plural} beyond int32 in steps of input times weight")
     return "; ".join(said)
+
+
+def reading_order(a: onnx.ModelProto, b: onnx.ModelProto, made_a: str, made_b: str) -> np.ndarray | None:
+    """Which input channel of a layer each one of the other file's layer is read as, if these are in another order.
+
+    Args:
+        a: the file that is right.
+        b: the file in question.
+        made_a: what the layer makes in the first.
+        made_b: the same in the second.
+    """
+    first, second = _weight(a, made_a), _weight(b, made_b)
+    if first is None or second is None or first.shape != second.shape or first.shape[1] < 2:
+        return None
+    return order(first, second)
+
+
+def _weight(model: onnx.ModelProto, made: str) -> np.ndarray | None:
+    """Of a layer that reads all channels, ``(outputs, inputs, ...)``: filters of norm one, as folding scales them."""
+    graph = Graph(model)
+    node = graph.producers.get(made)
+    given = attributes(node) if node is not None else {}
+    if node is None or not (node.op_type == "Conv" or (node.op_type == "Gemm" and given.get("transB"))):
+        return None
+    behind = graph.producers.get(node.input[1])
+    rounded = behind is not None and behind.op_type == "DequantizeLinear"
+    weight = graph.value(behind.input[0] if behind is not None and rounded else node.input[1])
+    if weight is None or given.get("group", 1) != 1:
+        return None
+    filters = weight.reshape(len(weight), -1).astype(np.float64)
+    filters /= np.maximum(np.linalg.norm(filters, axis=1, keepdims=True), 1e-300)
+    return filters.reshape(weight.shape)
 
 
 def _systematic(sums: Agreement) -> str:
@@ -63,6 +107,10 @@ def _systematic(sums: Agreement) -> str:
 
 def _share(found: np.ndarray, channels: np.ndarray) -> str:
     return f"{len(found)} of {len(channels)} channels"
+
+
+def _moved(order: np.ndarray) -> str:
+    return _list([f"{order[k]} at {k}" for k in np.flatnonzero(order != np.arange(len(order)))])
 
 
 def _list(parts: list[str]) -> str:

@@ -12,7 +12,7 @@ from hqp_lightning.records import Report
 from hqp_lightning.report.compiled import compiler_html
 from hqp_lightning.report.html_sections import channels, latencies, models, quantization, sensitivity, steps, trajectory
 from hqp_lightning.report.predicted import predicted_line
-from hqp_lightning.report.sentences import against, group_lines, key_figures, other_drops, unit_line
+from hqp_lightning.report.sentences import against, group_lines, key_figures, other_drops, unit_line, unpruned
 from hqp_lightning.report.tensors import tensors_html
 from hqp_lightning.report.units import fraction
 
@@ -47,7 +47,7 @@ def render_html(report: Report) -> str:
         _verdict(report),
         _figures(report),
         section("Models", models(report)),
-        section("Trajectory", trajectory(report)),
+        section("Trajectory", "" if unpruned(report) else trajectory(report)),
         section("Channels per layer", channels(report)),
         section("Sensitivity per group of layers", sensitivity(report)),
         section("Quantization noise per layer", quantization(report.quantization)),
@@ -61,7 +61,8 @@ def render_html(report: Report) -> str:
         section("Notes", "".join(f"<p>{escape(note)}</p>" for note in report.notes)),
         section("Versions", _versions(report)),
     )
-    heading = "HQP report: pruned and quantized under one budget"
+    done = "quantized" if unpruned(report) else "pruned and quantized"
+    heading = f"HQP report: {done} under one budget"
     return page(f"HQP report: {report.budget.monitor}", heading, "".join(sections))
 
 

@@ -19,6 +19,7 @@ __all__ = [
     "steps_summary",
     "unit_counts",
     "unit_line",
+    "unpruned",
     "verdict",
 ]
 
@@ -167,15 +168,25 @@ def _interval(
     return f"{join} lies within {fraction(low)} ... {fraction(high)} with 95 % confidence ({samples:,} images)"
 
 
+def unpruned(report: Report) -> bool:
+    """Whether INT8 is all that was done."""
+    return not report.steps and report.baseline.macs == report.int8.macs
+
+
 def key_figures(report: Report) -> tuple[tuple[str, str, str], ...]:
     """Name, figure and the two values behind it, for what the run was done for."""
     base, ours, pair = report.baseline, report.int8, speed_pair(report.engines)
     behind = "not timed"
     if pair:
         behind = f"{ms(pair[0].latency_ms.median)} to {ms(pair[1].latency_ms.median)} ms, {pair[1].backend}"
-    return (
+    figures = (
         ("speedup", factor(report.speedup), behind),
         ("file size", change(report.size_reduction), f"{size(base.file_bytes)} to {size(ours.file_bytes)}"),
+    )
+    if unpruned(report):
+        return figures
+    return (
+        *figures,
         ("MACs", change(report.macs_reduction), f"{count(base.macs)} to {count(ours.macs)}"),
         ("parameters", change(1 - ours.params / max(base.params, 1)), f"{count(base.params)} to {count(ours.params)}"),
     )

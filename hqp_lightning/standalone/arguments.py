@@ -49,14 +49,15 @@ def given_pictures(options: argparse.Namespace, artifact: OnnxArtifact) -> Pictu
     """
     manifest: Mapping[str, Any] = {} if options.manifest is None else read_manifest(options.manifest)
     named = [n for n in ("size", "crop", "mean", "std") if getattr(options, n) is not None]
-    if manifest and named:
+    told = manifest.get("preprocessing")
+    if told and named:
         raise ConfigurationError(
             f"--manifest says how pictures are prepared, and so does --{named[0]}: give one of them"
         )
     if options.limit is not None and options.limit < 1:
         raise ConfigurationError(f"--limit {options.limit}: expected at least 1")
     layout = options.layout or layout_of(artifact.input_shape)
-    steps = manifest.get("preprocessing") if manifest else _steps(options, artifact, layout)
+    steps = told or _steps(options, artifact, layout)
     found = find_pictures(options.images, artifact, steps, layout, manifest.get("classes"))
     return found.some(options.limit)
 

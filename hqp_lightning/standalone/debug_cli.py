@@ -9,6 +9,8 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from shutil import get_terminal_size
+from textwrap import fill
 
 import numpy as np
 
@@ -36,7 +38,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("hqp-debug: interrupted", file=sys.stderr)
         return 130
-    print("\n".join(lines))
+    terminal = sys.stdout.isatty()  # elsewhere a sentence stays on a line
+    for line in lines:
+        print(fill(line, get_terminal_size().columns, subsequent_indent="  ") if terminal else line)
     return int(faulty)
 
 

@@ -118,7 +118,7 @@ class _File:
             self.folder,
             self.options,
         )
-        _log.info("hqp: writing files for boards, and compiling where NVIDIA's compiler is installed")
+        _log.info("hqp: writing files for boards, compiling if NVIDIA's compiler is here")
         compiled = self._for_the_board(made, scoring, first)
         model = load_model(artifact.path)
         dense = ModelFigures(scoring.baseline, macs(model), parameters(model), artifact.file_bytes)

@@ -115,7 +115,7 @@ def find_pictures(
     if not prepared and steps is None:
         raise ExportError(
             f"how are the pictures in {source} prepared? Say --mean and --std (such as --mean 0.485,0.456,0.406 "
-            "--std 0.229,0.224,0.225), or --manifest manifest.json of a run; a .npz of float32 is taken as prepared"
+            "--std 0.229,0.224,0.225), or the --manifest of a run that knows; a .npz of float32 is taken as prepared"
         )
     if not prepared and 3 not in (artifact.input_shape[:1] if layout == "NCHW" else artifact.input_shape[-1:]):
         raise ExportError(f"the network takes {artifact.input_shape}, no pictures in RGB: give a .npz of prepared ones")

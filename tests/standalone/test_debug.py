@@ -60,6 +60,14 @@ def swapped_channels(model, stored, layer, writers):
         put(stored[name], values)
 
 
+def swapped_inputs(model, stored, layer, writers):
+    """As of colours: what the filters read of its input is in another order."""
+    weight = stored[writers[layer.input[1]].input[0]]
+    values = numpy_helper.to_array(weight).copy()
+    values[:, [2, 7]] = values[:, [7, 2]]
+    put(weight, values)
+
+
 def bias_that_wrapped(model, stored, layer, writers):
     """As an int32 in steps of input times weight, of which one channel is beyond 2^31."""
     scales = [numpy_helper.to_array(stored[writers[n].input[1]]).astype(np.float64) for n in layer.input[:2]]
@@ -95,8 +103,9 @@ def range_too_small(model, stored, layer, writers):
     [
         (wrong_scale, LAYER, "scale of 1 of 64 channels: 5 times 2"),
         (swapped_channels, LAYER, "channels in another order: 7 at 2, 2 at 7"),
+        (swapped_inputs, LAYER, "reads its input's channels in another order: 7 at 2, 2 at 7"),
         (bias_that_wrapped, LAYER, "bias of 1 of 64 channels: "),
-        (bias_that_will_wrap, LAYER, "bias of 1 channels beyond int32"),
+        (bias_that_will_wrap, LAYER, "bias of 1 channel beyond int32"),
         (range_too_small, "/2/Relu", "the scale of the quantizer behind it does not fit"),
     ],
     ids=lambda value: getattr(value, "__name__", None),

@@ -119,7 +119,7 @@ def test_nvidias_compiler_makes_engines_of_the_float_and_the_int8_file(compiler,
     }
     assert (made["int8"].int8_layers, made["int8"].int8_asked, made["int8"].in_float) == (2, 2, ())
     assert made["fp16"].int8_asked == 0
-    assert {e["file"] for e in json.loads((tmp_path / "manifest.json").read_text())["engines"]} == {
+    assert {e["path"] for e in json.loads((tmp_path / "manifest.json").read_text())["engines"]} == {
         e.path for e in made.values()
     }
     assert all((tmp_path / e.path).stat().st_size == e.engine_bytes for e in made.values())
@@ -184,11 +184,22 @@ def test_folders_of_pictures(coloured, layout, tmp_path):
     assert manifest["classes"] == ["0red", "1blue"]
     assert manifest["model"]["inputs"][0]["layout"] == layout
     assert manifest["preprocessing"] == {"resize": 18, "center_crop": 16, "mean": [0.5] * 3, "std": [0.25] * 3}
+    page = (tmp_path / "report.html").read_text()
+    assert "HQP report: quantized under one budget" in page
+    assert not any(word in page for word in ("<h2>Trajectory", "<dt>MACs", "<dt>parameters"))
     again = ["-o", tmp_path / "flat", "--manifest", tmp_path / "manifest.json"]
     assert hqp_int8(coloured / f"{layout}.onnx", coloured / "flat", *again) == 0
     assert read_json(tmp_path / "flat" / "report.json").budget.mode == "min"
     pair = (tmp_path / place / "model.int8.onnx" for place in (".", "flat"))
     assert len({p.read_bytes() for p in pair}) == 1
+
+
+def test_a_manifest_that_does_not_know_how_pictures_are_prepared(run, coloured, tmp_path, capsys):
+    given = [coloured / "NCHW.onnx", coloured / "flat", "-o", tmp_path, "--manifest", run / "manifest.json"]
+    assert json.loads((run / "manifest.json").read_text())["preprocessing"] is None
+    assert hqp_int8(*given) == 1
+    assert "or the --manifest of a run that knows" in capsys.readouterr().err
+    assert hqp_int8(*given, *NORMAL) == 0
 
 
 @pytest.mark.parametrize(
