@@ -6,15 +6,22 @@
 The stages are those of ``HQPPruning``'s step, in their order: trace the network and find its groups, plan the cut on
 the copy and try it, take the snapshot (network, optimizer, scheduler), cut the network and its optimizer. "rollback"
 puts everything back. Each figure is the median over the repeats, each on a fresh copy that has trained for a step.
-Recalibrating BatchNorm is some forward passes on the user's data and is not counted here.
+
+For the networks of the recipes, also the whole step with the passes over data that it takes, correcting BatchNorm and
+then compensation as well (`whole_step.py`, one thread, one run each, in processes of their own): processor seconds, also
+in batches of healing, and the memory that compensation adds.
 """
 
 from __future__ import annotations
 
 import copy
+import json
 import statistics
+import subprocess
+import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -26,7 +33,11 @@ from hqp_lightning.surgery import Shadow, Snapshot, apply_cut_, restore_, slice_
 
 MODELS = ("resnet18", "resnet50", "mobilenet_v3_small", "mobilenet_v3_large")
 STAGES = ("trace", "plan", "snapshot", "cut", "rollback")
-HEADER = ("model", *(f"{s} s" for s in STAGES), "whole step s", "snapshot MB", "parameters and state MB")
+RECIPES = ("resnet18", "mobilenet_v3_small")
+HEADER = (
+    *("model", *(f"{s} s" for s in STAGES), "whole step s", "snapshot MB", "parameters and state MB"),
+    *("step with BatchNorm: CPU s (batches)", "with compensation too: CPU s (batches)", "memory of that, MB more"),
+)
 
 
 def tensors(value: Any) -> list[torch.Tensor]:
@@ -80,7 +91,17 @@ def measure(name: str, px: int, repeats: int) -> tuple[str, ...]:
         f"{sum(v for s, v in seconds.items() if s != 'rollback'):.3f}",
         f"{megabytes(undo.to_plain()):.1f}",
         f"{megabytes([*network.parameters(), *network.buffers()]) + megabytes(state):.1f}",
+        *(with_data(name, px) if name in RECIPES else ("", "", "")),
     )
+
+
+def with_data(name: str, px: int) -> tuple[str, str, str]:
+    found = []
+    for compensate in ("no", "yes"):
+        command = [sys.executable, str(Path(__file__).with_name("whole_step.py")), name, str(px), compensate]
+        found.append(json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout))
+    seconds = (f"{f['step']:.1f} ({f['step'] / f['batch']:.1f})" for f in found)
+    return *seconds, f"{(found[1]['memory'] - found[0]['memory']) * 1.048576:.0f}"
 
 
 def main() -> None:

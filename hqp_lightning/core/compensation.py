@@ -21,6 +21,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from hqp_lightning.core import bands
+
 __all__ = ["STRENGTHS", "Held", "Moments", "Takeover", "best", "error", "pool_", "ridge", "update_"]
 
 STRENGTHS = (1e-3, 1e-2, 1e-1, 1.0)
@@ -37,22 +39,27 @@ class Moments:
         count: number of rows.
         x: mean of the inputs that stay, ``(blocks, inputs)``.
         y: mean of what the removed ones contributed, ``(blocks, outputs)``.
-        xx: Σ (x - mean)(x - mean)ᵀ, ``(blocks, inputs, inputs)``.
+        xx: Σ (x - mean)(x - mean)ᵀ, ``(blocks, inputs, inputs)``, in `hqp_lightning.core.bands`.
         yx: Σ (y - mean)(x - mean)ᵀ, ``(blocks, outputs, inputs)``.
     """
 
     count: float
     x: Tensor
     y: Tensor
-    xx: Tensor
+    xx: list[Tensor]
     yx: Tensor
 
     @classmethod
     def zeros(cls, blocks: int, inputs: int, outputs: int, like: Tensor | None = None) -> Moments:
         """Of no rows; of the type and on the device of ``like``."""
         like = torch.empty(0) if like is None else like
-        shapes = (inputs,), (outputs,), (inputs, inputs), (outputs, inputs)
-        return cls(0.0, *(like.new_zeros(blocks, *shape) for shape in shapes))
+        x, y, yx = (like.new_zeros(blocks, *shape) for shape in ((inputs,), (outputs,), (outputs, inputs)))
+        return cls(0.0, x, y, bands.zeros(blocks, inputs, like), yx)
+
+    @staticmethod
+    def numbers(blocks: int, inputs: int, outputs: int) -> int:
+        """How many numbers such moments are."""
+        return blocks * (bands.numbers(inputs) + (inputs + 1) * outputs + inputs)
 
 
 @dataclass
@@ -98,7 +105,7 @@ def update_(moments: Moments, x: Tensor, y: Tensor) -> None:
     apart = (moments.count * rows / total) ** 0.5  # one row more: the moments are read and written once
     x = torch.cat([x - mean_x[:, None], apart * dx[:, None]], 1)
     y = torch.cat([y - mean_y[:, None], apart * dy[:, None]], 1)
-    moments.xx.baddbmm_(x.mT, x)
+    bands.add_(moments.xx, x)
     moments.yx.baddbmm_(y.mT, x)
     moments.x += dx * (rows / total)
     moments.y += dy * (rows / total)
@@ -116,10 +123,10 @@ def pool_(moments: Moments, add: Callable[[Tensor], Tensor]) -> None:
     share = moments.count / max(count, 1.0)
     mean_x, mean_y = add(moments.x * share), add(moments.y * share)
     dx, dy = moments.x - mean_x, moments.y - mean_y
-    moments.xx.baddbmm_(dx[:, :, None], dx[:, None], alpha=moments.count)
+    bands.add_(moments.xx, dx[:, None], moments.count)
     moments.yx.baddbmm_(dy[:, :, None], dx[:, None], alpha=moments.count)
     moments.count, moments.x, moments.y = count, mean_x, mean_y
-    moments.xx, moments.yx = add(moments.xx), add(moments.yx)
+    moments.xx, moments.yx = [add(band) for band in moments.xx], add(moments.yx)
 
 
 def ridge(moments: Moments, strength: float, centred: bool = True) -> Takeover | None:
@@ -139,20 +146,18 @@ def ridge(moments: Moments, strength: float, centred: bool = True) -> Takeover |
     """
     xx, yx = moments.xx, moments.yx
     if not centred:
-        xx = xx + moments.count * moments.x[:, :, None] * moments.x[:, None]
-        yx = yx + moments.count * moments.y[:, :, None] * moments.x[:, None]
-    varying = (xx.diagonal(dim1=1, dim2=2) > 0).any(0)
-    if not bool(varying.all()):  # dead channels, offsets that see nothing but padding
-        xx, yx = xx[:, varying][:, :, varying], yx[:, :, varying]
-    factor = xx.clone()
-    diagonal = factor.diagonal(dim1=1, dim2=2)
-    diagonal += strength * diagonal.mean(1, keepdim=True)
-    factor, failed = torch.linalg.cholesky_ex(factor)
-    found = torch.cholesky_solve(yx.mT, factor).mT
-    if bool(failed.any()) or not bool(found.isfinite().all()):
+        xx = [band.clone() for band in xx]
+        bands.add_(xx, moments.x[:, None], moments.count)
+        yx = torch.baddbmm(yx, moments.y[:, :, None], moments.x[:, None], alpha=moments.count)
+    variance = bands.diagonal(xx)
+    varying = (variance > 0).any(0)  # not dead channels, nor offsets that see nothing but padding: they get zero
+    ridged = variance + strength * variance[:, varying].mean(1, keepdim=True)
+    factor = bands.factor(xx, ridged.where(varying, torch.ones_like(ridged)))
+    if factor is None:
         return None
-    weight = torch.zeros_like(moments.yx)
-    weight[:, :, varying] = found
+    weight = bands.solve(factor, yx.mT).mT
+    if not bool(weight.isfinite().all()):
+        return None
     return Takeover(weight, _shift(moments, weight, centred), strength)
 
 
@@ -163,16 +168,24 @@ def error(takeover: Takeover, held: Held) -> float:
 
 
 def best(moments: Moments, held: Held, centred: bool = True, strengths: Sequence[float] = STRENGTHS) -> Takeover:
-    """The regression whose λ does best on rows that did not make it; the plain cut where none does better than that."""
+    """The regression whose λ does best on rows that did not make it; the plain cut where none does better than that.
+
+    λ is tried from the largest of ``strengths`` on, until a smaller one does worse: the widest layers, whose rows are
+    few for their inputs and whose factors are the dearest, stop first.
+    """
     plain = torch.zeros_like(moments.yx)
     shift = _shift(moments, plain, centred)
     nothing = Takeover(plain, shift if bool(shift.isfinite().all()) else torch.zeros_like(shift), float("inf"))
     if not bool(held.weight.any()):
         return ridge(moments, _UNSEEN, centred) or nothing
-    found, least = nothing, error(nothing, held)
-    for strength in strengths:
+    found, least, last = nothing, error(nothing, held), float("inf")
+    for strength in sorted(strengths, reverse=True):
         tried = ridge(moments, strength, centred)
-        if tried is not None and (value := error(tried, held)) < least:
+        value = float("inf") if tried is None else error(tried, held)
+        if tried is None or value > last:
+            break
+        last = value
+        if value < least:
             found, least = tried, value
     return found
 

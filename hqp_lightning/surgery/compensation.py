@@ -34,7 +34,7 @@ POSITIONS = 64
 _HELD_SHARE = 4  # one sample in four of a batch makes no moments
 _HELD_POSITIONS = 8
 _HELD_ROWS = 512
-_PART_BYTES = 160 << 20
+_PART_BYTES = 192 << 20
 _PIECE = 4 << 20  # numbers
 
 
@@ -43,8 +43,9 @@ def parts(found: Sequence[Reader], most: int = _PART_BYTES) -> list[list[Reader]
     made: list[list[Reader]] = []
     filled = 0
     for reader in found:
-        blocks, inputs, outputs = len(reader.kept), reader.kept.shape[1], reader.weight.shape[2]
-        size = reader.weight.element_size() * blocks * (inputs + outputs) * (inputs + _HELD_ROWS)
+        blocks, inputs, outputs = reader.sizes
+        held = blocks * (inputs + outputs) * _HELD_ROWS
+        size = reader.weight.element_size() * (Moments.numbers(*reader.sizes) + held)
         if not made or filled + size > most:
             made.append([])
             filled = 0
@@ -67,7 +68,7 @@ class Seen:
         self.behind: dict[tuple[str, str], int] = {}  # reader and the BatchNorm directly behind it
         self._last: tuple[str, Tensor] | None = None
         for r in found:
-            sizes, like = (len(r.kept), r.kept.shape[1], r.weight.shape[2]), r.weight
+            sizes, like = r.sizes, r.weight
             self.moments[r.name] = Moments.zeros(*sizes, like=like)
             x, y = like.new_zeros(sizes[0], _HELD_ROWS, sizes[1]), like.new_zeros(sizes[0], _HELD_ROWS, sizes[2])
             self.held[r.name] = Held(x, y, like.new_zeros(_HELD_ROWS))
@@ -94,12 +95,15 @@ class Seen:
             x = x if x.dim() >= whole else x[None]  # one sample without a batch axis
             alone = self._batch % _HELD_SHARE == _HELD_SHARE - 1  # a batch of one goes to the one or to the other
             held = len(x) // _HELD_SHARE or int(len(x) > 1 or alone)
-            seen = x[: len(x) - held]
-            for piece in rows_of(layer, reader.windows, seen, POSITIONS, self._batch, _PIECE) if len(seen) else ():
-                update_(self.moments[name], *reader.split(_finite(piece)))
-            last = x[len(x) - held :]
-            for piece in rows_of(layer, reader.windows, last, _HELD_POSITIONS, self._batch, _PIECE) if held else ():
-                self._hold(name, *reader.split(_finite(piece)))
+            for rows in self._rows(layer, reader, x[: len(x) - held], POSITIONS):
+                update_(self.moments[name], *rows)
+            for rows in self._rows(layer, reader, x[len(x) - held :], _HELD_POSITIONS):
+                self._hold(name, *rows)
+
+    def _rows(self, layer: nn.Module, reader: Reader, x: Tensor, positions: int) -> Iterator[tuple[Tensor, Tensor]]:
+        whole = x.flatten(1).isfinite().all(1)
+        x = x if bool(whole.all()) else x[whole]  # without broken images
+        return rows_of(layer, reader, x, positions, self._batch, _PIECE) if len(x) else iter(())
 
     def _hold(self, name: str, x: Tensor, y: Tensor) -> None:
         start = self._next[name]
@@ -121,16 +125,17 @@ class Seen:
             held.x, held.y, held.weight = add(held.x), add(held.y), add(held.weight)  # each has rows of its own
 
     def solve(self, strengths: Sequence[float] = STRENGTHS) -> dict[str, Tensor]:
-        """What tensors of the network gain, by name and in their shapes after the cut; on the CPU."""
+        """What tensors of the network gain, by name and in their shapes after the cut; on the CPU. Forgets the rest."""
         gained: dict[str, Tensor] = {}
         with torch.no_grad(), exact_arithmetic():
             for name, reader in self._readers.items():
-                if self.moments[name].count == 0:
+                moments, held = self.moments.pop(name), self.held.pop(name)  # they are large, and not needed again
+                if moments.count == 0:
                     continue
                 layer, norm = self._network.get_submodule(name), self.norm_of(name)
                 biased = getattr(layer, "bias", None) is not None
                 with torch.autocast(reader.weight.device.type, enabled=False):
-                    found = best(self.moments[name], self.held[name], biased or norm is not None, strengths)
+                    found = best(moments, held, biased or norm is not None, strengths)
                 self.strengths[name] = found.strength
                 gained[_join(name, "weight")] = reader.as_weight(found.weight).cpu()
                 if biased:
@@ -186,13 +191,6 @@ def _norming(seen: Seen, name: str) -> Callable[..., None]:
         seen._norm(name, args[0] if args else kwargs["input"])
 
     return norm
-
-
-def _finite(piece: Tensor) -> Tensor:
-    """The rows of all samples; without those of a broken image."""
-    rows = piece.flatten(0, 1)
-    whole = rows.isfinite().all(1)
-    return rows if bool(whole.all()) else rows[whole]
 
 
 def _join(name: str, key: str) -> str:

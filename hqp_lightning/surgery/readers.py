@@ -25,11 +25,11 @@ class Reader:
 
     Attributes:
         name: qualified name.
-        windows: whether its rows are whole windows, one column for each input and offset of the kernel. Else they are
+        windows: whether its rows are whole windows, one column for each offset of the kernel and input. Else they are
             the inputs at one position, one regression for all offsets.
-        kept: columns that stay, ``(blocks, inputs)``, in the numbering of `rows_of`.
-        lost: columns that go, ``(blocks, inputs)``.
-        weight: of the columns that go, ``(blocks, inputs, outputs)``; without windows an output for each offset.
+        kept: inputs that stay, ``(blocks, inputs)``, as channels of what the layer is given.
+        lost: inputs that go, ``(blocks, inputs)``.
+        weight: of the columns that go, ``(blocks, columns, outputs)``; without windows an output for each offset.
         shape: of the layer's weight after the cut.
     """
 
@@ -40,19 +40,16 @@ class Reader:
     weight: Tensor
     shape: tuple[int, ...]
 
-    def split(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """Rows ``(n, columns)`` as what stays ``(blocks, n, inputs)``, and what the rest contributes."""
-        blocks, n = len(self.kept), len(rows)
-        kept = rows[:, self.kept.flatten()].view(n, blocks, -1).transpose(0, 1)
-        lost = rows[:, self.lost.flatten()].view(n, blocks, -1).transpose(0, 1)
-        return kept, lost @ self.weight
+    @property
+    def sizes(self) -> tuple[int, int, int]:
+        """Blocks, and in each of them the columns that stay, and outputs."""
+        offsets = math.prod(self.shape[2:]) if self.windows else 1
+        return len(self.kept), self.kept.shape[1] * offsets, self.weight.shape[2]
 
     def as_weight(self, gained: Tensor) -> Tensor:
-        """Gained weights ``(blocks, outputs, inputs)`` in the shape of the layer's weight."""
-        if self.windows:
-            return gained.reshape(self.shape)
+        """Gained weights ``(blocks, outputs, columns)`` in the shape of the layer's weight."""
         outputs, inputs, *kernel = self.shape
-        return gained.view(outputs, math.prod(kernel), inputs).transpose(1, 2).reshape(self.shape)
+        return gained.reshape(outputs, math.prod(kernel), inputs).transpose(1, 2).reshape(self.shape)
 
     def as_bias(self, shift: Tensor) -> Tensor:
         """A gained mean ``(blocks, outputs)`` in the shape of the layer's bias."""
@@ -94,49 +91,64 @@ def _reader(name: str, layer: nn.Module, weight: Tensor, index: Tensor) -> Reade
     kept = columns.view(blocks, -1, columns.shape[1])
     if not torch.equal(kept, kept[:, :1].expand_as(kept)):
         return None
+    kept = kept[:, 0, ::offsets] // offsets
     windows = isinstance(layer, nn.Linear) or isinstance(layer, nn.Conv2d) and inputs * offsets <= WIDEST
-    flat = weight.detach().to(torch.promote_types(weight.dtype, torch.float32))[rows.to(weight.device)]
-    flat = flat.view(blocks, -1, inputs, offsets)
-    kept = kept[:, 0] if windows else kept[:, 0, ::offsets] // offsets
-    flat = flat.flatten(2) if windows else flat.transpose(2, 3).flatten(1, 2)
-    width = flat.shape[2]
-    gone = torch.ones(blocks, width, dtype=torch.bool).scatter_(1, kept, False)
+    gone = torch.ones(blocks, inputs, dtype=torch.bool).scatter_(1, kept, False)
     lost = gone.nonzero()[:, 1].view(blocks, -1)
-    base, device = width * torch.arange(blocks)[:, None], weight.device
-    taken = flat.mT.gather(1, lost.to(device)[:, :, None].expand(-1, -1, flat.shape[1]))
-    shape = (len(rows), index.shape[1] // offsets, *weight.shape[2:])
-    return Reader(name, windows, (kept + base).to(device), (lost + base).to(device), taken, shape)
+    device = weight.device
+    flat = weight.detach().to(torch.promote_types(weight.dtype, torch.float32))[rows.to(device)]
+    flat = flat.view(blocks, -1, inputs, offsets).transpose(2, 3)
+    taken = flat.gather(3, lost.to(device)[:, None, None].expand(-1, *flat.shape[1:3], -1))
+    taken = taken.flatten(2) if windows else taken.flatten(1, 2)
+    base = inputs * torch.arange(blocks)[:, None]
+    shape = (len(rows), kept.shape[1], *weight.shape[2:])
+    return Reader(name, windows, (kept + base).to(device), (lost + base).to(device), taken.mT.contiguous(), shape)
 
 
-def rows_of(layer: nn.Module, windows: bool, x: Tensor, positions: int, seed: int, most: int) -> Iterator[Tensor]:
-    """What the layer reads at some positions, the same in every sample: pieces ``(samples, positions, columns)``.
+def rows_of(
+    layer: nn.Module, reader: Reader, x: Tensor, positions: int, seed: int, most: int
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """What the layer reads of the inputs that stay at some positions, the same in every sample; and what the rest adds.
 
     Args:
         layer: a stock convolution or linear layer.
-        windows: whole windows, or only the inputs at a position.
+        reader: it.
         x: its input.
         positions: how many; where there are no more, all.
         seed: chooses them.
         most: numbers in a piece, unless a sample has more.
+
+    Yields:
+        Rows ``(blocks, n, columns)`` and what the inputs that go contribute, ``(blocks, n, outputs)``.
     """
     if isinstance(layer, nn.Linear):
-        x = x.reshape(len(x) if x.dim() > 1 else 1, -1, x.shape[-1]).mT
+        x = x.reshape(len(x) if x.dim() > 1 else 1, -1, x.shape[-1])
     elif x.dim() == layer.get_parameter("weight").dim() - 1:
         x = x[None]  # a convolution takes one sample without a batch axis
-    if windows and isinstance(layer, nn.Conv2d):
+    offsets = 1
+    if reader.windows and isinstance(layer, nn.Conv2d):
         x = _padded(layer, x)
         height, width = (_places(x, layer, d) for d in (0, 1))
         chosen = _chosen(height * width, positions, seed)
-        rows = _seen(layer, 0, chosen // width)[:, :, None].to(x.device)
-        columns = _seen(layer, 1, chosen % width)[:, None].to(x.device)
-        per_sample = len(chosen) * x.shape[1] * math.prod(layer.kernel_size)
-        for part in x.split(max(1, most // max(1, per_sample))):
-            yield part[:, :, rows, columns].transpose(1, 2).flatten(2)
-        return
-    x = x.flatten(2)
-    chosen = _chosen(x.shape[2], positions, seed).to(x.device)
-    for part in x.split(max(1, most // max(1, len(chosen) * x.shape[1]))):
-        yield part[:, :, chosen].mT
+        rows, columns = _seen(layer, 0, chosen // width)[:, :, None], _seen(layer, 1, chosen % width)[:, None]
+        at: tuple[Tensor, ...] = (rows.to(x.device), columns.to(x.device))
+        offsets = math.prod(layer.kernel_size)
+        x = x.permute(0, 2, 3, 1)
+    else:
+        x = x if isinstance(layer, nn.Linear) else x.flatten(2).mT
+        chosen = _chosen(x.shape[1], positions, seed)
+        at = (chosen.to(x.device),)
+    per_sample = len(chosen) * offsets * (reader.kept.numel() + reader.lost.numel())
+    for part in x.split(max(1, most // max(1, per_sample))):
+        kept, lost = (_rows(part, inputs, at) for inputs in (reader.kept, reader.lost))
+        yield kept, lost @ reader.weight
+
+
+def _rows(x: Tensor, inputs: Tensor, at: tuple[Tensor, ...]) -> Tensor:
+    """Some of the channels, which are last in ``x`` so that they are copied in one go, at each place and offset."""
+    x = x[..., inputs.flatten()].contiguous()
+    found = x[(slice(None), *at)].flatten(0, 1)  # places, then offsets in two dimensions, or in none
+    return found.reshape(len(found), -1, *inputs.shape).permute(2, 0, 1, 3).flatten(2)
 
 
 def _chosen(places: int, positions: int, seed: int) -> Tensor:

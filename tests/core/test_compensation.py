@@ -60,7 +60,8 @@ def test_moments_are_exact_far_from_zero():
     x, y = rows(mean=1000.0)
     found = moments_of(x, y, 9)
     a = x.double().numpy()[0]
-    np.testing.assert_allclose(found.xx[0], (a - a.mean(0)).T @ (a - a.mean(0)), rtol=1e-3, atol=0.05)
+    (band,) = found.xx
+    np.testing.assert_allclose(band[0], (a - a.mean(0)).T @ (a - a.mean(0)), rtol=1e-3, atol=0.05)
     assert found.count == 300
 
 

@@ -58,10 +58,11 @@ def test_rows_and_weights_make_the_outputs_of_the_layer(kind):
     kept_inputs = [0, 2] if groups == 2 else [0, 2, 3, 5]
     index = torch.arange(layer.weight.numel()).view(layer.weight.shape)[:, kept_inputs]
     (reader,) = readers(layer, Cut({"weight": index}, record(layer), 0.0, 0))
-    (rows,) = rows_of(layer, reader.windows, x, positions=10**6, seed=0, most=10**9)
-    kept, lost = reader.split(rows.flatten(0, 1))
+    ((kept, lost),) = rows_of(layer, reader, x, positions=10**6, seed=0, most=10**9)
+    blocks, columns, outputs = reader.sizes
     smaller = layer.weight.detach().flatten()[index]
-    mine = kept @ smaller.view(len(reader.kept), -1, reader.kept.shape[1]).mT + lost
+    by_offset = smaller if smaller.dim() == 2 else smaller.flatten(2).mT  # an offset's inputs beside each other
+    mine = kept @ by_offset.reshape(blocks, -1, columns).mT + lost
     mine = mine.transpose(0, 1).flatten(1) + (0 if layer.bias is None else layer.bias)
     out = layer(x)
     out = out if not isinstance(layer, nn.Linear) else out.reshape(-1, 8)[..., None]
@@ -69,11 +70,7 @@ def test_rows_and_weights_make_the_outputs_of_the_layer(kind):
     out = out.flatten(2).mT.reshape(-1, 8)
     in_order = [sorted(map(tuple, rows.detach().tolist())) for rows in (mine, out)]  # positions come shuffled
     torch.testing.assert_close(*map(torch.tensor, in_order))
-    assert reader.as_weight(torch.zeros(len(reader.kept), 8 // len(reader.kept), reader.kept.shape[1])).shape == (
-        8,
-        len(kept_inputs),
-        *layer.weight.shape[2:],
-    )
+    assert torch.equal(reader.as_weight(by_offset.reshape(blocks, outputs, columns)), smaller)
 
 
 @pytest.mark.parametrize("name", [*(n for n in BUILDERS if n not in ("resnet18", "resnext")), "two_heads"])
