@@ -8,8 +8,8 @@ the copy and try it, take the snapshot (network, optimizer, scheduler), cut the 
 puts everything back. Each figure is the median over the repeats, each on a fresh copy that has trained for a step.
 
 For the networks of the recipes, also the whole step with the passes over data that it takes, correcting BatchNorm and
-then compensation as well (`whole_step.py`, one thread, one run each, in processes of their own): processor seconds, also
-in batches of healing, and the memory that compensation adds.
+then compensation as well (`whole_step.py`, one thread, one run each, in processes of their own): processor seconds,
+also in batches of healing, and the memory that compensation adds.
 """
 
 from __future__ import annotations

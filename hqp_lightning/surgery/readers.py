@@ -147,7 +147,8 @@ def rows_of(
 def _rows(x: Tensor, inputs: Tensor, at: tuple[Tensor, ...]) -> Tensor:
     """Some of the channels, which are last in ``x`` so that they are copied in one go, at each place and offset."""
     x = x[..., inputs.flatten()].contiguous()
-    found = x[(slice(None), *at)].flatten(0, 1)  # places, then offsets in two dimensions, or in none
+    where: tuple[slice | Tensor, ...] = (slice(None), *at)
+    found = x[where].flatten(0, 1)  # places, then offsets in two dimensions, or in none
     return found.reshape(len(found), -1, *inputs.shape).permute(2, 0, 1, 3).flatten(2)
 
 
