@@ -81,7 +81,7 @@ def _for_others(
         path = rtx_path(engine, capability)
         try:
             made = compile_rtx(source, path, capability, batch_size=batch_size, max_batch=max_batch)
-            said += [made.line(), *(f"warning: should be INT8: {text}" for text in made.floats)]
+            said += [made.line(), *made.warnings()]
         except ExportError as error:
             refused.append(str(error))
     if len(refused) == len(capabilities):

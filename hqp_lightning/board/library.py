@@ -102,6 +102,8 @@ class Log:
         if re.search("out ?of ?memory|insuff?icient memory|memory is insufficient", lower):
             advice = "stop other programs that use it, or take a smaller --max-batch and --batch-size"
             return f"GPU out of memory: {advice} ({text})"
+        if "fp32 gemm is not supported" in lower:
+            return f"this GPU gets no products in float32, take --precision fp16 ({text})"
         if "initialization failure" in lower or "driver version is insufficient" in lower:
             return f"the driver is too old for this TensorRT's CUDA: update it, or install an older TensorRT ({text})"
         return text

@@ -54,7 +54,10 @@ def read_note(engine: Path) -> dict[str, Any]:
     except (OSError, ValueError, KeyError, TypeError):
         known = False
     if not known:
-        raise ExportError(f"no readable note {path.name} beside {engine}, so it is not known where it may run: {again}")
+        raise ExportError(
+            f"no readable note {path.name} beside {engine}, so it is no engine, or it is not known where it may run: "
+            "hqp-engine build MODEL.onnx -o MODEL.engine writes both"
+        )
     if note.get("engine_sha256") != sha256(engine):
         raise ExportError(f"{engine} is not the engine that {path.name} describes (SHA-256 differs): {again}")
     return note

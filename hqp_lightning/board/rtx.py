@@ -31,6 +31,7 @@ GPUS = {
 }
 """The generation behind a compute capability, for people."""
 
+_NAMED = 3
 _SECONDS = 300  # half a second is usual; a compiler that hangs must not cost the run
 _START = (
     "import sys; sys.path.insert(0, sys.argv[2]); from hqp_lightning.board.rtx_process import main; main(sys.argv[1])"
@@ -65,6 +66,16 @@ class Compiled(NamedTuple):
             f"{self.path.name}: for compute capability {self.capability}{gpus}, TensorRT for RTX {self.version}, "
             f"{self.kernels} kernels{int8}, {self.path.stat().st_size / 1e6:.1f} MB"
         )
+
+    def warnings(self) -> list[str]:
+        """One line on the layers that should be INT8 and are not, if there are any; the layer table has them all."""
+        if not self.floats:
+            return []
+        named = ", ".join(self.floats[:_NAMED]) + ", ..." * (len(self.floats) > _NAMED)
+        if len(self.floats) < self.asked:
+            return [f"warning: {len(self.floats)} of {self.asked} layers that should be INT8 are not: {named}"]
+        instead = "INT8 wins nothing there, build model.onnx in FP16"
+        return [f"warning: none of the {self.asked} layers that should be INT8 is ({named}): {instead}"]
 
 
 def missing() -> str | None:

@@ -110,7 +110,7 @@ def _how_to_run(version: str) -> dict[str, str]:
     return {
         "install": f"pip install tensorrt-rtx=={version} numpy",
         "time": "python3 hqp-engine.pyz bench engines/FILE.engine",
-        "check": "python3 hqp-engine.pyz check engines/FILE.engine DATA",
+        "check": "python3 hqp-engine.pyz check engines/FILE.engine",
         "python": "tensorrt_rtx.Runtime(logger).deserialize_cuda_engine(bytes), then as in TensorRT 10 and later",
         "onnxruntime": "compiles model.int8.onnx itself where it has NvTensorRTRTXExecutionProvider",
     }

@@ -76,9 +76,28 @@ def test_refusals_are_one_line_and_cost_the_others_nothing(compiler, exported, t
     assert main([*command, "8.7"]) == 1
     assert capsys.readouterr().err.count("\n") == 1
     assert main(["build", str(exported / "model.onnx"), "-o", str(engine), "--precision", "fp32", "--rtx", "7.5"]) == 1
-    assert "FP32 GEMM is not supported" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "take --precision fp16 (" in said
+    assert "FP32 GEMM is not supported" in said
+    assert main([*command, "7.5"]) == 0
+    said = capsys.readouterr().out
+    assert said.splitlines()[-1] == (
+        "warning: 2 of 3 layers that should be INT8 are not: /0/Conv in FP16, /2/Conv in FP16"
+    )
     with pytest.raises(ExportError, match="cannot parse .*: an operator that this release does not have"):
         rtx.compile_rtx(_unsupported(tmp_path / "odd.onnx"), engine, "8.6")
+
+
+def test_what_is_not_in_int8_is_one_line_however_many_layers():
+    def made(*floats):
+        return rtx.Compiled(Path("m.engine"), "7.5", "1.7", 9, 9, 4, floats).warnings()
+
+    assert made() == []
+    (said,) = made("a in FP16", "b in FP16", "c in FP16", "d in FP16")
+    assert said == (
+        "warning: none of the 4 layers that should be INT8 is (a in FP16, b in FP16, c in FP16, ...): INT8 wins "
+        "nothing there, build model.onnx in FP16"
+    )
 
 
 @pytest.mark.parametrize(
