@@ -52,7 +52,7 @@ def untrained(metrics: Mapping[str, float], targets: Sequence[Tensor], usual: bo
         said = f"{name} {scores[name]:.3f} is about what naming the commonest class gives, {common:.3f}"
     elif losses and min(losses.values()) >= _GUESS * entropy:
         name = min(losses, key=lambda n: losses[n])
-        said = f"{name} {losses[name]:.2f} is about that of a guess by the classes' frequencies, {entropy:.2f}, or more"
+        said = f"{name} {losses[name]:.2f} is hardly below that of a guess by the classes' frequencies, {entropy:.2f}"
     else:
         return ""
     return f"{said}: the network looks untrained. Train it first: prices and settings are of the weights as they are."

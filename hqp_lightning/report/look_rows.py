@@ -73,7 +73,9 @@ def nats(value: float) -> str:
     """Two digits, never with an exponent.
 
     Examples:
-        >>> nats(0.0123), nats(3.21), nats(0.0000012)
-        ('0.012', '3.2', '0.0000')
+        >>> nats(0.0123), nats(0.1), nats(3.21), nats(12.3), nats(0.0000012)
+        ('0.012', '0.10', '3.2', '12', '0.0000')
     """
-    return f"{value:.4f}" if abs(value) < 0.00995 else f"{value:.3f}" if abs(value) < 0.0995 else f"{value:.2g}"
+    size = abs(value)
+    digits = 4 if size < 0.00995 else 3 if size < 0.0995 else 2 if size < 0.995 else int(size < 9.95)
+    return f"{value:.{digits}f}"

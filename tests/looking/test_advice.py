@@ -47,7 +47,7 @@ def test_a_step_heals_for_as_long_as_in_the_published_runs(batches, epochs):
     [
         ({"val_acc": 0.58, "val_loss": 0.1}, "val_acc 0.580 is about what naming the commonest class gives, 0.500"),
         ({"val_acc": 0.62, "val_loss": 9.0}, ""),  # 0.5 + 2 * sqrt(0.25 / 100) = 0.6
-        ({"val_loss": 0.99}, "val_loss 0.99 is about that of a guess by the classes' frequencies, 1.04, or more"),
+        ({"val_loss": 0.99}, "val_loss 0.99 is hardly below that of a guess by the classes' frequencies, 1.04"),
         ({"val_loss": 0.9}, ""),  # -(0.5 ln 0.5 + 2 * 0.25 ln 0.25) = 1.0397
         ({}, ""),
     ],
