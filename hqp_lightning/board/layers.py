@@ -82,8 +82,8 @@ def _layer(row: dict[str, Any]) -> Layer:
     weights = row.get("Weights")
     computed = _type(weights.get("Type", "")) if isinstance(weights, dict) else "?"
     taken, given = (_tensor(row.get(key)) for key in ("Inputs", "Outputs"))
-    # "a + b" are fused one after the other, "a || b" side by side; 10 repeats the nodes in "Metadata".
-    nodes = [*re.split(r" \+ | \|\| ", name), *re.findall(r"\[ONNX Layer: ([^\]]+)\]", str(row.get("Metadata", "")))]
+    # "a + b" are fused one after the other, "a || b" and "a+b" side by side; 10 repeats the nodes in "Metadata".
+    nodes = [*re.split(r" ?\+ ?| \|\| ", name), *re.findall(r"\[ONNX Layer: ([^\]]+)\]", str(row.get("Metadata", "")))]
     return Layer(
         name, str(row.get("LayerType", "?")), taken if computed == "?" else computed, given, tuple(dict.fromkeys(nodes))
     )

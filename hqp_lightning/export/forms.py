@@ -10,7 +10,8 @@ import onnx
 from onnx import helper, numpy_helper, version_converter
 
 from hqp_lightning.errors import ExportError
-from hqp_lightning.export.squeeze_excite import with_float_gates
+from hqp_lightning.export.joint import with_parted_products
+from hqp_lightning.export.squeeze_excite import with_float_gates, without_unread
 
 __all__ = ["FORMS", "with_float16", "with_float_weights", "write_form"]
 
@@ -73,12 +74,14 @@ def with_float_weights(model: onnx.ModelProto) -> onnx.ModelProto:
 def with_float16(model: onnx.ModelProto) -> onnx.ModelProto:
     """Return the model with float16 weights, activations and scales behind float32 inputs and outputs, opset >= 19.
 
+    The joint products of attention are three (`with_parted_products`).
     Where networks are strongly typed (TensorRT 11), this is how FP16 is asked for. The conversion is
     onnxruntime's; ranges beyond 65504 would overflow, as they do under TensorRT's own FP16 flag.
     """
     from onnxruntime.transformers.float16 import convert_float_to_float16
     from onnxruntime.transformers.onnx_model import OnnxModel
 
+    model = without_unread(with_parted_products(model))
     opset = next(o.version for o in model.opset_import if o.domain in ("", "ai.onnx"))
     raised = version_converter.convert_version(model, _FLOAT16_OPSET) if opset < _FLOAT16_OPSET else model
     changed = convert_float_to_float16(raised, keep_io_types=True)

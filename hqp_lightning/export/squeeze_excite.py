@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
-__all__ = ["gate_layers", "with_float_gates"]
+__all__ = ["gate_layers", "with_float_gates", "without_unread"]
 
 _STEPS = 40  # nodes between a squeeze and its gate, at most; published blocks have four to nine, quantizers apart
 _LAYERS = ("Conv", "Gemm", "MatMul")
@@ -52,7 +52,7 @@ def with_float_gates(model: onnx.ModelProto) -> onnx.ModelProto:
         values = integers.astype(np.float32) * scale.reshape(shape)
         graph.initializer.append(numpy_helper.from_array(values, f"{weight.output[0]}_float"))
         node.input[1] = f"{weight.output[0]}_float"
-    return _without_unread(changed)
+    return without_unread(changed)
 
 
 def _between(gate: str, gated: str, writers: Mapping[str, onnx.NodeProto]) -> set[str]:
@@ -72,7 +72,7 @@ def _between(gate: str, gated: str, writers: Mapping[str, onnx.NodeProto]) -> se
     return set()
 
 
-def _without_unread(model: onnx.ModelProto) -> onnx.ModelProto:
+def without_unread(model: onnx.ModelProto) -> onnx.ModelProto:
     """Drop nodes and stored tensors that nothing reads any more."""
     graph = model.graph
     while True:

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from hqp_lightning.board.layers import fell_back, read_layers, table
+from hqp_lightning.board.layers import fell_back, read_layers, table, untold
 from hqp_lightning.board.make import fallback_lines
 from hqp_lightning.errors import ExportError
 
@@ -79,3 +79,11 @@ def test_an_engine_without_details_is_refused():
     for text in ("", '{"Layers": [}', "[]"):
         with pytest.raises(ExportError, match="report of the layers cannot be read"):
             read_layers(text)
+
+
+def test_products_side_by_side_are_named_without_spaces():
+    """As TensorRT for RTX 1.7 names one kernel of three."""
+    row = '{"Name": "/a/q+/a/k+/a/v", "LayerType": "gemm", "Inputs": [{"Format/Datatype": "Int8"}], "Outputs": []}'
+    layers = read_layers(f'{{"Layers": [{row}]}}')
+    assert layers[0].nodes == ("/a/q", "/a/k", "/a/v")
+    assert untold(layers, ["/a/q", "/a/v"]) == fell_back(layers, ["/a/k"]) == []

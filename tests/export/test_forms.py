@@ -15,6 +15,7 @@ from torch import nn
 from hqp_lightning.errors import ExportError
 from hqp_lightning.export import board_files, collect_ranges, quantize
 from hqp_lightning.export.forms import with_float16, with_float_weights, write_form
+from hqp_lightning.export.joint import with_parted_products
 from hqp_lightning.export.onnx import export_onnx
 
 
@@ -86,6 +87,39 @@ def test_float16_computes_nearly_the_same_in_float16(models, name):
     for got in (_run(changed, batch), ReferenceEvaluator(changed).run(None, {"input": batch})[0]):
         noise = np.square(got - expected).mean() / np.square(expected).mean()
         assert 10 * np.log10(noise) < (-50 if name == "model.onnx" else -30)  # dB; one flipped integer is some -45
+
+
+class Attention(nn.Module):
+    """One joint product of queries, keys and values, and one of the same width that nobody splits."""
+
+    def __init__(self):
+        super().__init__()
+        self.qkv, self.wide, self.narrow = nn.Linear(16, 48), nn.Linear(16, 48), nn.Linear(48, 5)
+
+    def forward(self, x):
+        x = x.flatten(2).transpose(1, 2)
+        q, k, v = self.qkv(x).reshape(-1, 4, 3, 2, 8).permute(2, 0, 3, 1, 4).unbind(0)
+        x = x + ((q @ k.transpose(2, 3)).softmax(-1) @ v).transpose(1, 2).reshape(-1, 4, 16)
+        return self.narrow(nn.functional.gelu(self.wide(x))).mean(1)
+
+
+def test_a_joint_product_is_three_that_compute_the_same(tmp_path):
+    torch.manual_seed(0)
+    images = torch.randn(8, 16, 2, 2).numpy()
+    export_onnx(Attention().eval(), torch.zeros(1, 16, 2, 2), tmp_path / "a.onnx")
+    ranges = collect_ranges(tmp_path / "a.onnx", [images], threads=1)
+    quantize(tmp_path / "a.onnx", ranges, tmp_path / "b.onnx")
+    for path, parts in ((tmp_path / "a.onnx", 0), (tmp_path / "b.onnx", 3)):
+        model = onnx.load(path)
+        parted = with_parted_products(model)
+        onnx.checker.check_model(parted, full_check=True)
+        made = [n for n in parted.graph.node if n.op_type == "MatMul"]
+        assert len([n for n in made if "qkv/MatMul_part" in n.name]) == parts
+        assert len(made) == len([n for n in model.graph.node if n.op_type == "MatMul"]) + (2 if parts else 0)
+        outputs = [
+            onnxruntime.InferenceSession(m.SerializeToString()).run(None, {"input": images})[0] for m in (model, parted)
+        ]
+        np.testing.assert_allclose(*outputs, atol=1e-6)
 
 
 def test_what_cannot_be_converted_is_one_clear_error(tmp_path):
