@@ -384,6 +384,7 @@ HABITS = {
             settings={"logger": lambda folder: CSVLogger(folder), "enable_model_summary": True},
         )
     ],
+    '`profiler="simple"`, `"advanced"`; a debugger, coverage': [Habit(settings={"profiler": "advanced"})],
     "CSVLogger, TensorBoardLogger, MLFlowLogger, WandbLogger": [
         Habit(settings={"logger": lambda folder: CSVLogger(folder)})
     ],

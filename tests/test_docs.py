@@ -1,5 +1,6 @@
 """The Python of README and docs is run; the commands in the recipes' headers have keys and options that exist."""
 
+import re
 import shlex
 
 import lightning as L
@@ -28,6 +29,13 @@ def test_commands_of_recipes_have_keys_and_options_that_exist(command):
 def test_there_are_commands():
     assert "hqp recipe=resnet18_digits" in HEADERS
     assert len(HEADERS) > 10
+
+
+@pytest.mark.parametrize("page", [*PAGES, ROOT / "CONTRIBUTING.md"], ids=lambda page: page.name)
+def test_files_that_are_named_are_there(page):
+    text = page.read_text(encoding="utf-8")
+    for path in re.findall(r"\b((?:tests|benchmarks|findings|conf|recipes)/[\w./-]*\w)", text):
+        assert "NAME" in path or (ROOT / path).exists(), path
 
 
 class MyModule(L.LightningModule):

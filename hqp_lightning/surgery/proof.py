@@ -147,7 +147,7 @@ class Proof:
         found = []
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
             for call in self.calls:
-                torch.manual_seed(0)
+                torch.default_generator.manual_seed(0)  # a CPU's alone: those of the user's devices are not put back
                 out = tree_leaves(call.map(torch.clone).on(network))
                 found.append([o for o in out if isinstance(o, Tensor) and _floats(o)])
         return found

@@ -137,12 +137,11 @@ def test_help_and_cfg_need_no_more_than_they_say(hqp, capsys):
 @pytest.mark.parametrize("launcher", ["joblib", "submitit"])
 def test_other_launchers_make_real_runs(launcher, tmp_path):
     pytest.importorskip(f"hydra_plugins.hydra_{launcher}_launcher")
-    small = [QUICK, *(o for o in SMALL if "max_drop" not in o)]
-    command = [sys.executable, "-m", "hqp_lightning.app", "-m", f"sweep={launcher}", "recipe=resnet18_digits", *small]
-    command += ["hqp.max_drop=0.98,1.5", "hydra.sweep.dir=s"]  # 1.5 is no budget, so that run fails
+    command = [sys.executable, "-m", "hqp_lightning.app", "-m", f"sweep={launcher}", "recipe=resnet18_digits"]
+    command += [QUICK, *SMALL, "control=false,maybe", "hydra.sweep.dir=s"]  # the second run fails, and imports no torch
     paths = os.pathsep.join(map(str, (app.CONFIG_DIR.parent, Path(networks.__file__).parent)))
     environment = {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1", "HOME": str(tmp_path)}
     result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=600)
     assert result.returncode == 1, result.stderr
-    assert read_json(tmp_path / "s" / "0_resnet18_digits" / "deploy" / "report.json").budget.max_drop == 0.98
-    assert "failed: 1_resnet18_digits hqp.max_drop=1.5: ConfigurationError" in result.stdout
+    assert read_json(tmp_path / "s" / "0_resnet18_digits" / "deploy" / "report.json").budget.max_drop == 0.99
+    assert "failed: 1_resnet18_digits control=maybe: ConfigurationError: control must be of" in result.stdout

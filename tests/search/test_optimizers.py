@@ -26,6 +26,14 @@ def decay_groups(module):
     return [{"params": kernels}, {"params": [p for p in module.parameters() if p.dim() == 1], "weight_decay": 0.0}]
 
 
+@pytest.fixture
+def loaders(digits):
+    """Eight samples a batch: what goes on through a step does so on few, and a CPU has to emulate float16."""
+    x, y = digits
+    data = TensorDataset(x[: 8 * EPOCH], y[: 8 * EPOCH]), TensorDataset(x[1200:1216], y[1200:1216])
+    return tuple(DataLoader(d, 8) for d in data)
+
+
 OPTIMIZERS = {
     "sgd_momentum": lambda m: torch.optim.SGD(m.parameters(), 0.05, momentum=0.9),
     "sgd_nesterov_groups": lambda m: torch.optim.SGD(
@@ -120,14 +128,6 @@ def test_accumulation_clipping_and_mixed_precision(loaders, make_trainer, settin
     assert plain.compared == 2
 
 
-@pytest.fixture
-def few(digits):
-    """As ``loaders``, with eight samples a batch: a CPU has no arithmetic in float16, and emulates it."""
-    x, y = digits
-    data = TensorDataset(x[: 8 * EPOCH], y[: 8 * EPOCH]), TensorDataset(x[1200:1216], y[1200:1216])
-    return tuple(DataLoader(d, 8) for d in data)
-
-
 def scaled(scale=2.0**20):
     """``precision="16-mixed"`` on a CPU; from this scale on, the first steps overflow and are skipped."""
     scaler = torch.amp.GradScaler("cpu", init_scale=scale, growth_interval=3)
@@ -150,13 +150,13 @@ class Scales(Callback):
 
 
 @pytest.mark.parametrize(("clip", "accumulate"), [(None, 1), (0.05, 2)])
-def test_the_loss_scale_goes_on_through_prune_roll_back_prune(few, make_trainer, clip, accumulate):
+def test_the_loss_scale_goes_on_through_prune_roll_back_prune(loaders, make_trainer, clip, accumulate):
     pruning, model = HQPPruning("val_acc", 0.02, step=0.2, min_step=0.05), Any("adamw_groups")
     model.scores = [0.9, 0.89, 0.5, 0.885]
     before, after = Scales(), Scales()
-    plain = PlainLoop(few[0], accumulate, clip, torch.float16)
+    plain = PlainLoop(loaders[0], accumulate, clip, torch.float16)
     settings = {**scaled(), "accumulate_grad_batches": accumulate, "gradient_clip_val": clip}
-    make_trainer(3, [before, pruning, after, plain], **settings).fit(model, *few)
+    make_trainer(3, [before, pruning, after, plain], **settings).fit(model, *loaders)
     assert [r.outcome for r in pruning.records] == ["kept", "rolled_back", "kept"]
     assert plain.compared == 3
     assert before.seen == after.seen
@@ -167,7 +167,7 @@ def test_the_loss_scale_goes_on_through_prune_roll_back_prune(few, make_trainer,
 
 
 @pytest.mark.filterwarnings("ignore:Checkpoint directory")
-def test_a_resumed_run_with_a_loss_scale_equals_the_straight_one(few, make_trainer, tmp_path):
+def test_a_resumed_run_with_a_loss_scale_equals_the_straight_one(loaders, make_trainer, tmp_path):
     scores = [0.9, 0.89, 0.5, 0.885, 0.88]
 
     def run(epochs_before, ckpt=None):
@@ -176,7 +176,7 @@ def test_a_resumed_run_with_a_loss_scale_equals_the_straight_one(few, make_train
         model.scores = scores[epochs_before + bool(ckpt) :]
         checkpoint = ModelCheckpoint(tmp_path, "{epoch}", save_top_k=-1, enable_version_counter=False)
         trainer = make_trainer(4, [pruning, scales, checkpoint], enable_checkpointing=True, **scaled())
-        trainer.fit(model, *few, ckpt_path=ckpt, weights_only=True)
+        trainer.fit(model, *loaders, ckpt_path=ckpt, weights_only=True)
         state = {n: t for n, t in model.state_dict().items()}
         moments = trainer.optimizers[0].state_dict()["state"]
         state |= {f"{i}/{k}": torch.as_tensor(v) for i, s in moments.items() for k, v in s.items()}

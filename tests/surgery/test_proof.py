@@ -225,3 +225,10 @@ def test_a_profiled_process_goes_on_after_a_limit():  # Trainer(profiler="advanc
     command = [sys.executable, "-c", UNDER_A_PROFILER, limit.__file__]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert done.stdout.split("\n")[:3] == ["not finished after 0.05 s", "swallowed", "9"]
+
+
+def test_the_generators_of_devices_are_left_alone(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", lambda seed: pytest.fail("seeded, and not put back"))
+    before = torch.get_rng_state()
+    assert Shadow(Way(nn.Dropout(0.5)), [X]).groups()
+    assert torch.equal(torch.get_rng_state(), before)
