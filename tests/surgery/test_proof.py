@@ -229,6 +229,6 @@ def test_a_profiled_process_goes_on_after_a_limit():  # Trainer(profiler="advanc
 
 def test_the_generators_of_devices_are_left_alone(monkeypatch):
     monkeypatch.setattr(torch.cuda, "manual_seed_all", lambda seed: pytest.fail("seeded, and not put back"))
-    before = torch.get_rng_state()
-    assert Shadow(Way(nn.Dropout(0.5)), [X]).groups()
+    network, before = Way(nn.Dropout(0.5)), torch.get_rng_state()
+    assert Shadow(network, [X]).groups()
     assert torch.equal(torch.get_rng_state(), before)
