@@ -11,18 +11,21 @@ from hydra.utils import instantiate
 from lightning.pytorch import Callback
 from omegaconf import DictConfig
 
-from hqp_lightning.callbacks.comparing import CompareMethods, lift_budget_
+from hqp_lightning.callbacks.comparing import CompareMethods, Exported, lift_budget_
 from hqp_lightning.records import MethodComparison, Report
 from hqp_lightning.report import print_methods, read_methods, write_methods
 
 __all__ = ["compare"]
 
 _log = logging.getLogger(__name__)
+_CHANNELS: dict[str, Any] = {"units": ["channels"], "target_speedup": None, "target_latency_ms": None}
 _MARGIN = 1.15  # steps save a little less than predicted; with it, as many as HQP kept are enough
 
 
 def compare(cfg: DictConfig, report: Report, build: Callable[..., tuple[Any, Any, Any]]) -> MethodComparison | None:
     """Prune the same model by magnitude to HQP's MACs, quantize the dense one alone, and print the table of all.
+
+    A run whose units or cost are more than that is also made with channels alone, priced by MACs, under its own budget.
 
     Magnitude has the recipe's seed, schedule and epochs, steps that reach HQP's MACs in as many as HQP kept, and no
     budget: all of its steps are kept. Its criterion is Torch-Pruning's, ranked over all layers as
@@ -41,22 +44,39 @@ def compare(cfg: DictConfig, report: Report, build: Callable[..., tuple[Any, Any
         found = read_methods(folder / "comparison.json")
         print_methods(found)
         return found
-    ending = CompareMethods(report, instantiate(cfg.export), folder / "comparison")
+    settings = {"enable_checkpointing": False, "max_epochs": cfg.trainer.max_epochs}
+    alone = _channels_alone(cfg, build, settings) if left < 1 and _has_more(cfg) else None
+    ending = CompareMethods(report, instantiate(cfg.export), folder / "comparison", channels_alone=alone)
     callbacks: list[Callback] = [ending]
     if left < 1:
         _log.info("compare: pruning by magnitude, with the same schedule and for the same epochs")
         kept = sum(record.outcome == "kept" for record in report.steps)
         step = min(max(cfg.hqp.step, _MARGIN * (1 - left) / kept), 0.95)
         pruning = instantiate(
-            cfg.hqp, estimator="magnitude", cost="none", step=step, target_macs=left, compensate=False
+            cfg.hqp, estimator="magnitude", cost="none", step=step, target_macs=left, compensate=False, **_CHANNELS
         )
         lift_budget_(pruning)
         callbacks.insert(0, pruning)
-    epochs = cfg.trainer.max_epochs if left < 1 else 0  # nothing to train: only the INT8 form is missing
-    settings = {"enable_checkpointing": False, "max_epochs": epochs}
+    else:
+        settings["max_epochs"] = 0  # nothing to train: only the INT8 form is missing
     model, data, trainer = build(cfg, callbacks, "/comparison", **settings)
     trainer.fit(model, datamodule=data)
     if ending.comparison is not None:
         print_methods(ending.comparison)
         print(f"Written: {', '.join(map(str, write_methods(ending.comparison, folder)))}")
     return ending.comparison
+
+
+def _has_more(cfg: DictConfig) -> bool:
+    """Whether more than channels may go, or milliseconds rank them."""
+    return set(cfg.hqp.units) != set(_CHANNELS["units"]) or cfg.hqp.cost not in ("macs", "none")
+
+
+def _channels_alone(cfg: DictConfig, build: Callable[..., tuple[Any, Any, Any]], settings: dict[str, Any]) -> Exported:
+    _log.info("compare: channels alone, priced by MACs, with the same budget, schedule and epochs")
+    dirpath = Path(cfg.output_dir) / "comparison" / "channels_only"
+    cost = cfg.hqp.cost if cfg.hqp.cost == "none" else "macs"
+    callbacks = [instantiate(cfg.hqp, cost=cost, **_CHANNELS), instantiate(cfg.export, dirpath=str(dirpath))]
+    model, data, trainer = build(cfg, callbacks, "/comparison/channels_only", **settings)
+    trainer.fit(model, datamodule=data)
+    return callbacks[-1].report, dirpath

@@ -20,7 +20,10 @@ from hqp_lightning.search.state import Accepted
 from hqp_lightning.shipping.run import Exporting
 from hqp_lightning.shipping.timing import time_in_turn
 
-__all__ = ["CompareMethods", "lift_budget_"]
+__all__ = ["CompareMethods", "Exported", "lift_budget_"]
+
+Exported = tuple[Report | None, Path]
+"""A finished run: its report, on the first rank, and the folder of its files."""
 
 _CLOSE = 0.05  # of HQP's MACs: below it the accuracies are called those of equal MACs
 
@@ -41,13 +44,22 @@ class CompareMethods(Callback):
         exported: what exported it; its folder holds the files, and its options are used again.
         dirpath: folder for the files of the other methods.
         pruned_by: name of this run's method in the table.
+        channels_alone: HQP again, with channels alone and priced by MACs, where its own run had more.
 
     Attributes:
         comparison: the result, on the first rank.
     """
 
-    def __init__(self, report: Report, exported: Int8Export, dirpath: Path, pruned_by: str = "magnitude") -> None:
+    def __init__(
+        self,
+        report: Report,
+        exported: Int8Export,
+        dirpath: Path,
+        pruned_by: str = "magnitude",
+        channels_alone: Exported | None = None,
+    ) -> None:
         self.report, self.exported, self.dirpath, self.pruned_by = report, exported, dirpath, pruned_by
+        self.channels_alone = channels_alone
         self.comparison: MethodComparison | None = None
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -59,7 +71,8 @@ class CompareMethods(Callback):
         with first_rank_only(trainer, pl_module) as mine, torch.no_grad():
             if mine:
                 run = trainer, pl_module, path, self.report.budget, self.dirpath, self.exported.options
-                self.comparison = _Comparing(*run, self.report, self.exported.dirpath, accepted, self.pruned_by).run()
+                of = self.report, self.exported.dirpath, accepted, self.pruned_by, self.channels_alone
+                self.comparison = _Comparing(*run, *of).run()
 
 
 @dataclass
@@ -68,6 +81,7 @@ class _Comparing(Exporting):
     deploy: Path
     accepted: Accepted | None
     pruned_by: str
+    channels_alone: Exported | None
 
     def run(self) -> MethodComparison:
         report, name = self.report, f"pruned by {self.pruned_by}"
@@ -84,6 +98,10 @@ class _Comparing(Exporting):
             artifact, row = self.float_model(self.accepted, f"{self.pruned_by}.onnx")
             add(name, row, (self.pruned_by, "fp32"), artifact)
         self._note_macs(figures.get(name))
+        other, folder = self.channels_alone or (None, self.deploy)
+        if other is not None:
+            add("channels only", other.int8, ("channels", "int8"), export.describe(folder / "model.int8.onnx"))
+            self.notes.append("Channels only is HQP under the same budget, with channels alone and priced by MACs.")
         add("HQP", report.int8, ("hqp", "int8"), export.describe(self.deploy / "model.int8.onnx"))
         timed = [time_in_turn(b, wanted, self.sample(), self.dirpath, self.options) for b in self.backends]
         return compare_methods(report.budget, figures, sum(timed, []), engine_of, self.notes, report.reference)

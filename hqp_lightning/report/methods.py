@@ -128,10 +128,11 @@ def _rows(comparison: MethodComparison) -> list[list[str]]:
 
 def _words(comparison: MethodComparison) -> list[str]:
     budget, last = comparison.budget, comparison.methods[-1]
+    alone = any(m.method == "channels only" for m in comparison.methods)
     state = "within" if last.accuracy_drop <= budget.max_drop + 1e-9 else "OVER"
     words = [
         f"{last.method} is {state} its budget: drop {fraction(last.accuracy_drop)} of {fraction(budget.max_drop)}. "
-        "The other methods have none."
+        f"{'Channels only has the same; the' if alone else 'The'} other methods have none."
     ]
     backend = min({e.backend for e in comparison.engines}, key=_preference, default=None)
     timed = next((e for e in comparison.engines if e.backend == backend), None)

@@ -1,13 +1,15 @@
 """compare=true: every method on one dense model, and the table of them."""
 
+from types import SimpleNamespace
+
 import onnxruntime
 import pytest
 import torch
 from test_recipes import QUICK, composed
 
-from hqp_lightning import app
+from hqp_lightning import app, comparison
 from hqp_lightning.errors import ConfigurationError
-from hqp_lightning.report import read_methods
+from hqp_lightning.report import read_json, read_methods
 
 SETTINGS = [
     *("data.image_size=16", "data.batch_size=8", "trainer.accelerator=cpu", "trainer.max_epochs=2", "model.lr=0.002"),
@@ -44,14 +46,18 @@ def accuracy_by_hand(path, cfg, split):
 
 @pytest.mark.slow
 def test_the_table_of_all_methods(tmp_path, monkeypatch, capsys):
-    cfg = config(tmp_path)
+    cfg = config(tmp_path, "hqp.units=[channels,branches]")
     report = app.run(cfg)
     found = read_methods(tmp_path / "comparison.json")
     rows = {m.method: m for m in found.methods}
-    assert list(rows) == ["dense", "INT8 only", "pruned by magnitude", "HQP"]
+    assert list(rows) == ["dense", "INT8 only", "pruned by magnitude", "channels only", "HQP"]
     assert rows["dense"].figures == report.baseline
     assert rows["HQP"].figures == report.int8
     assert rows["HQP"].accuracy_drop == report.accuracy_drop
+    channels = read_json(tmp_path / "comparison" / "channels_only" / "report.json")
+    assert rows["channels only"].figures == channels.int8
+    assert channels.baseline == report.baseline
+    assert channels.budget == report.budget
 
     # The scores are those of the files, computed without the package.
     made = tmp_path / "comparison"
@@ -68,15 +74,36 @@ def test_the_table_of_all_methods(tmp_path, monkeypatch, capsys):
 
     # Every method was timed in one run, against the same dense float model.
     timed = {(e.model, e.precision): e.latency_ms for e in found.engines}
-    assert set(timed) == {("dense", "fp32"), ("dense", "int8"), ("magnitude", "fp32"), ("hqp", "int8")}
+    ours = {("channels", "int8"), ("hqp", "int8")}
+    assert set(timed) == {("dense", "fp32"), ("dense", "int8"), ("magnitude", "fp32")} | ours
     assert rows["HQP"].speedup == pytest.approx(timed["dense", "fp32"].median / timed["hqp", "int8"].median)
     assert "pruned by magnitude" in (tmp_path / "comparison.md").read_text(encoding="utf-8")
     assert "comparison.json" in capsys.readouterr().out
 
     # Finished, it is only read again.
     monkeypatch.setattr(app, "build", lambda *args, **kwargs: pytest.fail("built again"))
-    app.run(config(tmp_path, "resume=true"))
+    app.run(config(tmp_path, "hqp.units=[channels,branches]", "resume=true"))
     assert "INT8 only" in capsys.readouterr().out
+
+
+def test_channels_alone_are_priced_by_macs_under_the_same_budget(tmp_path):
+    cfg = config(tmp_path, "hqp.units=[channels,gates]", "hqp.cost=latency", "hqp.target_speedup=2")
+    made = []
+
+    def build(cfg, callbacks, suffix, **settings):
+        made.extend(callbacks)
+        return None, None, SimpleNamespace(fit=lambda model, datamodule: None)
+
+    assert comparison._has_more(cfg)
+    assert comparison._channels_alone(cfg, build, {}) == (None, tmp_path / "comparison" / "channels_only")
+    pruning, export = made
+    assert (pruning.options.units, pruning.options.cost, pruning.options.target_speedup) == (
+        ("channels",),
+        "macs",
+        None,
+    )
+    assert pruning.budget.max_drop == cfg.hqp.max_drop
+    assert not comparison._has_more(config(tmp_path))
 
 
 def test_it_needs_something_to_compare(tmp_path):
