@@ -144,6 +144,10 @@ def _sliced(
         yield f"{name}.weight", 1 if transposed else 0, index
         if layer.bias is not None:
             yield f"{name}.bias", 0, index
+        # What a subclass has besides: a factor for each filter (weight standardisation of NFNets).
+        count = width(network, name, OUT, 0)
+        more = ((n, t) for n, t in layer.named_parameters(recurse=False) if n not in ("weight", "bias"))
+        yield from ((f"{name}.{n}", 0, index) for n, t in more if t.dim() and t.numel() == len(t) == count)
 
 
 def _own(layer: nn.Module) -> list[str]:

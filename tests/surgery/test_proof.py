@@ -1,5 +1,6 @@
 """What a proof finds: kinds of networks whose channels a graph that goes by sizes follows wrongly."""
 
+import copy
 import logging
 import subprocess
 import sys
@@ -133,6 +134,29 @@ def test_a_softmax_over_channels_is_an_approximation():
     shadow = Shadow(Way(lambda x: x.softmax(1)), [X])
     assert [(n.group, n.status) for n in shadow.notes] == [("first", "approximate")]
     assert {g.name for g in shadow.groups()} == {"first", "second"}
+
+
+class Standardised(nn.Conv2d):
+    """As in NFNets: the weight of a filter without its mean, times a gain of its own."""
+
+    def __init__(self):
+        super().__init__(16, 16, 1)
+        self.gain = nn.Parameter(torch.rand(16, 1, 1, 1) + 0.5)
+
+    def forward(self, x):
+        weight = (self.weight - self.weight.mean((1, 2, 3), keepdim=True)) * self.gain
+        return nn.functional.conv2d(x, weight, self.bias)
+
+
+def test_a_gain_for_each_filter_goes_with_its_filter():
+    network = Way(nn.Sequential(Standardised(), nn.ReLU(), nn.Conv2d(16, 16, 1))).eval()
+    shadow = Shadow(network, [X])
+    assert [(n.group, n.status) for n in shadow.notes] == [("first", "approximate")]
+    masked = copy.deepcopy(network)
+    masked.way[2].weight.data[:, [0, 3]] = 0
+    apply_cut_(network, shadow.cut({"way.0": (0, 3)}))
+    assert torch.equal(network.way[0].gain, masked.way[0].gain[[i for i in range(16) if i not in (0, 3)]])
+    torch.testing.assert_close(network(X), masked(X), rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("normed", [parametrizations.weight_norm, parametrizations.spectral_norm])
