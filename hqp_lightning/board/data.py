@@ -74,6 +74,8 @@ def labelled_batches(
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Yield ``(images, labels)``: ``(n, 3, height, width)`` of the model's type, and class indices ``(n,)``.
 
+    Where the manifest says ``NHWC``, images are prepared as ``(n, height, width, 3)``.
+
     Args:
         source: a folder ``class/image.jpg``, or a .npz with ``images`` and ``labels``: float32 images
             ``(n, 3, height, width)`` are taken as prepared, uint8 ones ``(n, height, width, 3)`` are preprocessed.
@@ -111,10 +113,11 @@ def labelled_batches(
     model = (manifest or {}).get("model", {})
     entries = model.get("inputs") or [{"shape": model.get("input_shape", ()), "dtype": model.get("input_dtype")}]
     shape = None if prepared else tuple(entries[0]["shape"]) or None
-    kind = entries[0]["dtype"] or "float32"
+    kind, last = entries[0]["dtype"] or "float32", entries[0].get("layout") == "NHWC"
     for start in range(0, len(samples), batch_size):
         part = samples[start : start + batch_size]
         images = [image if prepared else preprocess(open_picture(image), steps or {}, kind) for image, _ in part]
+        images = [image.transpose(1, 2, 0) for image in images] if last and not prepared else images
         for (source_image, _), image in zip(part, images):
             if image.shape != (shape := shape or image.shape):
                 what = source_image if isinstance(source_image, Path) else "an image"

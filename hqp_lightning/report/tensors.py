@@ -31,7 +31,7 @@ def worst(rows: Sequence[ComparedTensor], count: int) -> list[ComparedTensor]:
 def tensor_cells(row: ComparedTensor) -> tuple[str, ...]:
     """A row under `HEADERS`: SQNR in dB, the share clipped, channels."""
     return (
-        node(row.layer) if row.layer else row.tensor,
+        _named(row),
         _number(row.running),
         _number(row.alone),
         _number(row.quantizing),
@@ -77,17 +77,13 @@ def shortened(names: Sequence[str], width: int) -> list[str]:
 
 def fault_lines(rows: Sequence[ComparedTensor]) -> list[str]:
     """Which layers are at fault, and where the files part first."""
-    said = [f"at fault: {node(r.layer)}: {r.fault}" for r in rows if r.fault]
+    said = [f"at fault: {_named(r)}: {r.fault}" for r in rows if r.fault]
     if first := _first(rows):
-        said.append(
-            f"the files part first at {node(first.layer)}: {decibel(first.running)} where both run on their own"
-        )
+        said.append(f"the files part first at {_named(first)}: {decibel(first.running)} where both run on their own")
     if not any(r.fault for r in rows):
         loud = max(rows, key=lambda r: max(r.alone, r.quantizing or 0.0))
         noise = max(loud.alone, loud.quantizing or 0.0)
-        said.append(
-            f"no layer is at fault; the noisiest by itself is {node(loud.layer) or loud.tensor}: {decibel(noise)}"
-        )
+        said.append(f"no layer is at fault; the noisiest by itself is {_named(loud)}: {decibel(noise)}")
     return said
 
 
@@ -107,6 +103,12 @@ def tensors_html(report: Report) -> str:
         f'{said}<p class="small">{escape(lead)}</p>\n<div class="scroll"><table>\n<thead><tr>{head}</tr></thead>\n'
         f"<tbody>\n{body}</tbody></table></div>"
     )
+
+
+def _named(row: ComparedTensor) -> str:
+    """The node in words, with its operator where an exporter's name does not say it."""
+    words = node(row.layer) if row.layer else row.tensor
+    return words if not row.layer or row.operator.lower() in words.lower() else f"{words} {row.operator}"
 
 
 def _number(noise: float | None) -> str:

@@ -141,6 +141,16 @@ def test_arrays_that_are_not_images_and_labels_are_refused(images, labels, tmp_p
         list(labelled_batches(tmp_path / "a.npz", {"preprocessing": {}}, 1))
 
 
+def test_colours_stand_last_where_the_manifest_says_so(tmp_path):
+    raw = np.random.default_rng(0).integers(0, 256, (4, 6, 8, 3), np.uint8)
+    np.savez(tmp_path / "raw.npz", images=raw, labels=np.arange(4))
+    steps = {"mean": [0.5] * 3, "std": [0.25] * 3}
+    entry = {"name": "x", "shape": [6, 8, 3], "dtype": "float32", "layout": "NHWC"}
+    manifest = {"preprocessing": steps, "model": {"inputs": [entry]}}
+    ((images, _),) = labelled_batches(tmp_path / "raw.npz", manifest, 4)
+    np.testing.assert_allclose(images, (raw / 255 - 0.5) / 0.25, atol=1e-5)
+
+
 def test_a_damaged_file_is_named(tmp_path):
     np.savez(tmp_path / "whole.npz", images=np.zeros((2, 3, 8, 8), np.float32), labels=[0, 1])
     whole = (tmp_path / "whole.npz").read_bytes()

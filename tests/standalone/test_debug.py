@@ -13,7 +13,7 @@ from torch import nn
 from hqp_lightning.export import collect_ranges, export_onnx, quantize
 from hqp_lightning.export.departures import compare_models
 from hqp_lightning.records import ComparedTensor
-from hqp_lightning.report.tensors import worst
+from hqp_lightning.report.tensors import fault_lines, tensor_cells, worst
 from hqp_lightning.standalone.debug_cli import main
 
 LAYER = "/3/Conv"  # the second convolution
@@ -228,3 +228,9 @@ def test_what_can_not_be_compared(files, tmp_path, capsys):
     assert main([str(files[0]), str(tmp_path / "o.onnx"), str(files[2])]) == 2
     assert "no layers in common" in capsys.readouterr().err
     assert main([str(files[0]), str(files[1]), str(files[2]), "--rows", "-1"]) == 2
+
+
+def test_a_node_whose_name_does_not_say_what_it_is_has_its_operator():
+    rows = [ComparedTensor(n, n, "Mul", 0.1, 0.0, None, None, None, 0, 1) for n in ("n0_19", "/a/Mul", "node_mul_3")]
+    assert [tensor_cells(r)[0] for r in rows] == ["n0_19 Mul", "a Mul", "node_mul_3"]
+    assert fault_lines(rows)[0].startswith("the files part first at n0_19 Mul: 10.0 dB")
