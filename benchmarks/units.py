@@ -3,8 +3,8 @@
     python benchmarks/units.py --data DATA --weights mobilenet_v3_small=mv3.pth --kinds gate --removed 0 5 9
 
 512 validation images give every unit its Fisher value, in one pass; training images give the gates' means, correct
-BatchNorm and calibrate INT8; other validation images judge. Times are processor time of a call of an OpenVINO engine,
-batch 1, one thread: every engine in turn, the median of ``--runs``.
+BatchNorm, teach the layers that read a unit to take over, and calibrate INT8; other validation images judge. Times are
+processor time of a call of an OpenVINO engine, batch 1, one thread: every engine in turn, the median of ``--runs``.
 """
 
 from __future__ import annotations
@@ -29,10 +29,23 @@ from hqp_lightning.export import collect_ranges, export_onnx, quantize
 from hqp_lightning.export.engines import OpenVINOBackend
 from hqp_lightning.records import GATE
 from hqp_lightning.surgery import Shadow, layer_macs, recalibrate_batchnorm_
+from hqp_lightning.surgery.compensation import add_
 from hqp_lightning.surgery.folding import remove_
 from hqp_lightning.surgery.means import watching
+from hqp_lightning.surgery.succession import beside, successors
 
-HEADER = ("units removed", "½ΣF, nats", "top-1, float", "corrected", "INT8", "MACs", "float, ms", "INT8, ms", "speedup")
+HEADER = (
+    "units removed",
+    "½ΣF, nats",
+    "top-1, float",
+    "corrected",
+    "taken over",
+    "INT8",
+    "MACs",
+    "float, ms",
+    "INT8, ms",
+    "speedup",
+)
 
 
 def values(model: nn.Module, shadow: Shadow, means: dict, data: Sequence) -> dict[str, float]:
@@ -51,15 +64,21 @@ def top1(function, data: Sequence) -> float:
 
 
 def without(dense: nn.Module, shadow: Shadow, keys: Sequence[str], means: dict, train: Sequence) -> tuple:
-    """The network without these units, and the same with BatchNorm's statistics corrected."""
-    plain = copy.deepcopy(dense)
-    for removal in shadow.without(keys).removals:
+    """The network without these units; with BatchNorm's statistics corrected; and before that taken over by readers."""
+    plain, removals = copy.deepcopy(dense), shadow.without(keys).removals
+    for removal in removals:
         remove_(plain, removal, means.get(removal.unit.name))
-    corrected = copy.deepcopy(plain)
-    norms = [n for n, m in corrected.named_modules() if isinstance(m, nn.BatchNorm2d)]
+    corrected, fitted = copy.deepcopy(plain), copy.deepcopy(plain)
+    norms = [n for n, m in plain.named_modules() if isinstance(m, nn.BatchNorm2d)]
     if keys:
         recalibrate_batchnorm_(corrected, dense, {}, [(x,) for x, _ in train], norms)
-    return plain, corrected
+        for one in successors(fitted, [r.unit.name for r in removals], (train[0][0],)):
+            with beside(fitted, dense, one) as seen:
+                for x, _ in train:
+                    seen.run((x,))
+            add_(fitted, seen.solve())
+        recalibrate_batchnorm_(fitted, dense, {}, [(x,) for x, _ in train], norms)
+    return plain, corrected, fitted
 
 
 def engines(model: nn.Module, train: Sequence, folder: Path, name: str) -> tuple:
@@ -97,14 +116,15 @@ def rows(args: argparse.Namespace) -> Iterator[tuple[str, ...]]:
     with tempfile.TemporaryDirectory() as folder:
         for count in args.removed:
             keys = order[:count]
-            plain, corrected = without(dense, shadow, keys, means, train)
-            pair = engines(corrected, train, Path(folder), str(count))
+            plain, corrected, fitted = without(dense, shadow, keys, means, train)
+            pair = engines(fitted, train, Path(folder), str(count))
             built += pair
             names = " ".join(k.partition(":")[2].replace("features.", "") for k in keys) or "none"
-            macs = sum(layer_macs(corrected, [train[0][0][:1]])[0].values()) / 1e6
+            macs = sum(layer_macs(fitted, [train[0][0][:1]])[0].values()) / 1e6
             scores = (
                 top1(plain, judging),
                 top1(corrected, judging),
+                top1(fitted, judging),
                 top1(lambda x, e=pair[1]: e.run(x.numpy()), judging),
             )
             cells.append(

@@ -16,7 +16,8 @@ from hqp_lightning.loop.ranks import average_batchnorm_
 from hqp_lightning.search.batchnorm import carry_batchnorm_, references
 from hqp_lightning.search.compensating import compensations
 from hqp_lightning.search.removing import remove_units_
-from hqp_lightning.surgery import Cut, apply_cut_, slice_optimizers_
+from hqp_lightning.search.succeeding import succeed_
+from hqp_lightning.surgery import Cut, apply_cut_, duplicated, slice_optimizers_
 from hqp_lightning.surgery.compensation import add_
 
 __all__ = ["cut_"]
@@ -47,7 +48,11 @@ def cut_(
     ]
     try:
         before = references(networks, options)
-        remove_units_(trainer, pl_module, networks, cut, options, example)
+        if cut.removals:
+            old = before or ([duplicated(n) for n in networks] if options.compensate else [])
+            remove_units_(trainer, pl_module, networks, cut, options, example)
+            if options.compensate:
+                succeed_(trainer, pl_module, networks, old, cut, options, example)
         gained = compensations(trainer, pl_module, networks, cut, options, example)  # they still read all
         for network, gain in zip(networks, gained, strict=True):
             apply_cut_(network, cut)

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from hqp_lightning.surgery.cut import Cut
 
-__all__ = ["Reader", "readers", "rows_of"]
+__all__ = ["Reader", "changed", "fitting", "readers", "rows_of"]
 
 WIDEST = 4608
 """Inputs times offsets up to which a convolution's windows are unfolded: 512 channels of a 3x3 kernel."""
@@ -63,25 +63,57 @@ def readers(network: nn.Module, cut: Cut) -> list[Reader]:
     have their weight from a parametrization; weights that several layers hold; and linear layers of more than twice
     `WIDEST` inputs, whose moments would take gigabytes.
     """
+    found = []
+    for name, layer in fitting(network).items():
+        weight, index = layer.get_parameter("weight"), cut.kept.get(f"{name}.weight" if name else "weight")
+        if index is not None and index.shape[1] < weight.shape[1]:
+            reader = _reader(name, layer, weight, index)
+            found += [reader] if reader is not None else []
+    return found
+
+
+def fitting(network: nn.Module) -> dict[str, nn.Module]:
+    """The layers whose weights can be fitted, by name: stock ones, with a weight of their own alone."""
     modules = dict(network.named_modules())
     holders: dict[int, int] = {}
     for m in modules.values():
         for p in m._parameters.values():
             holders[id(p)] = holders.get(id(p), 0) + 1
-    found = []
+    found = {}
     for name, layer in modules.items():
-        weight, index = layer._parameters.get("weight"), cut.kept.get(f"{name}.weight" if name else "weight")
+        weight = layer._parameters.get("weight")
         stock = any(type(layer).forward is k.forward and isinstance(layer, k) for k in _KINDS)
-        if stock and weight is not None and index is not None and index.shape[1] < weight.shape[1]:
-            reader = _reader(name, layer, weight, index) if holders[id(weight)] == 1 else None
-            found += [reader] if reader is not None else []
+        # the moments of a wide linear layer would take gigabytes
+        narrow = not isinstance(layer, nn.Linear) or layer.in_features <= 2 * WIDEST
+        if stock and weight is not None and holders[id(weight)] == 1 and narrow:
+            found[name] = layer
     return found
+
+
+def changed(name: str, before: nn.Module, after: nn.Module) -> Reader:
+    """A layer as a reader of all it reads, which loses what it gave before less what it gives now.
+
+    Its rows are those of ``torch.cat([x, x0])`` along the channels, with *x* what it reads now and *x0* what it read.
+
+    Args:
+        name: of the layer.
+        before: as it was.
+        after: as it is.
+    """
+    weight, blocks = after.get_parameter("weight"), int(getattr(after, "groups", 1))
+    inputs, offsets = weight.shape[1], weight[0, 0].numel()
+    windows = isinstance(after, nn.Linear) or isinstance(after, nn.Conv2d) and inputs * offsets <= WIDEST
+    flat = torch.cat([-weight.detach(), before.get_parameter("weight").detach().to(weight)], 1)
+    flat = flat.to(torch.promote_types(weight.dtype, torch.float32)).view(blocks, -1, 2 * inputs, offsets)
+    flat = flat.transpose(2, 3)
+    taken = flat.flatten(2) if windows else flat.flatten(1, 2)
+    kept = torch.arange(blocks * inputs, device=weight.device).view(blocks, inputs)
+    lost = torch.cat([kept, kept + blocks * inputs], 1)
+    return Reader(name, windows, kept, lost, taken.mT.contiguous(), tuple(weight.shape))
 
 
 def _reader(name: str, layer: nn.Module, weight: Tensor, index: Tensor) -> Reader | None:
     blocks, (outputs, inputs), offsets = int(getattr(layer, "groups", 1)), weight.shape[:2], weight[0, 0].numel()
-    if isinstance(layer, nn.Linear) and inputs > 2 * WIDEST:
-        return None  # its moments would take gigabytes
     index = index.flatten(1)
     rows, columns = index[:, 0] // (inputs * offsets), index % (inputs * offsets)
     if len(rows) % blocks or not torch.equal(

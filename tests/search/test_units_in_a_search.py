@@ -10,6 +10,7 @@ from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
 from probes import Probe, assert_same
 from test_ddp import assert_equal_ranks, run
+from torch.nn.functional import mse_loss
 
 from hqp_lightning import FisherAccumulator, HQPPruning, Int8Export, load_pruned
 from hqp_lightning.errors import ConfigurationError
@@ -67,6 +68,33 @@ def test_averaged_copies_lose_the_same_units_by_means_of_their_own(loaders, make
     assert live.shape == copied.shape == (16, 1, 1)
     assert not torch.equal(live, copied)
     assert record(average._average_model.module).replaced == {"net.3": "scale"}
+
+
+@pytest.mark.parametrize("compensate", [True, False])
+def test_what_reads_a_branch_takes_over_what_it_did_in_averages_too(loaders, make_trainer, monkeypatch, compensate):
+    seen = []
+    original, taken = cutting.remove_units_, cutting.apply_cut_
+
+    def removed(trainer, pl_module, networks, *rest):
+        seen.append([copy.deepcopy(n).eval() for n in networks])
+        original(trainer, pl_module, networks, *rest)
+        seen.append([copy.deepcopy(n).eval() for n in networks])
+
+    monkeypatch.setattr(cutting, "remove_units_", removed)
+    monkeypatch.setattr(
+        cutting, "apply_cut_", lambda network, cut: (seen.append(copy.deepcopy(network)), taken(network, cut))
+    )
+    search = pruning(units=("branches",), step=0.2, min_step=0.2, compensate=compensate)
+    make_trainer(2, [EMAWeightAveraging(decay=0.9), search]).fit(GatedScripted([0.9], lr=0.02), *loaders)
+    assert search.records[0].units_removed
+    x = loaders[0].dataset.tensors[0][:128]
+    dense, plain, left = *seen[:2], seen[2:]
+    assert len(dense) == len(plain) == len(left) == 2
+    for was, without, now in zip(dense, plain, left, strict=True):
+        with torch.no_grad():
+            wanted = was(x)
+            ratio = mse_loss(now.eval()(x), wanted) / mse_loss(without(x), wanted)
+        assert ratio < 0.6 if compensate else ratio == 1
 
 
 class GatedByEpoch(GatedScripted):

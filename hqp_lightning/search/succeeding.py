@@ -1,0 +1,85 @@
+"""Units that went, on a live Trainer: the layers that read them take over, on its batches and on all ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+
+from lightning.pytorch import LightningModule, Trainer
+from torch import nn
+
+from hqp_lightning.core.calls import Call
+from hqp_lightning.errors import SurgeryError
+from hqp_lightning.loop.batches import training_calls
+from hqp_lightning.loop.options import PruningOptions
+from hqp_lightning.loop.ranks import summed
+from hqp_lightning.loop.untouched import eager, fixed_seed
+from hqp_lightning.surgery import Cut
+from hqp_lightning.surgery.compensation import add_
+from hqp_lightning.surgery.succession import Beside, Successor, beside, successors
+
+__all__ = ["succeed_"]
+
+
+def succeed_(
+    trainer: Trainer,
+    pl_module: LightningModule,
+    networks: Sequence[nn.Module],
+    before: Sequence[nn.Module],
+    cut: Cut,
+    options: PruningOptions,
+    example: Call,
+) -> None:
+    """Fit the layers that read the units of ``cut``, which are gone, in each network; equal on all ranks.
+
+    Args:
+        trainer: whose batches are used.
+        pl_module: its module.
+        networks: without the units; changed in place.
+        before: copies of them from before.
+        cut: of which the units went.
+        options: of the search.
+        example: a call in validation.
+
+    Raises:
+        SurgeryError: it failed on this rank or on another.
+    """
+    units, failure = [r.unit.name for r in cut.removals], None
+    calls: list[Call] = []
+    found: list[list[Successor]] = [[] for _ in networks]
+    try:  # a failure of one rank alone is told before the ranks meet again
+        with fixed_seed(), trainer.precision_plugin.val_step_context(), eager():
+            calls = list(training_calls(trainer, pl_module, networks[0], options.loss_fn, example))
+            found = [successors(network, units, calls[0]) for network in networks] if calls else found
+    except Exception as error:
+        failure = error
+    _agree(trainer, failure)
+    for network, reference, ones in zip(networks, before, found, strict=True):
+        for one in ones:
+            failure, seen = None, None
+            try:
+                seen = _seen(trainer, network, reference, one, calls)
+            except Exception as error:
+                failure = error
+            _agree(trainer, failure)
+            if seen is not None:
+                if trainer.world_size > 1:
+                    seen.pool_(partial(summed, trainer))
+                add_(network, trainer.strategy.broadcast(seen.solve()))
+
+
+def _seen(trainer: Trainer, network: nn.Module, reference: nn.Module, one: Successor, calls: Sequence[Call]) -> Beside:
+    with (
+        fixed_seed(),
+        trainer.precision_plugin.val_step_context(),
+        eager(),
+        beside(network, reference, one, trainer.global_rank, trainer.world_size) as seen,
+    ):
+        for call in calls:
+            seen.run(call)
+    return seen
+
+
+def _agree(trainer: Trainer, failure: Exception | None) -> None:
+    if not trainer.strategy.reduce_boolean_decision(failure is None):
+        raise SurgeryError(f"compensation of units failed: {failure or 'on another rank'}") from failure
