@@ -97,7 +97,7 @@ def main() -> None:
             f"{onnxruntime.__version__}; {args.model}, {args.images} images at {args.px} px, batch {args.batch}; "
             f"median of {args.repeats}\n"
         )
-        parts = args.images // 8, args.images // 2
+        parts = tuple(max(args.images // k, args.batch) for k in (8, 2))  # a pass of no batch has no ranges
         peak_header = " | ".join(f"peak MiB, {n} images" for n in parts)
         print(f"| pass | wall s | ratio | CPU s | ratio | {peak_header} |\n" + "|---" * 7 + "|")
         base = {id(t): statistics.median(t["forward"]) for t in (wall, processor)}

@@ -65,8 +65,10 @@ def init(bins: int = 2048) -> Histogram:
     return Histogram(np.zeros(2 * bins))
 
 
-def update(hist: Histogram, values: np.ndarray) -> Histogram:
+def update(hist: Histogram, values: np.ndarray, every: int = 1) -> Histogram:
     """Return ``hist`` with the values of an array of any shape and floating dtype added.
+
+    The ends are of all values, the counts of every so many-th sample, along the first axis.
 
     Raises:
         ConfigurationError: a value is NaN or infinite.
@@ -78,11 +80,12 @@ def update(hist: Histogram, values: np.ndarray) -> Histogram:
     """
     if values.size == 0:
         return hist
-    flat = np.ascontiguousarray(values, dtype=np.float32).reshape(-1)
-    low, high = min(float(flat.min()), 0.0), max(float(flat.max()), 0.0)
+    values = np.ascontiguousarray(values, dtype=np.float32)
+    low, high = min(float(values.min()), 0.0), max(float(values.max()), 0.0)
     if not (math.isfinite(low) and math.isfinite(high)):
         raise ConfigurationError("calibration values contain NaN or infinity: check the model and the calibration data")
     hist = _widen(hist, _limit_for(max(-low, high)))
+    flat = (values[::every] if every > 1 else values).reshape(-1)
     counted = _count(flat, len(hist.counts) // 2, hist.limit or 1.0, signed=low < 0)  # zeros alone: any range will do
     return Histogram(hist.counts + counted, hist.limit, min(hist.low, low), max(hist.high, high))
 

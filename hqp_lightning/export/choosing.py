@@ -56,13 +56,13 @@ def least_noise(
     placed: Sequence[Placement],
     candidates: Sequence[Mapping[str, Range]],
     sample: Arrays,
+    reference: Logits,
     threads: int | None,
 ) -> dict[str, Range]:
     """Quantize the whole model with each candidate; the one with the least noise of the logits, of equals the first."""
     unlike = [c for k, c in enumerate(candidates) if c not in candidates[:k]]
     if len(unlike) == 1:
         return dict(unlike[0])
-    reference = logits(model, sample, threads)
 
     def measured(ranges: Mapping[str, Range]) -> float:
         return measured_noise(model, placed, ranges, sample, reference, threads)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import numpy as np
 import onnx
 from onnx import helper
@@ -9,7 +11,7 @@ from onnx import helper
 from hqp_lightning.board.arrays import Arrays, each, sampled
 from hqp_lightning.export.artifact import entries
 
-__all__ = ["Logits", "logits", "noise"]
+__all__ = ["Logits", "centred", "logits", "noise"]
 
 Logits = tuple[np.ndarray, ...]
 """One array for each output."""
@@ -34,7 +36,12 @@ def logits(model: onnx.ModelProto, batch: Arrays, threads: int | None = None) ->
         entry.name: np.ascontiguousarray(x, helper.tensor_dtype_to_np_dtype(entry.type.tensor_type.elem_type))
         for entry, x in zip(entries(model.graph), each(batch), strict=True)
     }
-    found = (sampled(values).astype(np.float64) for values in session.run(None, feed))
+    return centred(session.run(None, feed))
+
+
+def centred(outputs: Iterable[np.ndarray]) -> Logits:
+    """What `logits` makes of a model's outputs."""
+    found = (sampled(values).astype(np.float64) for values in outputs)
     return tuple(x - x.mean(axis=1, keepdims=True) if x.shape[1] > 1 else x for x in found)
 
 

@@ -21,6 +21,7 @@ from hqp_lightning.export.artifact import describe, feed, load_model
 from hqp_lightning.export.balancing import balanceable, rescued
 from hqp_lightning.export.choosing import least_noise, rescaled
 from hqp_lightning.export.equalize import centrable, equalizable, shiftable
+from hqp_lightning.export.logits import centred
 from hqp_lightning.export.placement import placements
 from hqp_lightning.records import OnnxArtifact
 
@@ -36,6 +37,7 @@ DEFAULT_METHOD = "mse"
 _JUDGED = 16  # samples on which ranges with and without factors are compared
 _OFFSET = 0.25
 _LOOKED = 4  # passes over which the ends of channels are known that few networks need
+_ALL = 128  # samples that are counted whole; of what comes then every other one is enough for a shape
 _PASS = 8  # samples whose activations are in memory at a time, however large the batches are
 
 
@@ -85,14 +87,16 @@ def collect_ranges(
     channels = {name: equalization.init(count) for name, count in equalizable(model, placed).items()}
     shifted = shiftable(model, placed) if activation_type == "int8" else {}
     ends = {name: (np.full(count, np.inf), np.full(count, -np.inf)) for name, count in shifted.items()}
+    outputs = inner + [t.name for t in artifact.outputs if t.name not in inner]
     judged: list[Arrays] = []
+    answers: list[Arrays] = []
     others = [name for name in balanceable(model, placed) if name not in channels]
     seen: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {name: [] for name in others}
 
-    def count(values: dict[str, np.ndarray]) -> None:
+    def count(values: dict[str, np.ndarray], every: int) -> None:
         for name in names:  # popped, so that the activations are freed as they are counted
             tensor = values.pop(name)
-            histograms[name] = histogram.update(histograms[name], tensor)
+            histograms[name] = histogram.update(histograms[name], tensor, every)
             if name in channels:
                 channels[name] = equalization.update(channels[name], tensor)
             axes = (0, *range(2, tensor.ndim))
@@ -103,15 +107,19 @@ def collect_ranges(
                 seen[name].append((tensor.min(axes), tensor.max(axes)))
 
     with ThreadPoolExecutor(1) as beside:  # one part is counted while the model runs on the next
-        counting = None
+        counting, passed = None, 0
         for fed in _parts(batches, artifact):
-            values = dict(zip(inner, session.run(inner, fed), strict=True)) if inner else {}
-            values |= fed
-            if sum(len(each(x)[0]) for x in judged) < _JUDGED:
+            judging = passed < _JUDGED
+            passed += len(next(iter(fed.values())))
+            asked = outputs if judging else inner
+            values = dict(zip(asked, session.run(asked, fed), strict=True)) if asked else {}
+            if judging:
                 judged.append(bundle(list(fed.values())))
+                answers.append(bundle([values[t.name] for t in artifact.outputs]))
+            values |= fed
             if counting is not None:
                 counting.result()
-            counting = beside.submit(count, values)
+            counting = beside.submit(count, values, 1 if passed <= _ALL else 2)
         if counting is None:
             raise ExportError(
                 "no calibration batches: pass an iterable that yields at least one (is it used up already?)"
@@ -129,10 +137,10 @@ def collect_ranges(
         kinds.insert(0, (1.0, far))
     candidates = [*(rescaled(plain, channels, histograms, ends, *kind, **given) for kind in kinds), plain]
     ships = [p for p in placed if p.node not in set(exclude)]
-    sample = joined(judged)
-    chosen = least_noise(model, ships, candidates, sample, threads)
+    sample, reference = joined(judged), centred(each(joined(answers)))
+    chosen = least_noise(model, ships, candidates, sample, reference, threads)
     whole = {n: (np.min([e[0] for e in v], 0), np.max([e[1] for e in v], 0)) for n, v in seen.items()}
-    return rescued(model, ships, chosen, candidates, whole, sample, threads)
+    return rescued(model, ships, chosen, candidates, whole, sample, reference, threads)
 
 
 def _parts(batches: Iterable[Arrays], artifact: OnnxArtifact) -> Iterator[dict[str, np.ndarray]]:

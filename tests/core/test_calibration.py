@@ -208,6 +208,14 @@ def test_zeros_first_then_values(method):
     assert calibration.compute_range(hist, method).high == pytest.approx(3.0, rel=0.01)
 
 
+def test_every_other_sample_is_counted_and_the_ends_are_of_all():
+    values = np.array([[1.0, -2.0], [-9.0, 7.0], [3.0, 0.5]], np.float32)
+    hist = histogram.update(histogram.init(), values, every=2)
+    assert (hist.low, hist.high) == (-9.0, 7.0)
+    expected, _ = np.histogram(values[::2], bins=4096, range=(-16.0, 16.0))
+    assert (hist.counts == expected).all()
+
+
 def test_half_precision_counts_like_float():
     values = np.random.default_rng(0).normal(size=1000).astype(np.float16)
     a, b = (histogram.update(histogram.init(), v) for v in (values, values.astype(np.float32)))
