@@ -1,8 +1,10 @@
 """Random networks out of what people build classifiers from; a list of plain values describes each one.
 
 A network is a chain of blocks, drawn by hypothesis. Every block takes ``(N, C, H, W)`` and returns such a tensor.
-Widths are multiples of eight, and statistics of BatchNorm are not the identity.
+Widths are mostly multiples of eight, and statistics of BatchNorm are not the identity.
 """
+
+import math
 
 import torch
 from hypothesis import strategies as st
@@ -33,7 +35,7 @@ def norm(kind: str, width: int) -> nn.Module:
     if kind == "batch":
         return nn.BatchNorm2d(width)
     if kind == "group":
-        return nn.GroupNorm(4, width)
+        return nn.GroupNorm(math.gcd(4, width), width)
     return ChannelsFirstLayerNorm(width) if kind == "layer" else nn.Identity()
 
 
