@@ -115,7 +115,7 @@ def collect_ranges(
             values = dict(zip(asked, session.run(asked, fed), strict=True)) if asked else {}
             if judging:
                 judged.append(bundle(list(fed.values())))
-                answers.append(bundle([values[t.name] for t in artifact.outputs]))
+                answers.append(bundle([values[t.name].copy() for t in artifact.outputs]))  # else they hold the session
             values |= fed
             if counting is not None:
                 counting.result()
