@@ -55,5 +55,5 @@ def time_limit(seconds: float) -> Iterator[None]:
 
 
 def _raise_in(thread: int) -> None:
-    # Never NULL, which takes one back: CPython 3.11 then never runs on under a profiler, debugger or coverage.
+    # It is never taken back: CPython 3.11 does not run on after that under a profiler, debugger or coverage.
     ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread), ctypes.py_object(_TimeIsUpError))
