@@ -113,7 +113,7 @@ def parsed_by(program):
 
 def pip(install, *arguments):
     assert install == "install", "only the installation is looked at"
-    for argument in (a.replace(".[", "hqp-lightning[") for a in arguments if a != "-e"):
+    for argument in (re.sub(r"^\.", "hqp-lightning", a) for a in arguments if a not in ("-e", "--no-deps")):
         assert Requirement(argument).extras <= set(EXTRAS), f"{argument}: there are {EXTRAS}"
     return 0
 
