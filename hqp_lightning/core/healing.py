@@ -10,20 +10,21 @@ from statistics import median
 __all__ = ["may_heal"]
 
 
-def may_heal(drops: Sequence[float], max_drop: float, window: int, left: int) -> bool:
+def may_heal(drops: Sequence[float], max_drop: float, window: int, left: float) -> bool:
     """Whether the drop could still fall to ``max_drop`` in the epochs that are left.
 
     Healing slows down: what the last window of epochs won, the following ones hardly win again. A step that stays over
     the budget even if every window to come won as much is not worth its epochs. Windows are compared by the best drop
     so far, because a rate that restarts in each of them moves the score up and down within; and a window is given at
     least what the score typically moves from one epoch to the next, so that one that had no luck is not taken for rest.
-    Before there are two whole windows nothing is known, and between their ends nothing new.
+    Before there are two whole windows nothing is known, and between their ends nothing new. Epochs are those that
+    are validated.
 
     Args:
         drops: the drop after each epoch since the cut, of the scores that a budget limits.
         max_drop: the budget.
         window: epochs in a window, at least one.
-        left: epochs that may follow, at least one.
+        left: epochs that may follow, above zero.
 
     Examples:
         >>> may_heal([0.05, 0.04, 0.035, 0.03], 0.015, window=2, left=4)  # 0.01 a window: 0.01 after two more

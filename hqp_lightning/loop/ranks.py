@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
 
@@ -12,12 +12,29 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from hqp_lightning.core.fisher import FisherState
-from hqp_lightning.errors import ExportError
+from hqp_lightning.errors import ExportError, SurgeryError
 from hqp_lightning.surgery import restore_, take
 
-__all__ = ["average_batchnorm_", "first_rank_only", "mean_score", "merged", "summed"]
+__all__ = ["agreed", "average_batchnorm_", "first_rank_only", "mean_score", "merged", "summed"]
 
 T = TypeVar("T")
+
+
+def agreed(trainer: Trainer, what: str, work: Callable[[], T]) -> T:
+    """What ``work`` gives, which every rank does by itself: a failure of one is told before the ranks meet again.
+
+    Raises:
+        SurgeryError: it failed, on this rank or on another.
+    """
+    found: list[T] = []
+    failure = None
+    try:
+        found.append(work())
+    except Exception as error:
+        failure = error
+    if not trainer.strategy.reduce_boolean_decision(failure is None):
+        raise SurgeryError(f"{what} failed: {failure or 'on another rank'}") from failure
+    return found[0]
 
 
 def mean_score(trainer: Trainer, score: float) -> float:

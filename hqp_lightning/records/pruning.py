@@ -151,7 +151,7 @@ class StepRecord:
     what became of BatchNorm's running statistics; empty where there are none. ``units_removed`` are keys of `Unit`.
     ``predicted_ms`` is the latency of the candidate by a table, see `LatencyTable`; None where there is none.
     ``substeps`` are the parts in which it was made, each chosen by the scores of what the one before left.
-    ``healing`` is the best score in each epoch from the step to its verdict.
+    ``healing`` is the best score in each validated epoch from the step to its verdict.
     """
 
     index: int

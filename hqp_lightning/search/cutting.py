@@ -48,11 +48,10 @@ def cut_(
     ]
     try:
         before = references(networks, options)
-        if cut.removals:
-            old = before or ([duplicated(n) for n in networks] if options.compensate else [])
-            remove_units_(trainer, pl_module, networks, cut, options, example)
-            if options.compensate:
-                succeed_(trainer, pl_module, networks, old, cut, options, example)
+        whole = before or [duplicated(n) for n in networks] if options.compensate and cut.removals else []
+        remove_units_(trainer, pl_module, networks, cut, options, example)
+        if whole:
+            succeed_(trainer, pl_module, networks, whole, cut, options, example)
         gained = compensations(trainer, pl_module, networks, cut, options, example)  # they still read all
         for network, gain in zip(networks, gained, strict=True):
             apply_cut_(network, cut)

@@ -99,8 +99,10 @@ def _hopeless(state: PruningState, trainer: Trainer, baseline: float, budget: Bu
         return True
     if trainer.max_epochs not in (None, -1):
         left = min(left, trainer.max_epochs - trainer.current_epoch - 1)
-    drops = [score_drop(baseline, score, budget.mode) for score in state.healing]
-    return left > 0 and not may_heal(drops, budget.max_drop, max(2, options.every_n_epochs), left)
+    drops, epochs = [score_drop(baseline, s, budget.mode) for s in state.healing.values()], list(state.healing)
+    between = (epochs[-1] - epochs[0]) / max(1, len(epochs) - 1) or 1.0  # not every epoch need be validated
+    window = max(2, round(options.every_n_epochs / between))
+    return left > 0 and not may_heal(drops, budget.max_drop, window, left / between)
 
 
 def healed(trainer: Trainer, pending: StepRecord, every_n_epochs: int) -> bool:

@@ -9,10 +9,9 @@ from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor, nn
 
 from hqp_lightning.core.calls import Call
-from hqp_lightning.errors import SurgeryError
 from hqp_lightning.loop.batches import training_calls
 from hqp_lightning.loop.options import PruningOptions
-from hqp_lightning.loop.ranks import summed
+from hqp_lightning.loop.ranks import agreed, summed
 from hqp_lightning.loop.untouched import eager, fixed_seed
 from hqp_lightning.records import GATE
 from hqp_lightning.surgery import Cut
@@ -64,16 +63,14 @@ def _means(
     gates = [r.unit.name for r in cut.removals if r.unit.kind == GATE]
     if not gates:
         return {}
-    failure = None
+
+    def watch() -> None:
+        with fixed_seed(), trainer.precision_plugin.val_step_context(), eager():
+            for call in training_calls(trainer, pl_module, live, options.loss_fn, example):
+                call.on(network)
+
     with watching(network, gates) as means:
-        try:  # so that a failure of one rank alone is told before the ranks meet again
-            with fixed_seed(), trainer.precision_plugin.val_step_context(), eager():
-                for call in training_calls(trainer, pl_module, live, options.loss_fn, example):
-                    call.on(network)
-        except Exception as error:
-            failure = error
-    if not trainer.strategy.reduce_boolean_decision(failure is None):
-        raise SurgeryError(f"the means of the gates failed: {failure or 'on another rank'}") from failure
+        agreed(trainer, "the means of the gates", watch)
     if trainer.world_size > 1:
         means.pool_(partial(summed, trainer))
     return trainer.strategy.broadcast({n: m.cpu() for n, m in means.compute().items()})

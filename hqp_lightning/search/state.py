@@ -60,7 +60,7 @@ class PruningState:
         records: every step with its outcome.
         pending: a step that was made and is not judged yet (its accuracy is None).
         undo: what takes the pending step back.
-        healing: the pending step's best score in each epoch since it was made.
+        healing: the pending step's best score in each validated epoch, these counted from the one that it was made in.
         saliency: the scores that the next proposal uses; None until a validation has measured them.
         dense_saliency: the last scores of the dense network, before the first step.
         rejected: removals that were judged too expensive since the last kept step; none is tried twice.
@@ -88,7 +88,7 @@ class PruningState:
     left: bool = False
     price: Price | None = None
     barred: dict[str, float] = field(default_factory=dict)
-    healing: list[float] = field(default_factory=list)
+    healing: dict[int, float] = field(default_factory=dict)
 
     @property
     def predicted_ms(self) -> float | None:
@@ -138,18 +138,16 @@ class PruningState:
 
     def heals(self, epoch: int, score: float, mode: str) -> None:
         """The pending step's score in an epoch, counted from the one that it was made in; each keeps its best."""
-        del self.healing[epoch + 1 :]
-        if len(self.healing) > epoch and not score_drop(self.healing[epoch], score, mode) < 0:
-            return
-        self.healing[epoch:] = [score]
+        best = self.healing.get(epoch, score)
+        self.healing[epoch] = best if score_drop(best, score, mode) >= 0 else score
 
     def close(self, outcome: str, reason: str, **measured: Any) -> StepRecord:
         """Move the pending step to the records with its outcome."""
         if self.pending is None:
             raise RuntimeError("there is no step to close")
-        record = replace(self.pending, outcome=outcome, reason=reason, healing=tuple(self.healing), **measured)
+        record = replace(self.pending, outcome=outcome, reason=reason, healing=tuple(self.healing.values()), **measured)
         self.records.append(record)
-        self.pending, self.healing = None, []
+        self.pending, self.healing = None, {}
         return record
 
     def to_plain(self) -> dict[str, Any]:
@@ -174,7 +172,7 @@ class PruningState:
             "left": self.left,
             "price": self.price and encode(self.price.table, LatencyTable, "price"),
             "barred": dict(self.barred),
-            "healing": list(self.healing),
+            "healing": dict(self.healing),
         }
 
     @classmethod

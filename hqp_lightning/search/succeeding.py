@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 
 from lightning.pytorch import LightningModule, Trainer
 from torch import nn
 
 from hqp_lightning.core.calls import Call
-from hqp_lightning.errors import SurgeryError
 from hqp_lightning.loop.batches import training_calls
 from hqp_lightning.loop.options import PruningOptions
-from hqp_lightning.loop.ranks import summed
+from hqp_lightning.loop.ranks import agreed, summed
 from hqp_lightning.loop.untouched import eager, fixed_seed
 from hqp_lightning.surgery import Cut
 from hqp_lightning.surgery.compensation import add_
 from hqp_lightning.surgery.succession import Beside, Successor, beside, successors
 
 __all__ = ["succeed_"]
+
+_WHAT = "compensation of units"
 
 
 def succeed_(
@@ -44,42 +46,30 @@ def succeed_(
     Raises:
         SurgeryError: it failed on this rank or on another.
     """
-    units, failure = [r.unit.name for r in cut.removals], None
-    calls: list[Call] = []
-    found: list[list[Successor]] = [[] for _ in networks]
-    try:  # a failure of one rank alone is told before the ranks meet again
-        with fixed_seed(), trainer.precision_plugin.val_step_context(), eager():
+    units = [r.unit.name for r in cut.removals]
+
+    def look() -> tuple[list[Call], list[list[Successor]]]:
+        with _quiet(trainer):
             calls = list(training_calls(trainer, pl_module, networks[0], options.loss_fn, example))
-            found = [successors(network, units, calls[0]) for network in networks] if calls else found
-    except Exception as error:
-        failure = error
-    _agree(trainer, failure)
+            return calls, [successors(network, units, calls[0]) if calls else [] for network in networks]
+
+    calls, found = agreed(trainer, _WHAT, look)
     for network, reference, ones in zip(networks, before, found, strict=True):
         for one in ones:
-            failure, seen = None, None
-            try:
-                seen = _seen(trainer, network, reference, one, calls)
-            except Exception as error:
-                failure = error
-            _agree(trainer, failure)
-            if seen is not None:
-                if trainer.world_size > 1:
-                    seen.pool_(partial(summed, trainer))
-                add_(network, trainer.strategy.broadcast(seen.solve()))
+            seen = agreed(trainer, _WHAT, partial(_seen, trainer, network, reference, one, calls))
+            if trainer.world_size > 1:
+                seen.pool_(partial(summed, trainer))
+            add_(network, trainer.strategy.broadcast(agreed(trainer, _WHAT, seen.solve)))
 
 
 def _seen(trainer: Trainer, network: nn.Module, reference: nn.Module, one: Successor, calls: Sequence[Call]) -> Beside:
-    with (
-        fixed_seed(),
-        trainer.precision_plugin.val_step_context(),
-        eager(),
-        beside(network, reference, one, trainer.global_rank, trainer.world_size) as seen,
-    ):
+    with _quiet(trainer), beside(network, reference, one, trainer.global_rank, trainer.world_size) as seen:
         for call in calls:
             seen.run(call)
     return seen
 
 
-def _agree(trainer: Trainer, failure: Exception | None) -> None:
-    if not trainer.strategy.reduce_boolean_decision(failure is None):
-        raise SurgeryError(f"compensation of units failed: {failure or 'on another rank'}") from failure
+@contextmanager
+def _quiet(trainer: Trainer) -> Iterator[None]:
+    with fixed_seed(), trainer.precision_plugin.val_step_context(), eager():
+        yield

@@ -10,9 +10,10 @@ One after the other, in the order in which they are called, for each changes wha
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -52,59 +53,68 @@ def successors(network: nn.Module, units: Sequence[str], call: Call | tuple[Any,
     depthwise layers. It is found by which inputs depend on the unit's output once every other layer's is cut off.
 
     Args:
-        network: in eval mode and as it was after it; the units are gone already.
+        network: without the units; it is as before afterwards.
         units: names of modules in it.
         call: to try it with.
     """
-    able, found, calls, taken = fitting(network), [], dict[str, int](), dict[int, list[str]]()
-    wrote: dict[int, str] = {}
-    alive: list[Any] = []  # an identity is a tensor's as long as it lives
-
-    def before(name: str, m: nn.Module, x: Any) -> None:
-        calls[name] = calls.get(name, 0) + 1
-        if isinstance(m, _LAYERS) and not _depthwise(m) and isinstance(x, Tensor) and x.requires_grad and name in able:
-            found.append(name)
-        if id(x) in wrote:
-            taken.setdefault(id(x), []).append(name)
-
-    def after(name: str, m: nn.Module, out: Any) -> Tensor | None:
-        if not isinstance(out, Tensor) or not out.is_floating_point():
-            return None
-        if name in units:
-            return out.detach().requires_grad_().clone()
-        if isinstance(m, _LAYERS) and not _depthwise(m):
-            out = out.detach()
-            wrote[id(out)] = name
-            alive.append(out)
-            return out
-        return None
-
-    def hooks(name: str) -> tuple[Callable[..., None], Callable[..., Any]]:
-        return (
-            lambda m, args, kwargs: before(name, m, args[0] if args else kwargs.get("input")),
-            lambda m, args, out: after(name, m, out),
-        )
-
+    look = _Look(fitting(network), units)
+    trained = [p for p in network.parameters() if p.requires_grad]
     handles = []
-    frozen = [p for p in network.parameters() if p.requires_grad]
     try:
-        for p in frozen:
+        for p in trained:
             p.requires_grad_(False)
         for name, m in network.named_modules():
-            if name in units or not any(True for _ in m.children()):
-                first, last = hooks(name)
-                handles += [m.register_forward_pre_hook(first, with_kwargs=True), m.register_forward_hook(last)]
+            if name in units or not list(m.children()):
+                handles.append(m.register_forward_pre_hook(partial(look.enters, name), with_kwargs=True))
+                handles.append(m.register_forward_hook(partial(look.leaves, name)))
         with evaluating(network), torch.inference_mode(False), torch.enable_grad():
             as_call(call).map(lambda t: t.detach().clone()).on(network)
     finally:
         for handle in handles:
             handle.remove()
-        for p in frozen:
+        for p in trained:
             p.requires_grad_()
-    of = {name: taken.get(key, []) for key, name in wrote.items()}
-    norms = {n: t[0] for n, t in of.items() if len(t) == 1 and isinstance(network.get_submodule(t[0]), _BatchNorm)}
-    once = [n for n in dict.fromkeys(found) if calls[n] == 1]
-    return [Successor(n, m if calls.get(m := norms.get(n, ""), 0) == 1 else "") for n in once][:MOST]
+    return look.found()[:MOST]
+
+
+class _Look:
+    """Hooks for one pass in which an input requires a gradient only if it depends on a unit by no other layer."""
+
+    def __init__(self, able: Mapping[str, nn.Module], units: Sequence[str]) -> None:
+        self._able, self._units = able, units
+        self._read: list[str] = []
+        self._calls: dict[str, int] = {}
+        self._norms: set[str] = set()
+        self._outputs: list[tuple[str, Tensor, list[str]]] = []  # layer, what it gave, who was given just that
+
+    def enters(self, name: str, m: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Before a module is called."""
+        self._calls[name] = self._calls.get(name, 0) + 1
+        x = args[0] if args else kwargs.get("input")
+        if name in self._able and not _depthwise(m) and isinstance(x, Tensor) and x.requires_grad:
+            self._read.append(name)
+        for _, out, takers in self._outputs:
+            if x is out:
+                takers.append(name)
+        if isinstance(m, _BatchNorm):
+            self._norms.add(name)
+
+    def leaves(self, name: str, m: nn.Module, args: tuple[Any, ...], out: Any) -> Tensor | None:
+        """After it; what it returns takes the place of its output."""
+        if not isinstance(out, Tensor) or not out.is_floating_point():
+            return None
+        if name in self._units:
+            return out.detach().requires_grad_().clone()
+        if not isinstance(m, _LAYERS) or _depthwise(m):
+            return None
+        self._outputs.append((name, out.detach(), []))
+        return self._outputs[-1][1]
+
+    def found(self) -> list[Successor]:
+        """Those that were called once."""
+        behind = {name: takers[0] for name, _, takers in self._outputs if len(takers) == 1}
+        alone = {n: m for n, m in behind.items() if m in self._norms and self._calls[m] == 1}
+        return [Successor(n, alone.get(n, "")) for n in dict.fromkeys(self._read) if self._calls[n] == 1]
 
 
 class Beside(Seen):
@@ -121,10 +131,8 @@ class Beside(Seen):
         """One batch through both networks, as far as the successor."""
         self._batch += 1
         for network in (self._reference, self._network):
-            try:
+            with suppress(_ReachedError):
                 as_call(call).on(network)
-            except _ReachedError:
-                continue
         self._was = None
 
     def norm_of(self, name: str) -> str | None:
@@ -145,7 +153,7 @@ class Beside(Seen):
 def beside(
     network: nn.Module, reference: nn.Module, successor: Successor, rank: int = 0, world_size: int = 1
 ) -> Iterator[Beside]:
-    """Inside, each `Beside.run` adds up what the successor read; both networks are in eval mode, and not after it.
+    """Inside, each `Beside.run` adds up what the successor read, in eval mode; both networks are as before after it.
 
     Args:
         network: without its units.
@@ -173,7 +181,7 @@ def beside(
             handle.remove()
 
 
-class _ReachedError(Exception):
+class _ReachedError(BaseException):  # not an Exception: code that catches those must not catch this
     """The rest of a forward pass is of no interest."""
 
 

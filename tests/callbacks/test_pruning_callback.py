@@ -112,6 +112,15 @@ def test_a_step_that_does_not_heal_any_more_is_rolled_back_at_once(loaders, make
     assert second.healing == pytest.approx((0.89,))
 
 
+def test_the_curve_counts_epochs_where_not_every_one_is_validated(loaders, make_trainer):
+    pruning = HQPPruning("val_acc", 0.02, step=0.2, min_step=0.1, patience=20)
+    # 0.83 after two validations, 0.84 after four: 13 epochs are left, six more validations, by then 0.8725
+    model = Scripted([0.90, 0.81, 0.83, 0.835, 0.84, 0.885])
+    make_trainer(30, [pruning], check_val_every_n_epoch=2).fit(model, *loaders)
+    assert pruning.records[0].outcome == "rolled_back"
+    assert pruning.records[0].healing == pytest.approx((0.81, 0.83, 0.835, 0.84))
+
+
 def test_the_curve_of_a_pending_step_is_in_a_checkpoint(loaders, make_trainer, tmp_path):
     pruning, every = (
         HQPPruning("val_acc", 0.02, step=0.2, patience=8),
@@ -122,7 +131,7 @@ def test_the_curve_of_a_pending_step_is_in_a_checkpoint(loaders, make_trainer, t
     file = torch.load(tmp_path / "epoch=2.ckpt", weights_only=True)
     pruning.load_state_dict(file["callbacks"][pruning.state_key])
     assert pruning.state.pending.epoch == 0
-    assert pruning.state.healing == pytest.approx([0.78, 0.80, 0.79])
+    assert pruning.state.healing == pytest.approx({0: 0.78, 1: 0.80, 2: 0.79})
 
 
 def test_start_epoch_and_the_best_dense_score_is_the_baseline(loaders, make_trainer):
