@@ -9,7 +9,7 @@ puts everything back. Each figure is the median over the repeats, each on a fres
 
 For the networks of the recipes, also the whole step with the passes over data that it takes, correcting BatchNorm and
 then compensation as well (`whole_step.py`, one thread, one run each, in processes of their own): processor seconds,
-also in batches of healing, and the memory that compensation adds.
+also in batches of healing.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ STAGES = ("trace", "plan", "snapshot", "cut", "rollback")
 RECIPES = ("resnet18", "mobilenet_v3_small")
 HEADER = (
     *("model", *(f"{s} s" for s in STAGES), "whole step s", "snapshot MB", "parameters and state MB"),
-    *("step with BatchNorm: CPU s (batches)", "with compensation too: CPU s (batches)", "memory of that, MB more"),
+    *("step with BatchNorm: CPU s (batches)", "with compensation too: CPU s (batches)"),
 )
 
 
@@ -91,17 +91,16 @@ def measure(name: str, px: int, repeats: int) -> tuple[str, ...]:
         f"{sum(v for s, v in seconds.items() if s != 'rollback'):.3f}",
         f"{megabytes(undo.to_plain()):.1f}",
         f"{megabytes([*network.parameters(), *network.buffers()]) + megabytes(state):.1f}",
-        *(with_data(name, px) if name in RECIPES else ("", "", "")),
+        *(with_data(name, px) if name in RECIPES else ("", "")),
     )
 
 
-def with_data(name: str, px: int) -> tuple[str, str, str]:
+def with_data(name: str, px: int) -> tuple[str, ...]:
     found = []
     for compensate in ("no", "yes"):
         command = [sys.executable, str(Path(__file__).with_name("whole_step.py")), name, str(px), compensate]
         found.append(json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout))
-    seconds = (f"{f['step']:.1f} ({f['step'] / f['batch']:.1f})" for f in found)
-    return *seconds, f"{(found[1]['memory'] - found[0]['memory']) * 1.048576:.0f}"
+    return tuple(f"{f['step']:.1f} ({f['step'] / f['batch']:.1f})" for f in found)
 
 
 def main() -> None:

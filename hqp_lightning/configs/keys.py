@@ -73,9 +73,9 @@ def _check_choices(loader: ConfigLoader, group: str, choices: list[str]) -> None
     options = loader.get_group_options(group)
     for choice in choices:
         if choice not in options and "/" not in choice:
-            raise ConfigurationError(
-                f"no {group}={choice}{did_you_mean(choice, options) or ';'} There are {', '.join(options)}"
-            )
+            hint = did_you_mean(choice, options)
+            there = f"{hint} There are" if hint else ": there are"
+            raise ConfigurationError(f"no {group}={choice}{there} {', '.join(options)}")
 
 
 def _check_key(key: str, known: Mapping[Any, Any]) -> None:

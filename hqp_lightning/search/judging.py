@@ -94,6 +94,8 @@ def _hopeless(state: PruningState, trainer: Trainer, baseline: float, budget: Bu
     """Whether a step over budget has had its epochs, or its curve says that they would not be enough."""
     if state.pending is None:
         return True
+    if not _at_end(trainer):
+        return False
     left = state.pending.epoch + options.every_n_epochs + options.patience - trainer.current_epoch - 1
     if left <= 0:
         return True
@@ -108,8 +110,12 @@ def _hopeless(state: PruningState, trainer: Trainer, baseline: float, budget: Bu
 def healed(trainer: Trainer, pending: StepRecord, every_n_epochs: int) -> bool:
     """Whether a step may be judged: at the end of its last healing epoch, not in the middle."""
     epochs = trainer.current_epoch - pending.epoch + 1
-    at_end = trainer.fit_loop.epoch_loop.batch_progress.is_last_batch or trainer.check_val_every_n_epoch is None
-    return epochs > every_n_epochs or (epochs == every_n_epochs and at_end)
+    return epochs > every_n_epochs or (epochs == every_n_epochs and _at_end(trainer))
+
+
+def _at_end(trainer: Trainer) -> bool:
+    """Whether this is an epoch's last validation; where they go by batches, each counts as one."""
+    return trainer.fit_loop.epoch_loop.batch_progress.is_last_batch or trainer.check_val_every_n_epoch is None
 
 
 def may_step_(state: PruningState, trainer: Trainer, options: PruningOptions) -> bool:

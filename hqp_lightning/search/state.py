@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
@@ -138,8 +139,9 @@ class PruningState:
 
     def heals(self, epoch: int, score: float, mode: str) -> None:
         """The pending step's score in an epoch, counted from the one that it was made in; each keeps its best."""
-        best = self.healing.get(epoch, score)
-        self.healing[epoch] = best if score_drop(best, score, mode) >= 0 else score
+        best = self.healing.get(epoch, math.nan)
+        if not math.isfinite(best) or score_drop(best, score, mode) < 0:
+            self.healing[epoch] = score
 
     def close(self, outcome: str, reason: str, **measured: Any) -> StepRecord:
         """Move the pending step to the records with its outcome."""

@@ -16,7 +16,7 @@ from hqp_lightning.loop.ranks import agreed, summed
 from hqp_lightning.loop.untouched import eager, fixed_seed
 from hqp_lightning.surgery import Cut
 from hqp_lightning.surgery.compensation import add_
-from hqp_lightning.surgery.succession import Beside, Successor, beside, successors
+from hqp_lightning.surgery.succession import Beside, beside, successors
 
 __all__ = ["succeed_"]
 
@@ -48,7 +48,7 @@ def succeed_(
     """
     units = [r.unit.name for r in cut.removals]
 
-    def look() -> tuple[list[Call], list[list[Successor]]]:
+    def look() -> tuple[list[Call], list[list[str]]]:
         with _quiet(trainer):
             calls = list(training_calls(trainer, pl_module, networks[0], options.loss_fn, example))
             return calls, [successors(network, units, calls[0]) if calls else [] for network in networks]
@@ -62,7 +62,7 @@ def succeed_(
             add_(network, trainer.strategy.broadcast(agreed(trainer, _WHAT, seen.solve)))
 
 
-def _seen(trainer: Trainer, network: nn.Module, reference: nn.Module, one: Successor, calls: Sequence[Call]) -> Beside:
+def _seen(trainer: Trainer, network: nn.Module, reference: nn.Module, one: str, calls: Sequence[Call]) -> Beside:
     with _quiet(trainer), beside(network, reference, one, trainer.global_rank, trainer.world_size) as seen:
         for call in calls:
             seen.run(call)

@@ -27,7 +27,7 @@ from hqp_lightning.core.modes import evaluating
 from hqp_lightning.core.precision import exact_arithmetic
 from hqp_lightning.surgery.readers import Reader, rows_of
 
-__all__ = ["Seen", "add_", "collecting", "parts"]
+__all__ = ["Seen", "add_", "collecting", "parts", "watched", "writes"]
 
 POSITIONS = 64
 """Positions of a map that are looked at in every sample."""
@@ -66,7 +66,7 @@ class Seen:
         self.strengths: dict[str, float] = {}
         self.calls: dict[str, int] = {}
         self.behind: dict[tuple[str, str], int] = {}  # reader and the BatchNorm directly behind it
-        self._last: tuple[str, Tensor] | None = None
+        self._last: tuple[str, Tensor, int] | None = None
         for r in found:
             sizes, like = r.sizes, r.weight
             self.moments[r.name] = Moments.zeros(*sizes, like=like)
@@ -81,13 +81,14 @@ class Seen:
 
     def _norm(self, name: str, x: Tensor) -> None:
         self.calls[name] = self.calls.get(name, 0) + 1
-        if self._last is not None and x is self._last[1]:
+        # As it was written: what an activation changed in place is the same tensor and not the layer's output.
+        if self._last is not None and x is self._last[1] and writes(x) == self._last[2]:
             pair = (self._last[0], name)
             self.behind[pair] = self.behind.get(pair, 0) + 1
 
     def _read(self, name: str, layer: nn.Module, x: Tensor, out: Tensor) -> None:
         self.calls[name] = self.calls.get(name, 0) + 1
-        self._last = (name, out)
+        self._last = (name, out, writes(out))
         reader = self._readers[name]
         with torch.autocast(x.device.type, enabled=False):
             x = x.detach().to(reader.weight.dtype)
@@ -156,6 +157,13 @@ def collecting(network: nn.Module, found: Sequence[Reader], rank: int = 0, world
         world_size: number of processes; each holds its share of the rows back.
     """
     seen = Seen(network, found, rank, world_size)
+    with watched(network, seen):
+        yield seen
+
+
+@contextmanager
+def watched(network: nn.Module, seen: Seen) -> Iterator[None]:
+    """Inside, ``seen`` is told what its readers in ``network`` read, and which BatchNorm takes what they give."""
     handles = []
     try:
         for name, m in network.named_modules():
@@ -164,10 +172,15 @@ def collecting(network: nn.Module, found: Sequence[Reader], rank: int = 0, world
             elif isinstance(m, _BatchNorm):
                 handles.append(m.register_forward_pre_hook(_norming(seen, name), with_kwargs=True))
         with evaluating(network), torch.no_grad(), exact_arithmetic():
-            yield seen
+            yield
     finally:
         for handle in handles:
             handle.remove()
+
+
+def writes(x: Tensor) -> int:
+    """How often a tensor was written to in place; of one made in inference mode nobody counts."""
+    return 0 if x.is_inference() else x._version
 
 
 def add_(network: nn.Module, gained: Mapping[str, Tensor]) -> None:

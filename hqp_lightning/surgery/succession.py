@@ -10,44 +10,28 @@ One after the other, in the order in which they are called, for each changes wha
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from hqp_lightning.core.calls import Call, as_call
 from hqp_lightning.core.modes import evaluating
-from hqp_lightning.core.precision import exact_arithmetic
-from hqp_lightning.surgery.compensation import Seen
+from hqp_lightning.surgery.compensation import Seen, watched
 from hqp_lightning.surgery.readers import Reader, changed, fitting
 
-__all__ = ["Beside", "Successor", "beside", "successors"]
+__all__ = ["Beside", "beside", "successors"]
 
 MOST = 12
 """Successors that are fitted: a residual stream may be read by all blocks to the end of the network."""
 _LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
 
 
-@dataclass(frozen=True, slots=True)
-class Successor:
-    """A layer that reads what a unit returned.
-
-    Attributes:
-        name: qualified name.
-        norm: the BatchNorm that alone takes its outputs, whose running mean can move; empty if there is none.
-    """
-
-    name: str
-    norm: str = ""
-
-
-def successors(network: nn.Module, units: Sequence[str], call: Call | tuple[Any, ...]) -> list[Successor]:
-    """The layers that read what ``units`` return, in the order of their calls, `MOST` at most.
+def successors(network: nn.Module, units: Sequence[str], call: Call | tuple[Any, ...]) -> list[str]:
+    """Names of the layers that read what ``units`` return, in the order of their calls, `MOST` at most.
 
     Between them and the unit may stand whatever has no weights of its own to fit: sums, activations, norms, pooling,
     depthwise layers. It is found by which inputs depend on the unit's output once every other layer's is cut off.
@@ -84,8 +68,6 @@ class _Look:
         self._able, self._units = able, units
         self._read: list[str] = []
         self._calls: dict[str, int] = {}
-        self._norms: set[str] = set()
-        self._outputs: list[tuple[str, Tensor, list[str]]] = []  # layer, what it gave, who was given just that
 
     def enters(self, name: str, m: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Before a module is called."""
@@ -93,11 +75,6 @@ class _Look:
         x = args[0] if args else kwargs.get("input")
         if name in self._able and not _depthwise(m) and isinstance(x, Tensor) and x.requires_grad:
             self._read.append(name)
-        for _, out, takers in self._outputs:
-            if x is out:
-                takers.append(name)
-        if isinstance(m, _BatchNorm):
-            self._norms.add(name)
 
     def leaves(self, name: str, m: nn.Module, args: tuple[Any, ...], out: Any) -> Tensor | None:
         """After it; what it returns takes the place of its output."""
@@ -105,84 +82,58 @@ class _Look:
             return None
         if name in self._units:
             return out.detach().requires_grad_().clone()
-        if not isinstance(m, _LAYERS) or _depthwise(m):
-            return None
-        self._outputs.append((name, out.detach(), []))
-        return self._outputs[-1][1]
+        return out.detach() if isinstance(m, _LAYERS) and not _depthwise(m) else None
 
-    def found(self) -> list[Successor]:
+    def found(self) -> list[str]:
         """Those that were called once."""
-        behind = {name: takers[0] for name, _, takers in self._outputs if len(takers) == 1}
-        alone = {n: m for n, m in behind.items() if m in self._norms and self._calls[m] == 1}
-        return [Successor(n, alone.get(n, "")) for n in dict.fromkeys(self._read) if self._calls[n] == 1]
+        return [n for n in dict.fromkeys(self._read) if self._calls[n] == 1]
 
 
 class Beside(Seen):
-    """What a successor read in two networks; made by `beside`."""
+    """What a layer read in two networks; made by `beside`."""
 
-    def __init__(
-        self, network: nn.Module, reference: nn.Module, successor: Successor, reader: Reader, rank: int, world_size: int
-    ) -> None:
+    def __init__(self, network: nn.Module, reference: nn.Module, reader: Reader, rank: int, world_size: int) -> None:
         super().__init__(network, [reader], rank, world_size)
-        self._reference, self._successor = reference, successor
+        self._reference = reference
         self._was: Tensor | None = None
 
     def run(self, call: Call | tuple[Any, ...]) -> None:
-        """One batch through both networks, as far as the successor."""
-        self._batch += 1
-        for network in (self._reference, self._network):
-            with suppress(_ReachedError):
-                as_call(call).on(network)
+        """One batch through both networks."""
         self._was = None
+        as_call(call).on(self._reference)
+        super().run(call)
 
-    def norm_of(self, name: str) -> str | None:
-        """The BatchNorm that takes the successor's outputs."""
-        return self._successor.norm or None
+    def was(self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """What it reads in the reference: a hook."""
+        self._was = args[0] if args else kwargs["input"]
 
-    def read_(self, layer: nn.Module, x: Tensor, before: bool) -> None:
-        """What it reads: first in the reference, then now."""
-        if before:
-            self._was = x.detach()
-            return
+    def _read(self, name: str, layer: nn.Module, x: Tensor, out: Tensor) -> None:
         if self._was is not None and self._was.shape == x.shape:
             dim = -1 if isinstance(layer, nn.Linear) else 1 - layer.get_parameter("weight").dim()
-            self._read(self._successor.name, layer, torch.cat([x.detach(), self._was.to(x.dtype)], dim), x)
+            super()._read(name, layer, torch.cat([x, self._was.to(x.dtype)], dim), out)
 
 
 @contextmanager
 def beside(
-    network: nn.Module, reference: nn.Module, successor: Successor, rank: int = 0, world_size: int = 1
+    network: nn.Module, reference: nn.Module, successor: str, rank: int = 0, world_size: int = 1
 ) -> Iterator[Beside]:
     """Inside, each `Beside.run` adds up what the successor read, in eval mode; both networks are as before after it.
 
     Args:
         network: without its units.
         reference: with them.
-        successor: of a unit.
+        successor: name of a layer that read one.
         rank: of this process.
         world_size: number of processes; each holds its share of the rows back.
     """
-    layer, old = network.get_submodule(successor.name), reference.get_submodule(successor.name)
-    seen = Beside(network, reference, successor, changed(successor.name, old, layer), rank, world_size)
-
-    def hook(before: bool) -> Callable[..., None]:
-        def read(m: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            seen.read_(m, args[0] if args else kwargs["input"], before)
-            raise _ReachedError
-
-        return read
-
-    handles = [m.register_forward_pre_hook(hook(m is old), with_kwargs=True) for m in (old, layer)]
+    layer, old = network.get_submodule(successor), reference.get_submodule(successor)
+    seen = Beside(network, reference, changed(successor, old, layer), rank, world_size)
+    handle = old.register_forward_pre_hook(seen.was, with_kwargs=True)
     try:
-        with evaluating(network), evaluating(reference), torch.no_grad(), exact_arithmetic():
+        with evaluating(reference), watched(network, seen):
             yield seen
     finally:
-        for handle in handles:
-            handle.remove()
-
-
-class _ReachedError(BaseException):  # not an Exception: code that catches those must not catch this
-    """The rest of a forward pass is of no interest."""
+        handle.remove()
 
 
 def _depthwise(layer: nn.Module) -> bool:

@@ -112,6 +112,15 @@ def test_a_step_that_does_not_heal_any_more_is_rolled_back_at_once(loaders, make
     assert second.healing == pytest.approx((0.89,))
 
 
+def test_a_step_is_given_up_at_the_end_of_an_epoch_only(loaders, make_trainer):
+    pruning = HQPPruning("val_acc", 0.02, step=0.2, min_step=0.2, patience=1)
+    # dense; the halves of the first epoch; of the second, within budget at its end; nothing that is no number hides it
+    model = Scripted([0.90, 0.5, 0.5, float("nan"), 0.89])
+    make_trainer(2, [pruning], val_check_interval=0.5).fit(model, *loaders)
+    assert [r.outcome for r in pruning.records] == ["kept"]
+    assert pruning.records[0].healing == pytest.approx((0.5, 0.89))
+
+
 def test_the_curve_counts_epochs_where_not_every_one_is_validated(loaders, make_trainer):
     pruning = HQPPruning("val_acc", 0.02, step=0.2, min_step=0.1, patience=20)
     # 0.83 after two validations, 0.84 after four: 13 epochs are left, six more validations, by then 0.8725

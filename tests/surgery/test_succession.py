@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from hqp_lightning.surgery.compensation import add_
 from hqp_lightning.surgery.replaced import replace_
-from hqp_lightning.surgery.succession import Successor, beside, successors
+from hqp_lightning.surgery.succession import beside, successors
 
 
 class Linear(nn.Module):
@@ -117,9 +117,35 @@ def test_successors_are_the_next_layers_in_the_order_of_their_calls():
     left = without(network, "first")
     before = {n: p.requires_grad for n, p in left.named_parameters()}
     found = successors(left, ["first"], (torch.randn(2, 3, 5, 5),))
-    assert found == [Successor("second.mix"), Successor("left", "own"), Successor("right")]
+    assert found == ["second.mix", "left", "right"]
     assert {n: p.requires_grad for n, p in left.named_parameters()} == before
     assert successors(without(network, "second"), ["second"], (torch.randn(2, 3, 5, 5),)) == found[1:]
+
+
+def test_a_forward_runs_to_its_end():
+    class Holding(nn.Sequential):
+        def forward(self, x):
+            self.held.append(x)
+            out = super().forward(x)
+            assert self.held.pop() is x
+            return out
+
+    network = Holding(*residual(READERS["plain"]())).eval()
+    network.held, x = [], torch.randn(8, 3, 5, 5)
+    left = without(network, "2")
+    fitted(network, left, ["2"], x)
+    assert network.held == left.held == []
+
+
+@pytest.mark.parametrize("inplace", [True, False])
+def test_a_norm_behind_an_activation_takes_no_mean(inplace):
+    """In place the activation returns the very tensor that the layer gave."""
+    torch.manual_seed(0)
+    behind = [nn.Conv2d(8, 6, 1, bias=False), nn.ReLU(inplace), nn.BatchNorm2d(6)]
+    network = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), Linear(8), *behind).eval()
+    left, _ = fitted(network, without(network, "2"), ["2"], torch.randn(16, 3, 5, 5))
+    assert torch.equal(left[5].running_mean, network[5].running_mean)
+    assert not torch.equal(left[3].weight, network[3].weight)
 
 
 def test_a_gate_of_a_small_network_and_two_blocks():
@@ -129,5 +155,5 @@ def test_a_gate_of_a_small_network_and_two_blocks():
     with torch.no_grad():
         wanted, plain = network(x), F.mse_loss(left(x), network(x))
         fitted(network, left, ["5", "6"], x)
-        assert [s.name for s in successors(left, ["5", "6"], (x[:2],))] == ["8"]
+        assert successors(left, ["5", "6"], (x[:2],)) == ["8"]
         assert F.mse_loss(left(x), wanted) < 0.5 * plain
