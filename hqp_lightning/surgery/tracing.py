@@ -7,9 +7,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from hqp_lightning.core.calls import Call
+from hqp_lightning.core.structure import tensors_of
 from hqp_lightning.errors import ConfigurationError
 from hqp_lightning.records import GroupNote
 from hqp_lightning.surgery.copying import training_shapes
@@ -172,7 +173,7 @@ def _coupled(
         with standing_in(network, hidden), spans(network) as seen:
             try:
                 with time_limit(limit):
-                    return coupled_groups(network, call.on, ignored, macs)
+                    return coupled_groups(network, lambda m: _outputs(m, call), ignored, macs)
             except TimeoutError as error:
                 name = busy_module(error, network, seen)
                 raise ConfigurationError(
@@ -186,6 +187,11 @@ def _coupled(
                 # The network runs, so it is the outside graph that fails there; the rest may be pruned all the same.
                 hidden = {n: r for n, r in hidden.items() if not _inside(n, name)}
                 hidden[name] = f"torch-pruning's graph fails in it: {type(error).__name__}: {error}"
+
+
+def _outputs(network: nn.Module, call: Call) -> list[Tensor]:
+    """The tensors that a network returns; a None among them is nothing to follow."""
+    return list(tensors_of(call.on(network)).values())
 
 
 def _untraceable(network: nn.Module, call: Call, error: Exception) -> ConfigurationError:

@@ -136,6 +136,14 @@ def test_a_softmax_over_channels_is_an_approximation():
     assert {g.name for g in shadow.groups()} == {"first", "second"}
 
 
+def test_an_output_that_is_none_is_nothing():
+    class WithNone(Way):
+        def forward(self, x):
+            return {"out": super().forward(x), "aux": None}
+
+    assert {g.name for g in Shadow(WithNone(nn.Conv2d(16, 16, 1)).eval(), [X]).groups()} == {"first", "way", "second"}
+
+
 class Standardised(nn.Conv2d):
     """As in NFNets: the weight of a filter without its mean, times a gain of its own."""
 
