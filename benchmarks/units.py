@@ -48,12 +48,12 @@ HEADER = (
 )
 
 
-def values(model: nn.Module, shadow: Shadow, means: dict, data: Sequence) -> dict[str, float]:
+def values(model: nn.Module, shadow: Shadow, data: Sequence) -> dict[str, float]:
     """Half the Fisher value of every unit."""
     state = FisherState()
     for x, y in data:
         loss = lambda x=x, y=y: F.cross_entropy(model(x), y, reduction="none")  # noqa: E731
-        state = merge(state, gate_fisher(model, [], loss, shadow.units(), means))
+        state = merge(state, gate_fisher(model, [], loss, shadow.units()))
     return {n: float(f) / 2 for n, f in compute(state).items()}
 
 
@@ -110,7 +110,7 @@ def rows(args: argparse.Namespace) -> Iterator[tuple[str, ...]]:
         for x, _ in train:
             dense(x)
     means = found.compute()
-    worth = values(dense, shadow, means, scoring)
+    worth = values(dense, shadow, scoring)
     order = sorted((k for k in worth if k.partition(":")[0] in args.kinds), key=worth.__getitem__)
     cells, built = [], []
     with tempfile.TemporaryDirectory() as folder:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Sequence
-from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import torch
@@ -14,7 +12,6 @@ from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor, nn
 
 from hqp_lightning.core import fisher
-from hqp_lightning.core.calls import Call
 from hqp_lightning.core.saliency import ESTIMATORS, saliency
 from hqp_lightning.errors import ConfigurationError
 from hqp_lightning.loop.calls import Receiver
@@ -22,7 +19,7 @@ from hqp_lightning.loop.losses import LossFn, loss_named
 from hqp_lightning.loop.network import find_network, fisher_context, per_sample_loss
 from hqp_lightning.loop.options import CHANNELS, check_units
 from hqp_lightning.loop.portable import Portable
-from hqp_lightning.loop.ranks import merged, summed
+from hqp_lightning.loop.ranks import merged
 from hqp_lightning.loop.scores import Scored, look
 from hqp_lightning.loop.spreading import evenly
 from hqp_lightning.loop.trainer import loose
@@ -78,7 +75,6 @@ class FisherAccumulator(Portable):
         self.active = True
         self.scored, self.state = Scored(), fisher.FisherState()
         self._receiver: Receiver | None = None
-        self._together = False
         self._chosen = self._batches_of(math.inf)
 
     def _batches_of(self, count: float) -> Collection[int] | None:
@@ -100,11 +96,7 @@ class FisherAccumulator(Portable):
         self._receiver = None
         if not trainer.sanity_checking:
             self.scored, self.state = Scored(), fisher.FisherState()
-            # Ranks average their first batches where each has one; how long an iterable is, nobody knows.
-            first = next(iter(trainer.num_val_batches), 0)
-            self._chosen = self._batches_of(first)
-            several = trainer.world_size > 1 and "gates" in self.kinds
-            self._together = several and trainer.strategy.reduce_boolean_decision(0 < first < math.inf)
+            self._chosen = self._batches_of(next(iter(trainer.num_val_batches), 0))
 
     def on_validation_batch_end(
         self,
@@ -131,20 +123,13 @@ class FisherAccumulator(Portable):
             if not self.groups or self.loss_fn is None:
                 call = self._received(trainer, pl_module, network).call(batch, batch_idx)
             if call is not None and not self.groups:
-                self._look(trainer, network, call)
+                self.scored = look(Shadow(network, call, self.ignore), self.kinds)
 
             def loss() -> Tensor:
                 return per_sample_loss(pl_module, network, batch, self.loss_fn, call)
 
             new = self.scored.fisher(network, self.estimator, loss)
         self.state = fisher.merge(self.state, new)
-
-    def _look(self, trainer: Trainer, network: nn.Module, call: Call) -> None:
-        """Find the groups and units, and what the gates among them multiply with on average, by the first batch."""
-        scored, means = look(Shadow(network, call, self.ignore), network, call, self.kinds)
-        if self._together:
-            means.pool_(partial(summed, trainer))
-        self.scored = replace(scored, means=means.compute())
 
     def _received(self, trainer: Trainer, pl_module: LightningModule, network: nn.Module) -> Receiver:
         if self._receiver is None:
@@ -154,7 +139,7 @@ class FisherAccumulator(Portable):
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Add up the ranks."""
         self._receiver = None  # it holds the trainer
-        self.scored, self.state = merged(trainer, replace(self.scored, means={}), self.state)
+        self.scored, self.state = merged(trainer, self.scored, self.state)
 
     def compute(self) -> dict[str, Tensor]:
         """Mean Fisher values: by group name (gate) or parameter name (weight)."""

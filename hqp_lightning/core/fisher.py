@@ -13,23 +13,28 @@ In units of the loss, ΔL ≈ ½ *F* for switching a gate off (Optimal Brain Dam
 
 The same pass gives the value of whole units (`hqp_lightning.records.Unit`), exact per sample: of a module *M* that *R*
 would replace, *F* = 1/*N* Σₙ (Σ ∂Lₙ/∂*y* · (*M*(*x*) - *R*(*x*)))², the Fisher value of a gate on what *M* does beyond
-*R*. For a squeeze-excite gate *R* multiplies by the factors' mean, for a residual block it is the identity.
+*R*. For a residual block *R* is the identity; for a squeeze-excite gate it multiplies by the factors' mean over all
+samples, which only the end of the pass knows, see `hqp_lightning.core.gates`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from hqp_lightning.core.taps import Loss, Tap, at_deviations, at_inputs, at_outputs, run_backward
+from hqp_lightning.core.gates import Factors, GatePass, GateSums
+from hqp_lightning.core.taps import Loss, Tap, at_deviations, at_gates, at_inputs, at_outputs, run_backward
 from hqp_lightning.core.weight_gradients import squared_sums
 from hqp_lightning.errors import ConfigurationError
 from hqp_lightning.records import GATE, ChannelGroup, Unit
 
-__all__ = ["FisherState", "compute", "gate_fisher", "merge", "weight_fisher"]
+T = TypeVar("T", Tensor, GateSums)
+
+__all__ = ["FisherState", "compute", "gate_fisher", "merge", "settled", "weight_fisher"]
 
 _LOSS_SCALES = (2.0**12, 1.0)
 """Gradients in float16 underflow below 6e-8, so the loss is scaled up first, by a power of two, which rounds nothing;
@@ -43,10 +48,12 @@ class FisherState:
     Attributes:
         sums: group name to a tensor of shape ``(gates,)``, or parameter name to one of the parameter's shape.
         samples: number of samples summed.
+        gates: of each unit that is a gate, by its key, what its sum is made of once the mean of its factors is known.
     """
 
     sums: Mapping[str, Tensor] = field(default_factory=dict)
     samples: int = 0
+    gates: Mapping[str, GateSums] = field(default_factory=dict)
 
 
 def merge(a: FisherState, b: FisherState) -> FisherState:
@@ -57,19 +64,32 @@ def merge(a: FisherState, b: FisherState) -> FisherState:
         >>> merge(merge(FisherState(), a), a).sums["conv"], merge(a, a).samples
         (tensor([2., 4.]), 4)
     """
-    names = dict.fromkeys([*a.sums, *b.sums])
-    sums = {n: a.sums[n] + b.sums[n] if n in a.sums and n in b.sums else a.sums.get(n, b.sums.get(n)) for n in names}
-    return FisherState({n: s for n, s in sums.items() if s is not None}, a.samples + b.samples)
+    return FisherState(_added(a.sums, b.sums), a.samples + b.samples, _added(a.gates, b.gates))
+
+
+def _added(a: Mapping[str, T], b: Mapping[str, T]) -> dict[str, T]:
+    return {**a, **b, **{n: a[n] + b[n] for n in a if n in b}}
+
+
+def settled(state: FisherState, pool: Callable[[Tensor], Tensor] = lambda x: x) -> FisherState:
+    """The state with a sum of shape ``(1,)`` for each gate, by the mean of its factors.
+
+    Args:
+        state: of all batches.
+        pool: adds a tensor up over all processes; called for the factors alone, so that all take the same mean.
+    """
+    means = {n: Factors(pool(g.factors.total), pool(g.factors.count)).mean() for n, g in state.gates.items()}
+    return FisherState({**state.sums, **{n: g.squares(means[n]) for n, g in state.gates.items()}}, state.samples)
 
 
 def compute(state: FisherState) -> dict[str, Tensor]:
-    """Mean over samples: the Fisher diagonal, same keys and shapes as ``state.sums``.
+    """Mean over samples: the Fisher diagonal, same keys and shapes as ``state.sums``, and ``(1,)`` per gate.
 
     Examples:
         >>> compute(FisherState({"conv": torch.tensor([1.0, 2.0])}, 4))
         {'conv': tensor([0.2500, 0.5000])}
     """
-    return {name: total / max(state.samples, 1) for name, total in state.sums.items()}
+    return {name: total / max(state.samples, 1) for name, total in settled(state).sums.items()}
 
 
 def gate_fisher(
@@ -77,7 +97,6 @@ def gate_fisher(
     groups: Sequence[ChannelGroup],
     loss: Loss,
     units: Sequence[Unit] = (),
-    means: Mapping[str, Tensor] | None = None,
 ) -> FisherState:
     """Channel-gate Fisher of one batch, exact per sample, for every group and unit in one backward pass.
 
@@ -89,10 +108,9 @@ def gate_fisher(
         groups: coupled groups of ``module``.
         loss: runs the network on one batch and returns per-sample losses of shape ``(N,)``, or their mean.
         units: modules that may go as a whole.
-        means: of each unit that is a gate, by its name, what would replace its factors, ``(C,)``.
 
     Returns:
-        State with one tensor of shape ``(gates,)`` per group, and of ``(1,)`` per unit, by its key.
+        State with one tensor of shape ``(gates,)`` per group, and of ``(1,)`` per branch, by its key; gates are apart.
 
     Raises:
         ConfigurationError: the loss is neither per sample nor a scalar, or a layer sees another number of samples.
@@ -102,25 +120,21 @@ def gate_fisher(
         for c in group.consumers:
             gate = torch.tensor(c.channels) % group.gates
             readers.setdefault(c.module, []).append((group, torch.tensor(c.inputs), gate))
-    wholes = {u.key: (u.name, at_deviations(_instead(u, means or {}))) for u in units}
-    return _finite(lambda loss_scale: _gate_fisher(module, readers, wholes, loss, loss_scale))
-
-
-def _instead(unit: Unit, means: Mapping[str, Tensor]) -> Callable[[Tensor], Tensor]:
-    """What would stand in the place of a unit."""
-    if unit.kind != GATE:
-        return lambda x: x
-    return lambda x: x * means[unit.name].to(x).view(-1, *[1] * (x.dim() - 2))
+    return _finite(lambda loss_scale: _gate_fisher(module, readers, units, loss, loss_scale))
 
 
 def _gate_fisher(
     module: nn.Module,
     readers: Mapping[str, list[tuple[ChannelGroup, Tensor, Tensor]]],
-    wholes: Mapping[str, tuple[str, Tap]],
+    units: Sequence[Unit],
     loss: Loss,
     loss_scale: float,
 ) -> FisherState:
     derivative: dict[str, Tensor] = {}
+    gates = {u.key: GatePass() for u in units if u.kind == GATE}
+    wholes: dict[str, tuple[str, Tap]] = {
+        u.key: (u.name, at_gates(gates[u.key].see) if u.kind == GATE else at_deviations) for u in units
+    }
 
     def receive(name: str, activation: Tensor, grad: Tensor, scale: float) -> None:
         if name in wholes:
@@ -135,7 +149,8 @@ def _gate_fisher(
             derivative[group.name].index_add_(1, gates.to(per_input.device), picked)
 
     samples = run_backward(module, list(readers), loss, receive, at_inputs, loss_scale, wholes)
-    return FisherState({n: t.square().sum(0) for n, t in derivative.items()}, samples)
+    sums = {n: t.square().sum(0) for n, t in derivative.items()}
+    return FisherState(sums, samples, {n: s for n, g in gates.items() if (s := g.sums()) is not None})
 
 
 def weight_fisher(module: nn.Module, names: Sequence[str], loss: Loss) -> FisherState:
@@ -175,7 +190,7 @@ def _weight_fisher(module: nn.Module, names: Sequence[str], loss: Loss, loss_sca
 def _finite(estimate: Callable[[float], FisherState]) -> FisherState:
     for loss_scale in _LOSS_SCALES:
         state = estimate(loss_scale)
-        finite = [t.isfinite().all() for t in state.sums.values()]
+        finite = [t.isfinite().all() for t in (*state.sums.values(), *(g.rows for g in state.gates.values()))]
         if not finite or bool(torch.stack(finite).all()):  # one question to the device
             break
     return state

@@ -12,7 +12,7 @@ from torch.utils.hooks import RemovableHandle
 
 from hqp_lightning.errors import ConfigurationError
 
-__all__ = ["Loss", "Receiver", "Tap", "at_deviations", "at_inputs", "at_outputs", "run_backward"]
+__all__ = ["Loss", "Receiver", "Tap", "at_deviations", "at_gates", "at_inputs", "at_outputs", "run_backward"]
 
 Loss = Callable[[], Tensor]
 """Runs the network on a batch and returns its losses, see `run_backward`."""
@@ -33,15 +33,15 @@ class Taps:
             self.leaves.append(x)
         return x
 
-    def listen(self, name: str, value: Tensor, activation: Tensor) -> None:
+    def listen(self, name: str, value: Tensor, activation: Tensor, receive: Receiver | None = None) -> None:
         """Hand over the gradient of ``value``, in float32 at least: squares underflow in half precision."""
         self.sizes[name] = len(activation)
-        activation = activation.detach()
+        activation, receive = activation.detach(), receive or self.receive
 
         def hook(grad: Tensor) -> None:
             # Without autocast, or products would be rounded to half precision again.
             with torch.autocast(grad.device.type, enabled=False):
-                self.receive(name, _wide(activation), _wide(grad.detach()), self.scale)
+                receive(name, _wide(activation), _wide(grad.detach()), self.scale)
 
         value.register_hook(hook)
 
@@ -75,16 +75,35 @@ def at_outputs(layer: nn.Module, name: str, taps: Taps) -> RemovableHandle:
     return layer.register_forward_hook(after, with_kwargs=True)
 
 
-def at_deviations(instead: Callable[[Tensor], Tensor]) -> Tap:
-    """Tap the gradient at a module's output; its activation is what the output has beyond ``instead`` of the input."""
+def at_deviations(layer: nn.Module, name: str, taps: Taps) -> RemovableHandle:
+    """Tap the gradient at a module's output; its activation is what the output has beyond the input."""
+
+    def after(_: nn.Module, args: tuple[Any, ...], given: dict[str, Any], out: Tensor) -> Tensor:
+        if not out.requires_grad:
+            out = taps.leaf(out).clone()
+        with torch.no_grad():  # now: what comes next may work in place
+            deviation = out - _input(args, given)
+        taps.listen(name, out, deviation)
+        return out
+
+    return layer.register_forward_hook(after, with_kwargs=True)
+
+
+def at_gates(see: Callable[[Tensor, Tensor], Receiver]) -> Tap:
+    """Tap the gradient at the output of a gate, its activation the gate's input.
+
+    Args:
+        see: called with input and output as soon as they exist; gives who receives the gradient of that call.
+    """
 
     def tap(layer: nn.Module, name: str, taps: Taps) -> RemovableHandle:
         def after(_: nn.Module, args: tuple[Any, ...], given: dict[str, Any], out: Tensor) -> Tensor:
             if not out.requires_grad:
                 out = taps.leaf(out).clone()
-            with torch.no_grad():  # now: what comes next may work in place
-                deviation = out - instead(_input(args, given))
-            taps.listen(name, out, deviation)
+            with torch.no_grad(), torch.autocast(out.device.type, enabled=False):
+                x = _input(args, given).clone()  # what comes next may work in place
+                receive = see(x, out)
+            taps.listen(name, out, x, receive)
             return out
 
         return layer.register_forward_hook(after, with_kwargs=True)

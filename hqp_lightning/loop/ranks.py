@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
 from typing import TypeVar
 
 import torch
@@ -11,7 +13,8 @@ from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from hqp_lightning.core.fisher import FisherState
+from hqp_lightning.core.fisher import FisherState, settled
+from hqp_lightning.core.gates import GateSums
 from hqp_lightning.errors import ExportError, SurgeryError
 from hqp_lightning.surgery import restore_, take
 
@@ -55,14 +58,15 @@ def merged(trainer: Trainer, measured: T, state: FisherState) -> tuple[T, Fisher
     if trainer.world_size == 1:
         return measured, state
     shapes = {n: tuple(s.shape) for n, s in state.sums.items()}
-    told: list[tuple[T, dict[str, tuple[int, ...]]]] = [(measured, {})] * trainer.world_size
-    torch.distributed.all_gather_object(told, (measured, shapes))
-    everywhere, shapes = next((t for t in told if t[1]), (measured, {}))
-    device, reduce, sums = trainer.strategy.root_device, trainer.strategy.reduce, {}
-    for name, shape in shapes.items():
-        own = state.sums.get(name, torch.zeros(shape))
-        sums[name] = reduce(own.to(device, copy=True), reduce_op="sum")
-    samples = reduce(torch.tensor(state.samples, device=device), reduce_op="sum")
+    widths = {n: len(g.factors.total) for n, g in state.gates.items()}
+    told = [(measured, shapes, widths)] * trainer.world_size
+    torch.distributed.all_gather_object(told, (measured, shapes, widths))
+    everywhere, shapes, widths = next((t for t in told if t[1] or t[2]), told[0])
+    gates = {n: state.gates.get(n, GateSums.none(width)) for n, width in widths.items()}
+    state = settled(replace(state, gates=gates), partial(summed, trainer))
+    shapes |= dict.fromkeys(widths, (1,))
+    sums = {n: summed(trainer, state.sums.get(n, torch.zeros(shape))) for n, shape in shapes.items()}
+    samples = summed(trainer, torch.tensor(state.samples))
     return everywhere, FisherState(sums, int(samples))
 
 

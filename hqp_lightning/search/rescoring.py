@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from functools import partial
 from typing import Any, TypeVar, cast
 
@@ -19,11 +18,10 @@ from hqp_lightning.loop.batches import prepared
 from hqp_lightning.loop.calls import Receiver
 from hqp_lightning.loop.network import fisher_context, per_sample_loss
 from hqp_lightning.loop.options import MAGNITUDE, PruningOptions
-from hqp_lightning.loop.ranks import merged, summed
+from hqp_lightning.loop.ranks import merged
 from hqp_lightning.loop.scores import Scored, look
 from hqp_lightning.loop.untouched import untouched
 from hqp_lightning.surgery import Shadow
-from hqp_lightning.surgery.means import Means
 
 __all__ = ["rescored"]
 
@@ -54,27 +52,18 @@ def rescored(
     """
     if options.estimator == MAGNITUDE:
         return shadow.group_norms()
-    of = trainer, pl_module, network, options
 
-    def first() -> tuple[Scored, Means]:
-        call = next((call for _, call in _calls(*of)), None)
-        return (Scored(), Means()) if call is None else look(shadow, network, call, options.units)
-
-    scored, means = _everywhere(trainer, pl_module, first)
-    if trainer.world_size > 1 and trainer.strategy.reduce_boolean_decision(bool(scored.groups)):
-        means.pool_(partial(summed, trainer))
-    scored = replace(scored, means=means.compute())
-
-    def whole() -> fisher.FisherState:
-        state = fisher.FisherState()
-        for batch, call in _calls(*of):
+    def whole() -> tuple[Scored, fisher.FisherState]:
+        scored, state = Scored(), fisher.FisherState()
+        for batch, call in _calls(trainer, pl_module, network, options):
+            scored = scored if scored.groups else look(shadow, options.units)
             loss = partial(per_sample_loss, pl_module, network, batch, options.loss_fn, call)
             state = fisher.merge(state, scored.fisher(network, options.estimator, loss))
             if state.samples * trainer.world_size >= SAMPLES:
                 break
-        return state
+        return scored, state
 
-    scored, state = merged(trainer, scored, _everywhere(trainer, pl_module, whole))
+    scored, state = merged(trainer, *_everywhere(trainer, pl_module, whole))
     return saliency(fisher.compute(state), scored.groups, options.estimator, scored.units)
 
 

@@ -9,40 +9,35 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from hqp_lightning.core.gates import Factors, factors_of
 from hqp_lightning.core.modes import evaluating
-from hqp_lightning.surgery.units import factors_of
 
 __all__ = ["Means", "watching"]
 
 
 class Means:
-    """Sums of the factors of each gate over samples, ``(C,)``, and in how many samples a channel had one."""
+    """The factors of each gate over samples."""
 
     def __init__(self) -> None:
-        self.sums: dict[str, Tensor] = {}
-        self.counts: dict[str, Tensor] = {}
+        self.factors: dict[str, Factors] = {}
 
     def update(self, gate: str, x: Tensor, y: Tensor) -> None:
-        """Add one call of a gate; samples that give no finite factors are left out.
+        """Add one call of a gate.
 
         Args:
             gate: its name.
             x: its input ``(N, C, ...)``.
             y: its output.
         """
-        factors, alive = factors_of(x.detach(), y.detach())
-        alive = alive & factors.isfinite().all(1, keepdim=True)
-        total, count = factors.where(alive, torch.zeros_like(factors)).double().sum(0), alive.double().sum(0)
-        self.sums[gate] = self.sums[gate] + total if gate in self.sums else total
-        self.counts[gate] = self.counts[gate] + count if gate in self.counts else count
+        new = Factors.of(*factors_of(x.detach(), y.detach()))
+        self.factors[gate] = self.factors[gate] + new if gate in self.factors else new
 
     def pool_(self, add: Callable[[Tensor], Tensor]) -> None:
         """Make it what all processes saw, given a sum over them."""
-        for gate in self.sums:
-            self.sums[gate], self.counts[gate] = add(self.sums[gate]), add(self.counts[gate])
+        self.factors = {n: Factors(add(f.total), add(f.count)) for n, f in self.factors.items()}
 
     def compute(self) -> dict[str, Tensor]:
-        """The mean of each gate, float32 ``(C,)``; a channel that was zero in all samples gets that of the others.
+        """The mean of each gate, float32 ``(C,)``.
 
         Examples:
             >>> means, x = Means(), torch.ones(2, 1, 1, 1)
@@ -50,12 +45,7 @@ class Means:
             >>> means.compute()
             {'gate': tensor([2.5000])}
         """
-        found = {}
-        for gate, total in self.sums.items():
-            count = self.counts[gate]
-            others = total.sum() / count.sum() if count.any() else torch.ones_like(total).mean()
-            found[gate] = torch.where(count > 0, total / count.clamp(min=1), others).float()
-        return found
+        return {n: f.mean() for n, f in self.factors.items()}
 
 
 @contextmanager

@@ -17,11 +17,12 @@ import torch
 from torch import Tensor, nn
 
 from hqp_lightning.core.calls import Call
+from hqp_lightning.core.gates import factors_of
 from hqp_lightning.records import BRANCH, GATE, Unit
 from hqp_lightning.surgery.proof import Proof
 from hqp_lightning.surgery.replaced import Identity
 
-__all__ = ["factors_of", "find"]
+__all__ = ["find"]
 
 _MAP = (7, 5)
 """Height and width of the maps that a gate is tried with: at one position everything is constant."""
@@ -60,27 +61,6 @@ def find(proof: Proof, macs: Mapping[str, float], ignore: Sequence[str] = ()) ->
         for n, kind in kinds.items()
         if not any(other.startswith(f"{n}.") and k == kind for other, k in kinds.items())
     )
-
-
-def factors_of(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    """What a gate multiplied with, ``(N, C)``, by least squares over positions; and where ``x`` is zero, so is it.
-
-    Args:
-        x: the gate's input, ``(N, C, ...)``.
-        y: its output.
-
-    Returns:
-        The factors, and whether the channel was alive in the sample, so that it has one.
-
-    Examples:
-        >>> x = torch.tensor([[[[1.0, 2.0]], [[0.0, 0.0]]]])
-        >>> factors_of(x, 3 * x)
-        (tensor([[3., 0.]]), tensor([[ True, False]]))
-    """
-    x, y = (t.flatten(2).to(torch.promote_types(t.dtype, torch.float32)) for t in (x, y))
-    energy = x.square().sum(2)
-    alive = energy != 0  # also what is no number: that is seen then
-    return torch.where(alive, (x * y).sum(2) / energy.where(alive, torch.ones_like(energy)), 0.0), alive
 
 
 def _passes(network: nn.Module, call: Call, names: Sequence[str]) -> dict[str, _Pass]:

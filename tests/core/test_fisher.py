@@ -1,4 +1,5 @@
 import copy
+import functools
 
 import gated
 import pytest
@@ -8,7 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from hqp_lightning.core import fisher
-from hqp_lightning.core.fisher import FisherState, compute, gate_fisher, merge, weight_fisher
+from hqp_lightning.core.fisher import FisherState, compute, gate_fisher, merge, settled, weight_fisher
 from hqp_lightning.errors import ConfigurationError
 from hqp_lightning.records import ChannelGroup, Consumer, Unit
 from hqp_lightning.surgery import Shadow
@@ -281,32 +282,87 @@ def test_no_groups_give_an_empty_state():
     assert gate_fisher(network, [], loss_of(network, x, y)).sums == {}
 
 
+def masked_squares(network, unit, x, y, mean=None):
+    """Σ (dL_n/dz)² by autograd, one sample at a time: z on what a unit does beyond its replacement."""
+    masked, total = copy.deepcopy(network), 0.0
+    module = masked.get_submodule(unit.name)
+    for n in range(len(x)):
+        z = torch.ones((), dtype=torch.float64, requires_grad=True)
+        if unit.kind == "gate":
+            module.forward = lambda x, z=z: x * (mean.view(-1, 1, 1) + z * (module.scale(x) - mean.view(-1, 1, 1)))
+        else:
+            module.forward = lambda x, z=z: x + z * module.body(x)
+        (grad,) = torch.autograd.grad(F.cross_entropy(masked(x[n : n + 1]), y[n : n + 1]), [z])
+        total += float(grad.square())
+    return torch.tensor([total], dtype=torch.float64)
+
+
+def mean_factors(network, gate, x):
+    """Over the samples in which a channel is not zero: in others it has no factor."""
+    module, given = network.get_submodule(gate), []
+    handle = module.register_forward_hook(lambda _, args, __: given.append(args[0].detach()))
+    network(x)
+    handle.remove()
+    alive = given[0].abs().amax((2, 3)) > 0
+    return (module.scale(given[0]).detach()[..., 0, 0] * alive).sum(0) / alive.sum(0).clamp(min=1)
+
+
+def gated_batches():
+    """Three batches that are darker and darker: a gate's factors in the first one say little of the others'."""
+    generator = torch.Generator().manual_seed(3)
+    x = torch.rand(7, 1, 8, 8, generator=generator, dtype=torch.float64)
+    x *= torch.linspace(4, 0.2, 7, dtype=torch.float64).view(-1, 1, 1, 1)
+    return x, torch.tensor([1, 0, 7, 3, 2, 2, 9]), (slice(0, 2), slice(2, 3), slice(3, 7))
+
+
 @pytest.mark.parametrize("reduction", ["none", "mean"])
 def test_a_units_value_is_that_of_a_mask_on_what_it_does_beyond_its_replacement(reduction):
-    """Of a gate z on the factors' deviation from their mean, of a block on its residual part; beside the channels."""
+    """Of a gate z on the factors' deviation from their mean over all batches, of a block on its residual part."""
     network = gated.drawn()
     shadow = Shadow(network, [torch.zeros(2, 1, 8, 8)])
     network.double()
-    x, y = torch.rand(4, 1, 8, 8, dtype=torch.float64), torch.tensor([1, 0, 7, 3])
-    means = {n: torch.linspace(0.2, 0.9, 16, dtype=torch.float64) for n in gated.GATES}
-    state = gate_fisher(network, shadow.groups(), loss_of(network, x, y, reduction), shadow.units(), means)
-    alone = gate_fisher(network, shadow.groups(), loss_of(network, x, y, reduction))
-    assert all(torch.equal(state.sums[n], f) for n, f in alone.sums.items())
-    assert set(state.sums) - set(alone.sums) == set(gated.UNITS)
+    x, y, batches = gated_batches()
+    losses = [loss_of(network, x[b], y[b], reduction) for b in batches]
+    states = [gate_fisher(network, shadow.groups(), loss, shadow.units()) for loss in losses]
+    alone = [gate_fisher(network, shadow.groups(), loss) for loss in losses]
+    for state, other in zip(states, alone, strict=True):
+        assert all(torch.equal(state.sums[n], f) for n, f in other.sums.items())
+    found = compute(functools.reduce(merge, states))
+    assert set(found) - set(alone[0].sums) == set(gated.UNITS)
     for unit in shadow.units():
-        masked, expected = copy.deepcopy(network), 0.0
-        module = masked.get_submodule(unit.name)
-        for n in range(len(x)):
-            z = torch.ones((), dtype=torch.float64, requires_grad=True)
-            if unit.kind == "gate":
-                mean = means[unit.name].view(-1, 1, 1)
-                module.forward = lambda x, m=module, z=z, s=mean: x * (s + z * (m.scale(x) - s))
-            else:
-                module.forward = lambda x, m=module, z=z: x + z * m.body(x)
-            (grad,) = torch.autograd.grad(F.cross_entropy(masked(x[n : n + 1]), y[n : n + 1]), [z])
-            expected += float(grad.square())
-        torch.testing.assert_close(state.sums[unit.key], torch.tensor([expected], dtype=torch.float64))
+        mean = mean_factors(network, unit.name, x) if unit.kind == "gate" else None
+        expected = masked_squares(network, unit, x, y, mean) / len(x)
+        torch.testing.assert_close(found[unit.key], expected, rtol=1e-4, atol=0)  # a mean is float32
         assert expected > 0
+        if unit.kind == "gate":  # of the first batch it would be another value
+            first = masked_squares(network, unit, x, y, mean_factors(network, unit.name, x[batches[0]])) / len(x)
+            assert abs(first / expected - 1) > 0.01
+
+
+def test_gates_merge_over_batches_and_ranks_in_bounded_memory():
+    """Two accumulators, of which each has more samples than a gate has channels, are one, as two ranks' sums are."""
+    network = gated.drawn()
+    units = [u for u in Shadow(network, [torch.zeros(2, 1, 8, 8)]).units() if u.kind == "gate"]
+    network.double()
+    x, y = torch.rand(90, 1, 8, 8, dtype=torch.float64) * torch.linspace(4, 0.2, 90).view(-1, 1, 1, 1), torch.arange(90)
+    states = [gate_fisher(network, [], loss_of(network, x[i::9], y[i::9] % 10), units) for i in range(9)]
+    whole = gate_fisher(network, [], loss_of(network, x, y % 10), units)
+    a, b = functools.reduce(merge, states[:5]), functools.reduce(merge, states[5:])
+    assert all(len(g.rows) <= 34 for g in a.gates.values())
+    merged = compute(merge(a, b))
+    pooled = [
+        iter(torch.stack(pair).sum(0) for pair in zip(gate_factors(a), gate_factors(b), strict=True)) for _ in "ab"
+    ]
+    left, right = (settled(s, lambda _, p=p: next(p)) for s, p in zip((a, b), pooled, strict=True))
+    for unit in units:
+        torch.testing.assert_close(merged[unit.key], compute(whole)[unit.key], rtol=1e-6, atol=0)
+        ranks = (left.sums[unit.key] + right.sums[unit.key]) / 90
+        torch.testing.assert_close(ranks, compute(whole)[unit.key], rtol=1e-6, atol=0)
+
+
+def gate_factors(state):
+    """In the order in which ranks pool them."""
+    return [t for g in state.gates.values() for t in (g.factors.total, g.factors.count)]
 
 
 def test_a_units_value_is_taken_before_what_comes_next_works_in_place():
@@ -314,9 +370,8 @@ def test_a_units_value_is_taken_before_what_comes_next_works_in_place():
     block = gated.Block(16, last=True)
     network = nn.Sequential(nn.Conv2d(1, 16, 1), block, nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()).eval()
     unit, x, y = Unit("1.body.5", "gate", 1.0), torch.rand(3, 1, 4, 4), torch.tensor([1, 0, 7])
-    means = {"1.body.5": torch.full((16,), 0.4)}
-    expected = gate_fisher(network, [], loss_of(network, x, y), [unit], means).sums
+    expected = compute(gate_fisher(network, [], loss_of(network, x, y), [unit]))
     block.forward = lambda x: block.body(x).add_(x)  # as ResNets do
-    found = gate_fisher(network, [], loss_of(network, x, y), [unit], means).sums
+    found = compute(gate_fisher(network, [], loss_of(network, x, y), [unit]))
     torch.testing.assert_close(found["gate:1.body.5"], expected["gate:1.body.5"])
     assert found["gate:1.body.5"] > 0

@@ -98,7 +98,7 @@ def test_a_later_part_that_fails_takes_the_earlier_ones_back(loaders, make_train
 
 
 def test_two_processes_make_the_parts_of_one(digits, make_trainer, tmp_path):
-    """With gates, whose means in a validation are those of all ranks' first batches."""
+    """With gates, whose means in a validation are those of all batches of all ranks."""
 
     def once(folder, loaders, **kwargs):
         torch.manual_seed(0)
