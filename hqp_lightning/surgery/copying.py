@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -14,7 +15,10 @@ from hqp_lightning.core.calls import Call, as_call
 from hqp_lightning.errors import ConfigurationError
 from hqp_lightning.surgery.cost import layer_macs
 
-__all__ = ["copied", "duplicated", "floating_tensors", "on_cpu", "training_shapes"]
+__all__ = ["copied", "deep_copy", "duplicated", "floating_tensors", "on_cpu", "training_shapes"]
+
+_DEPTH = 4
+"""How deep tensors may lie in the containers of an attribute."""
 
 
 def copied(module: nn.Module) -> nn.Module:
@@ -30,6 +34,22 @@ def copied(module: nn.Module) -> nn.Module:
     return twin.cpu().float().eval().requires_grad_(True)
 
 
+def deep_copy(module: nn.Module, memo: dict[int, Any] | None = None) -> Any:
+    """A deep copy; tensors in attributes that were computed, which torch does not copy, lose their graph in it.
+
+    Args:
+        module: is not changed.
+        memo: as for `copy.deepcopy`.
+    """
+    memo = {} if memo is None else memo
+    for m in module.modules():
+        for key, value in vars(m).items():
+            if key not in ("_parameters", "_modules"):
+                for x in _computed(value, _DEPTH):
+                    memo.setdefault(id(x), x.detach().clone())
+    return copy.deepcopy(module, memo)
+
+
 def duplicated(module: nn.Module) -> nn.Module:
     """A copy as it stands, where it stands.
 
@@ -39,13 +59,13 @@ def duplicated(module: nn.Module) -> nn.Module:
     guard = getattr(module, "_prevent_trainer_and_dataloaders_deepcopy", None)
     try:
         if guard is None:
-            return copy.deepcopy(module)
+            return deep_copy(module)
         with guard():  # a LightningModule would copy its trainer
-            return copy.deepcopy(module)
+            return deep_copy(module)
     except Exception as error:
         raise ConfigurationError(
             f"{type(module).__name__} can't be copied, which planning a prune needs: {error}. "
-            "Don't keep tensors with a graph, open files or loaders on the module, or name the network with module=..."
+            "Don't keep open files or loaders on the module, or name the network with module=..."
         ) from error
 
 
@@ -76,6 +96,18 @@ def training_shapes(module: nn.Module, example: Call | Sequence[Any]) -> tuple[t
         return None
     finally:
         module.eval()
+
+
+def _computed(value: Any, depth: int) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        if value.grad_fn is not None:
+            yield value
+    elif depth and isinstance(value, nn.Module):
+        for m in value.modules():
+            yield from _computed(vars(m), depth - 1)
+    elif depth and isinstance(value, (Mapping, list, tuple, set, deque)):
+        for x in value.values() if isinstance(value, Mapping) else value:
+            yield from _computed(x, depth - 1)
 
 
 class _LocalBatchNorm(_BatchNorm):

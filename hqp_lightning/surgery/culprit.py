@@ -62,5 +62,5 @@ def _around(operation: Any, seen: Spans) -> str:
 
 def _number() -> int:
     """The present place in autograd's numbering."""
-    with torch.enable_grad():
+    with torch.inference_mode(False), torch.enable_grad():  # a forward may have left them
         return int(torch.zeros(1, requires_grad=True).clone().grad_fn._sequence_nr())  # type: ignore[union-attr]

@@ -11,7 +11,23 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-__all__ = ["standing_in", "unreadable"]
+from hqp_lightning.errors import ConfigurationError
+
+__all__ = ["check_scripts", "standing_in", "unreadable"]
+
+
+def check_scripts(network: nn.Module) -> None:
+    """Refuse modules without Python: they take no hooks, and nobody can cut them.
+
+    Raises:
+        ConfigurationError: a part was compiled by ``torch.jit``.
+    """
+    for name, m in network.named_modules():
+        if isinstance(m, torch.jit.ScriptModule):
+            raise ConfigurationError(
+                f"{name or type(network).__name__!r} was compiled by torch.jit (script or trace), which can be neither "
+                "traced nor cut: train and prune the module that it was made of, and compile it afterwards."
+            )
 
 
 def unreadable(network: nn.Module) -> dict[str, str]:

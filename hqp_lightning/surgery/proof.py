@@ -9,7 +9,6 @@ pad or a convolution over the channel vector fails both.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -19,7 +18,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.utils._pytree import tree_leaves
 
 from hqp_lightning.core.calls import Call
-from hqp_lightning.surgery.copying import training_shapes
+from hqp_lightning.surgery.copying import deep_copy, training_shapes
 from hqp_lightning.surgery.graph import Coupled
 from hqp_lightning.surgery.slicing import IN, indices
 from hqp_lightning.surgery.twin import Removed, exchanged_sides, kept_sides, pruned_twin
@@ -51,7 +50,7 @@ class Proof:
         self.coupled, self._training, self._call = coupled, training, call
         generator = torch.Generator().manual_seed(0)
         self.calls = [call, call.map(lambda x: torch.randn(x.shape, generator=generator) if _floats(x) else x)]
-        self.network, self.tolerance = copy.deepcopy(network), _EXACT
+        self.network, self.tolerance = deep_copy(network), _EXACT
         _wake_(self.network)
         try:
             self.network.double()
@@ -99,7 +98,7 @@ class Proof:
             change_: changes a copy in place.
             by: module names to what they do instead.
         """
-        changed, expected = copy.deepcopy(self.network), copy.deepcopy(self.network)
+        changed, expected = deep_copy(self.network), deep_copy(self.network)
         try:
             for name, function in by.items():
                 expected.get_submodule(name).forward = function
@@ -115,7 +114,7 @@ class Proof:
             before, after = ([o.shape for o in out[0]] for out in (self._expected, found))
             if before != after:
                 return f"it would change the output from {_shapes(before)} to {_shapes(after)}"
-            own = copy.deepcopy(pruned, {id(p): p for p in pruned.parameters()})  # training would move shared buffers
+            own = deep_copy(pruned, {id(p): p for p in pruned.parameters()})  # training would move shared buffers
             if self._training is not None and training_shapes(own, self.calls[0]) != self._training:
                 return "it would break the network in training mode, where it worked before"
         except Exception as error:
@@ -136,7 +135,7 @@ class Proof:
             for name, side, _, index in indices(self.coupled[group].slices, set(channels)):
                 if side == IN and index:
                     layer = self.network.get_submodule(name)
-                    handles.append(layer.register_forward_pre_hook(_zero(layer, torch.tensor(index))))
+                    handles.append(layer.register_forward_pre_hook(_zero(layer, torch.tensor(index)), with_kwargs=True))
         try:
             return self._outputs(self.network)
         finally:
@@ -167,9 +166,11 @@ class Proof:
 
 
 def _zero(layer: nn.Module, index: Tensor) -> Callable[..., Any]:
-    def before(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+    def before(_: nn.Module, args: tuple[Any, ...], given: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         dim = -1 if isinstance(layer, nn.Linear) else 1 - layer.get_parameter("weight").dim()
-        return (args[0].index_fill(dim, index, 0.0), *args[1:])
+        if args:
+            return (args[0].index_fill(dim, index, 0.0), *args[1:]), given
+        return (), {**given, "input": given["input"].index_fill(dim, index, 0.0)}
 
     return before
 

@@ -15,7 +15,7 @@ from hqp_lightning.core.calls import Call
 from hqp_lightning.errors import ConfigurationError, SurgeryError
 from hqp_lightning.records import GATE, ChannelGroup, GroupNote, Unit
 from hqp_lightning.surgery.asked import check_channels, some_of, tell
-from hqp_lightning.surgery.copying import copied, floating_tensors, on_cpu
+from hqp_lightning.surgery.copying import copied, deep_copy, floating_tensors, on_cpu
 from hqp_lightning.surgery.cost import layer_macs, layer_widths
 from hqp_lightning.surgery.cut import Cut
 from hqp_lightning.surgery.folding import Removal, plan, proved, remove_
@@ -114,7 +114,7 @@ class Shadow:
         if reason:
             raise SurgeryError(f"removing {list(units)} would break the network: {reason}")
         less = copy.copy(self)
-        less._module = copy.deepcopy(self._module)
+        less._module = deep_copy(self._module)
         chosen = tuple(r for r in chosen if not any(o.unit.holds(r.unit.name) for o in chosen))
         for r in chosen:
             remove_(less._module, r, torch.ones(r.channels) if r.unit.kind == GATE else None)

@@ -18,8 +18,9 @@ from hqp_lightning.surgery.cost import layer_macs
 from hqp_lightning.surgery.culprit import busy_module, spans
 from hqp_lightning.surgery.graph import Coupled, coupled_groups
 from hqp_lightning.surgery.limit import time_limit
-from hqp_lightning.surgery.opaque import standing_in, unreadable
+from hqp_lightning.surgery.opaque import check_scripts, standing_in, unreadable
 from hqp_lightning.surgery.proof import Proof
+from hqp_lightning.surgery.severed import WHY, severed
 
 __all__ = ["APPROXIMATE", "LEFT_OUT", "LIMIT_S", "Trace", "failing", "trace"]
 
@@ -73,6 +74,7 @@ def trace(
     Raises:
         ConfigurationError: it does not run, or takes longer.
     """
+    check_scripts(network)
     limit_s = LIMIT_S if limit_s is None else limit_s
     try:
         macs, outputs = layer_macs(network, call)
@@ -91,6 +93,9 @@ def trace(
     training = training_shapes(network, call)
     out = {n.group: n for n in known if n.status == LEFT_OUT}
     notes = [out.get(c.group.name) or _note(c, LEFT_OUT, c.problem) for c in found if _hopeless(c, out)]
+    with standing_in(network, dict.fromkeys(closed, "ignored")):
+        unseen = severed(network, lambda m: _outputs(m, call), ignore)
+    notes += [out.get(name) or GroupNote(name, width, LEFT_OUT, WHY) for name, width in unseen]
     tried = {c.group.name: c for c in found if not _hopeless(c, out)}
     proof = Proof(network, call, tried, training) if tried else None
     proved, more = ({}, []) if proof is None else _prove(proof, tried)

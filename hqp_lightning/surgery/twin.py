@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 from torch import nn
 
 from hqp_lightning.errors import SurgeryError
+from hqp_lightning.surgery.copying import deep_copy
 from hqp_lightning.surgery.graph import Coupled
 from hqp_lightning.surgery.slicing import Slice, indices, structure_of, taken_by, width
 
@@ -28,7 +28,7 @@ def pruned_twin(network: nn.Module, chosen: Sides) -> nn.Module:
     for name, t in [*network.named_parameters(), *network.named_buffers()]:
         new = kept.get(name, t)
         memo[id(t)] = nn.Parameter(new) if name in kept and isinstance(t, nn.Parameter) else new
-    twin = copy.deepcopy(network, memo)
+    twin = deep_copy(network, memo)
     for name, values in structure_of(network, kept, chosen).attributes.items():
         for key, value in values.items():
             setattr(twin.get_submodule(name), key, value)

@@ -7,7 +7,6 @@ its parameters zero it is the identity on what it receives (a residual block, al
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from torch import Tensor, nn
 from hqp_lightning.core.calls import Call
 from hqp_lightning.core.gates import factors_of
 from hqp_lightning.records import BRANCH, GATE, Unit
+from hqp_lightning.surgery.copying import deep_copy
 from hqp_lightning.surgery.proof import Proof
 from hqp_lightning.surgery.replaced import Identity
 
@@ -110,7 +110,7 @@ def _constant(x: Tensor, y: Tensor, tolerance: float) -> bool:
 
 
 def _is_branch(module: nn.Module, seen: _Pass, tolerance: float) -> bool:
-    still = copy.deepcopy(module)
+    still = deep_copy(module)
     for p in still.parameters():
         p.zero_()
     return _equal(still(seen.given.clone()), seen.given, tolerance)

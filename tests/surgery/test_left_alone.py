@@ -1,7 +1,9 @@
 """What the outside graph can't follow is left alone, and the rest is pruned."""
 
 import copy
+from contextlib import nullcontext
 
+import pytest
 import torch
 from networks import gates_at_inputs
 from torch import nn
@@ -42,3 +44,36 @@ def test_a_module_that_the_graph_fails_in_is_told_and_the_rest_is_pruned(monkeyp
     gates_at_inputs(masked, gates, groups)
     with torch.no_grad():
         torch.testing.assert_close(network.double()(x.double()), masked(x.double()), rtol=1e-9, atol=1e-9)
+
+
+class Extractor(nn.Module):
+    """Features of a frozen body, under the context that a user takes for it, and a head to train."""
+
+    def __init__(self, context, detached=False):
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(1, 16, 3), nn.ReLU(), nn.Conv2d(16, 16, 3), nn.ReLU())
+        self.head = nn.Sequential(
+            nn.Conv2d(16, 32, 1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, 5)
+        )
+        self.context, self.detached = context, detached
+
+    def forward(self, x):
+        with self.context():
+            x = self.body(x)
+        return self.head(x.detach() if self.detached else x.clone())
+
+
+@pytest.mark.parametrize(
+    ("context", "detached"), [(torch.no_grad, False), (torch.inference_mode, False), (nullcontext, True)]
+)
+def test_layers_without_gradients_are_told_and_the_rest_is_pruned(context, detached, caplog):
+    shadow = Shadow(Extractor(context, detached).eval(), (torch.randn(2, 1, 8, 8),))
+    assert [g.name for g in shadow.groups()] == ["head.0"]
+    assert [(n.group, n.channels, n.status) for n in shadow.notes] == [
+        ("body.0", 16, "left out"),
+        ("body.2", 16, "left out"),
+    ]
+    assert all("under torch.no_grad, inference_mode" in n.reason for n in shadow.notes)
+    assert "2 groups of channels stay as they are: body.0: no gradient leads to it" in caplog.text
+    ignored = Shadow(Extractor(context, detached).eval(), (torch.randn(2, 1, 8, 8),), ignore=["body"])
+    assert ignored.notes == ()

@@ -66,6 +66,48 @@ def test_groups_that_would_compute_something_else_are_left_out_and_told_once(nam
     assert "first: " in caplog.text
 
 
+class ByName(Way):
+    """Its layers are called by keyword."""
+
+    def forward(self, x):
+        return self.head(input=self.second(input=self.norm(input=self.first(input=x)).relu()).relu().mean((2, 3)))
+
+
+def test_layers_that_are_called_by_keyword_are_proved_exactly():
+    shadow = Shadow(ByName(None), [X])
+    assert ([g.name for g in shadow.groups()], shadow.notes) == (["first", "second"], ())
+
+
+class Keeping(Way):
+    """Keeps what it computed, for somebody who looks at it; the graph goes with it."""
+
+    def __init__(self):
+        super().__init__(lambda x: x)
+        self.maps, self.own = {}, nn.Sequential(nn.ReLU())
+
+    def forward(self, x):
+        self.features = self.own[0].last = self.own(self.first(x))
+        self.maps["first"] = [self.features]
+        return super().forward(x)
+
+
+def test_a_network_that_keeps_its_features_is_copied_without_their_graph():
+    network = Keeping().eval()
+    expected = network(X)
+    shadow = Shadow(network, [X])
+    assert [g.name for g in shadow.groups()] == ["first", "second"]
+    assert shadow.units() == ()
+    apply_cut_(network, shadow.cut({"first": (1, 5)}))
+    assert network(X).shape == expected.shape
+    assert network.maps["first"][0].grad_fn is not None
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:FutureWarning")  # of torch, which advises another compiler
+def test_a_scripted_part_is_refused_by_name():
+    with pytest.raises(ConfigurationError, match=r"'way' was compiled by torch.jit .*compile it afterwards"):
+        Shadow(Way(torch.jit.script(nn.ReLU())), [X])
+
+
 def multiplied(x):
     u, v = x.chunk(2, 1)
     return u * v.sigmoid()
