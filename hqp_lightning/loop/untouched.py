@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 import torch
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.loggers.logger import DummyLogger
+from lightning.pytorch.loggers.logger import DummyLogger, Logger
 from torch import Tensor, nn
 from torchmetrics import Metric, MetricCollection
 
 from hqp_lightning.loop.trainer import loose
 
-__all__ = ["eager", "fixed_seed", "forget_compiled", "remembered", "untouched"]
+__all__ = ["eager", "fixed_seed", "forget_compiled", "mute", "remembered", "untouched"]
 
 
 @contextmanager
@@ -31,13 +31,30 @@ def untouched(trainer: Trainer, pl_module: LightningModule) -> Iterator[None]:
     with remembered(pl_module), fixed_seed(), eager(), torch.no_grad(), trainer.precision_plugin.val_step_context():
         try:
             pl_module.eval()
-            loose(trainer).loggers = [DummyLogger() for _ in loggers]
+            loose(trainer).loggers = mute(trainer)
             pl_module.__dict__.update(log=_nothing, log_dict=_nothing)
             yield
         finally:
             loose(trainer).loggers = loggers
             for module, mode in modes.items():
                 module.training = mode
+
+
+def mute(trainer: Trainer) -> list[Logger]:
+    """Loggers that write nothing and are called as those of ``trainer``, with folders of the same names."""
+    return [_MuteLogger(logger) for logger in trainer.loggers]
+
+
+class _MuteLogger(DummyLogger):
+    def __init__(self, logger: Logger) -> None:
+        super().__init__()
+        self._of = logger
+
+    name = property(lambda self: self._of.name)
+    version = property(lambda self: self._of.version)
+    save_dir = property(lambda self: self._of.save_dir)
+    root_dir = property(lambda self: self._of.root_dir)
+    log_dir = property(lambda self: self._of.log_dir)
 
 
 @contextmanager

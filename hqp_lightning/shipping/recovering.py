@@ -7,14 +7,14 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.loggers.logger import DummyLogger
 from torch import nn
 
 from hqp_lightning.core.calibration import Range
 from hqp_lightning.core.verdict import score_drop
 from hqp_lightning.loop.untouched import eager
 from hqp_lightning.records import Budget
-from hqp_lightning.shipping.scoring import lent, second_trainer, with_hooks
+from hqp_lightning.shipping.scoring import lent, with_hooks
+from hqp_lightning.shipping.second import second_trainer
 from hqp_lightning.shipping.teaching import taught
 from hqp_lightning.surgery import fake_quantized
 
@@ -74,7 +74,6 @@ def recover_(
             limit_val_batches=0,
             num_sanity_val_steps=0,
             enable_progress_bar=trainer.progress_bar_callback is not None,
-            logger=DummyLogger(),  # for a training_step that writes to its logger
             callbacks=[_FallingRate(lr_scale, list(steps.values()))],
         )
         own = pl_module.__dict__.pop("configure_callbacks", None)

@@ -11,15 +11,15 @@ from typing import Any, cast
 
 from lightning.fabric.utilities.distributed import DistributedSamplerWrapper
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.plugins.environments import LightningEnvironment
 from lightning_utilities.core.apply_func import apply_to_collection
 from torch.utils.data import DataLoader, DistributedSampler, SequentialSampler
 from torchmetrics import Metric
 
 from hqp_lightning.loop.trainer import loose, monitored
 from hqp_lightning.loop.untouched import eager, fixed_seed
+from hqp_lightning.shipping.second import as_in_fit, second_trainer
 
-__all__ = ["holdout_loaders", "lent", "score", "second_trainer", "with_hooks"]
+__all__ = ["holdout_loaders", "lent", "score", "with_hooks"]
 
 
 def score(trainer: Trainer, pl_module: LightningModule, loaders: Any, monitor: str) -> float:
@@ -36,22 +36,11 @@ def score(trainer: Trainer, pl_module: LightningModule, loaders: Any, monitor: s
     """
     # Mixed precision is of the training; in "bf16-true" and "64-true" the weights themselves are of that type.
     precision = trainer.precision if str(trainer.precision).endswith("-true") else "32-true"
-    with lent(pl_module), _alone(pl_module), eager():
-        second = second_trainer(trainer, logger=False, limit_val_batches=trainer.limit_val_batches, precision=precision)
+    limits = {"limit_val_batches": trainer.limit_val_batches, "max_epochs": trainer.max_epochs}
+    second = second_trainer(trainer, precision=precision, **limits)
+    with lent(pl_module), _alone(pl_module), eager(), as_in_fit(second, trainer):
         second.validate(pl_module, **with_hooks(trainer, "val_dataloader", _whole(loaders)), verbose=False)
     return monitored(second, monitor)
-
-
-def second_trainer(trainer: Trainer, **settings: Any) -> Trainer:
-    """A quiet Trainer without callbacks, for the device of this process in the first one."""
-    root = trainer.strategy.root_device
-    quiet = {"enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False}
-    return Trainer(
-        accelerator=root.type if root.type in ("cpu", "cuda", "mps") else "auto",
-        devices=[root.index] if root.type == "cuda" and root.index is not None else 1,  # 1 alone would be the first GPU
-        plugins=[LightningEnvironment()],  # not the cluster's, which expects as many devices as were started
-        **{**quiet, **settings},
-    )
 
 
 def with_hooks(trainer: Trainer, name: str, loaders: Any) -> dict[str, Any]:

@@ -4,9 +4,11 @@ import pytest
 import torch
 from classifier import Classifier
 from lightning.pytorch import Callback, LightningDataModule
+from lightning.pytorch.loggers.logger import DummyLogger
 
-from hqp_lightning.shipping import scoring
-from hqp_lightning.shipping.scoring import score, second_trainer
+from hqp_lightning.shipping import second
+from hqp_lightning.shipping.scoring import score
+from hqp_lightning.shipping.second import second_trainer
 
 
 class Shifted(LightningDataModule):
@@ -44,6 +46,56 @@ def test_scores_are_those_of_validate_with_the_batch_hooks_of_the_datamodule(loa
     assert scored.score > without["val_acc"] + 0.1
 
 
+class Curious(Classifier):
+    """Its validation asks the trainer for what a training has, and steps a schedule of its own by the score."""
+
+    def __init__(self):
+        super().__init__()
+        self.automatic_optimization = False
+        self.seen = []
+
+    def training_step(self, batch, batch_idx):
+        self.manual_backward(super().training_step(batch, batch_idx))
+        self.optimizers().step()
+        self.optimizers().zero_grad()
+
+    def configure_optimizers(self):
+        optimizer = torch.optim.SGD(self.parameters(), 0.1)
+        return [optimizer], [torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, factor=0.5, patience=0)]
+
+    def on_validation_epoch_end(self):
+        self.logger.experiment.add_histogram("weights", self.net[0].weight, self.global_step)
+        rate = self.trainer.optimizers[0].param_groups[0]["lr"]
+        self.seen.append((rate, self.current_epoch, self.global_step, self.trainer.max_epochs, self.logger.log_dir))
+        self.lr_schedulers().step(1.0)
+
+
+def test_hooks_find_what_a_training_has_and_leave_it_as_it_is(loaders, make_trainer, tmp_path):
+    class Writing(DummyLogger):
+        log_dir = str(tmp_path)
+
+        def log_metrics(self, metrics, step=None):
+            assert not ended  # what an export scores is of no epoch
+
+    class Scored(Callback):
+        def on_fit_end(self, trainer, pl_module):
+            ended.append(1)
+            plan = pl_module.lr_schedulers()
+            state = dict(plan.state_dict())
+            for _ in range(2):
+                score(trainer, pl_module, trainer.val_dataloaders, "val_acc")
+            assert plan.state_dict() == state
+            assert pl_module.optimizers().param_groups[0]["lr"] == 0.05
+
+    ended, model, logger = [], Curious(), Writing()
+    make_trainer(2, [Scored()], logger=logger, limit_train_batches=3).fit(model, *loaders)
+    assert model.seen == [
+        (0.1, 0, 3, 2, logger.log_dir),
+        (0.1, 1, 6, 2, logger.log_dir),
+        *[(0.05, 2, 6, 2, logger.log_dir)] * 2,
+    ]
+
+
 @pytest.mark.parametrize(
     ("device", "accelerator", "devices"),
     [("cpu", "cpu", 1), ("cuda:1", "cuda", [1]), ("mps:0", "mps", 1), ("xla:0", "auto", 1)],
@@ -51,6 +103,6 @@ def test_scores_are_those_of_validate_with_the_batch_hooks_of_the_datamodule(loa
 def test_scores_are_taken_on_the_device_that_the_user_chose(device, accelerator, devices, monkeypatch):
     """``Trainer(devices=[1])``: the first GPU may be somebody else's."""
     asked = []
-    monkeypatch.setattr(scoring, "Trainer", lambda **settings: asked.append(settings))
-    second_trainer(SimpleNamespace(strategy=SimpleNamespace(root_device=torch.device(device))), logger=False)
+    monkeypatch.setattr(second, "Trainer", lambda **settings: asked.append(settings))
+    second_trainer(SimpleNamespace(loggers=[], strategy=SimpleNamespace(root_device=torch.device(device))))
     assert (asked[0]["accelerator"], asked[0]["devices"]) == (accelerator, devices)
