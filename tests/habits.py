@@ -158,6 +158,20 @@ class TwoLoaders(Classifier):
         self.log(["val_acc", "val_other"][dataloader_idx], right, add_dataloader_idx=False)
 
 
+class Asking(Manual):
+    """Its schedule is stepped by the score, and what it says of itself goes to the logger."""
+
+    def configure_optimizers(self):
+        first, second = super().configure_optimizers()
+        return [first, second], [torch.optim.lr_scheduler.ReduceLROnPlateau(first, "max")]
+
+    def on_validation_epoch_end(self):
+        if self.current_epoch <= self.trainer.max_epochs and not self.trainer.sanity_checking:
+            self.lr_schedulers().step(0.5)
+        rates = {f"lr{k}": o.param_groups[0]["lr"] for k, o in enumerate(self.trainer.optimizers)}
+        self.logger.experiment.log_metrics({**rates, self.logger.log_dir: 1.0}, self.global_step)
+
+
 class Named(nn.Module):
     def __init__(self):
         super().__init__()
@@ -220,6 +234,15 @@ class Keeps(Classifier):
     def on_train_epoch_end(self):
         self.log("train_loss", torch.stack(self.training_step_outputs).mean())
         self.training_step_outputs = self.training_step_outputs[-1:]
+
+
+class KeepsMaps(Classifier):
+    """Its network keeps maps of features, with their graph."""
+
+    def __init__(self):
+        super().__init__()
+        for layer in self.net[:3]:
+            layer.register_forward_hook(lambda layer, _, out: layer.__dict__.update(seen={"maps": [out]}))
 
 
 class Averaging(Classifier):
@@ -399,7 +422,10 @@ HABITS = {
         Habit(partial(Compiled, "in place")),
         Habit(partial(Compiled, "wrapped")),
     ],
-    "graphs that live on over a step: `self.last_logits = ...`, `training_step_outputs`": [Habit(Keeps)],
+    "graphs that live on over a step: `self.last_logits = ...`, `training_step_outputs`": [
+        Habit(Keeps),
+        Habit(KeepsMaps),
+    ],
     "preprocessing in the module's `forward` or steps, networks called with keyword arguments": [
         called(partial(Called, "by place")),
         called(partial(Called, "by name")),
@@ -414,6 +440,9 @@ HABITS = {
     "`configure_model`, `configure_callbacks`": [Habit(Late)],
     "`val_check_interval` < 1, `check_val_every_n_epoch` > 1, `limit_val_batches`, `overfit_batches`": [
         Habit(settings={"val_check_interval": 0.5, "limit_val_batches": 1})
+    ],
+    "validation hooks that ask for optimizers, schedules, loggers, the epoch": [
+        Habit(Asking, settings={"logger": lambda folder: CSVLogger(folder)})
     ],
     "an export that fails": [Habit(fails=True)],
     "several validation loaders": [

@@ -23,7 +23,7 @@ from hqp_lightning.loop.ranks import first_rank_only
 from hqp_lightning.loop.trainer import check_trainer, load_validation, loose, monitored
 from hqp_lightning.records import Budget, Report
 from hqp_lightning.search.state import PruningState
-from hqp_lightning.shipping.demands import check_devices, check_folder, own_budget
+from hqp_lightning.shipping.demands import check_folder, check_machine, own_budget
 from hqp_lightning.shipping.keeping import kept, kept_search, save_pruned
 from hqp_lightning.shipping.later import export_later, untrained
 from hqp_lightning.shipping.publishing import publish_run
@@ -65,7 +65,7 @@ class Int8Export(Portable):
             quantization, by a second ``fit``, and keep what has the better INT8 score (``docs/int8.md``); 0: never.
         recovery_lr_scale: its rate falls linearly to zero from this part, in (0, 1], of the highest one configured.
         holdout: loaders of data that no decision saw, or ``"test"`` for the datamodule's; scored and reported.
-        engines: backends to time, by name; by default TensorRT with a GPU, and OpenVINO, or else onnxruntime.
+        engines: backends to score and time, by name; by default TensorRT with a GPU, and OpenVINO, or else onnxruntime.
         rtx: compute capabilities to compile engines for, without a GPU, with the extra ``rtx``; () for none.
         batch_size: images per timed call.
         threads: CPU threads of the timed engines; all by default.
@@ -117,7 +117,7 @@ class Int8Export(Portable):
             recovery_epochs=recovery_epochs,
             recovery_lr_scale=recovery_lr_scale,
             holdout=holdout,
-            engines=None if engines is None else tuple(engines),
+            engines=engines if engines is None or isinstance(engines, str) else tuple(engines),  # type: ignore[arg-type]
             rtx=rtx if isinstance(rtx, str) else tuple(rtx),  # type: ignore[arg-type]
             batch_size=batch_size,
             threads=processors() if threads is None else threads,
@@ -132,7 +132,7 @@ class Int8Export(Portable):
         if stage == "fit":
             check_trainer(trainer, self)
             self._budget(trainer)
-            check_devices(trainer, self.options.recovery_epochs)
+            check_machine(trainer, self.options)
             check_folder(self.dirpath)
             carry_structure(pl_module)
 

@@ -12,8 +12,22 @@ from torch.utils.hooks import RemovableHandle
 
 from hqp_lightning.errors import ConfigurationError
 
-__all__ = ["Loss", "Receiver", "Tap", "at_deviations", "at_gates", "at_inputs", "at_outputs", "run_backward"]
+__all__ = [
+    "NO_GRADIENT",
+    "Loss",
+    "Receiver",
+    "Tap",
+    "at_deviations",
+    "at_gates",
+    "at_inputs",
+    "at_outputs",
+    "run_backward",
+]
 
+NO_GRADIENT = (
+    "the loss of the Fisher scores has no gradient: loss_fn, or the network's forward, computes it under torch.no_grad "
+    "or inference_mode, or detaches it. Let it compute gradients; they are only taken where they are asked for."
+)
 Loss = Callable[[], Tensor]
 """Runs the network on a batch and returns its losses, see `run_backward`."""
 Receiver = Callable[[str, Tensor, Tensor, float], None]
@@ -144,6 +158,8 @@ def run_backward(
         try:
             value = loss()
             samples = _samples(taps, value)
+            if taps.leaves and not value.requires_grad:
+                raise ConfigurationError(NO_GRADIENT)
             taps.scale = (samples if value.dim() == 0 else 1) / loss_scale
             if taps.leaves:
                 torch.autograd.grad(_wide(value).sum() * loss_scale, taps.leaves, allow_unused=True)

@@ -32,6 +32,11 @@ class FileOptions:
 
     def __post_init__(self) -> None:
         known = {b.name: b for b in backends()}
+        if self.engines is not None and (isinstance(self.engines, str) or not self.engines):
+            raise ConfigurationError(
+                f"engines={self.engines if isinstance(self.engines, str) else []!r} must be a list of some of "
+                f"{list(known)}, or left out: it takes one of them to score the INT8 file."
+            )
         unknown = sorted(set(self.engines or ()) - set(known))
         if unknown:
             raise ConfigurationError(f"engines={unknown} are not known; choose from {list(known)}.")

@@ -12,6 +12,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from hqp_lightning.core.calls import Call
+from hqp_lightning.core.taps import NO_GRADIENT
 from hqp_lightning.errors import ConfigurationError
 from hqp_lightning.loop.losses import LossFn
 from hqp_lightning.loop.network import per_sample_loss
@@ -93,16 +94,18 @@ class Receiver:
         """Try the loss on a validation batch, which leads to ``call``.
 
         Raises:
-            ConfigurationError: no loss fits, or ``loss_fn`` never calls the network.
+            ConfigurationError: no loss fits, or ``loss_fn`` never calls the network, or it has no gradient.
         """
         loss_fn, module = self.loss_fn, self.pl_module
         with untouched(self.trainer, module):
-            if loss_fn is None:
-                per_sample_loss(module, self.network, batch, None, call)
-            elif first_call(self.network, lambda: loss_fn(module, batch)) is None:
+            if loss_fn is not None and first_call(self.network, lambda: loss_fn(module, batch)) is None:
                 raise ConfigurationError(
                     f"loss_fn never called the network ({type(self.network).__name__}); name it with module=..."
                 )
+            with torch.enable_grad():
+                loss = per_sample_loss(module, self.network, batch, loss_fn, call)
+        if not loss.requires_grad and any(p.requires_grad for p in self.network.parameters()):
+            raise ConfigurationError(NO_GRADIENT)
 
     def _through(
         self, function: Callable[..., Any], arguments: tuple[Any, ...], failures: list[tuple[str, Exception]]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Collection
 from pathlib import Path
 from pickle import UnpicklingError
 from types import MethodType
@@ -73,6 +74,19 @@ class PrunedCheckpointMixin:
         return self
 
 
+def unsaved_arguments(model: type[LightningModule], saved: Collection[str], whole: str | None = None) -> list[str]:
+    """Names of arguments that the class can't be made without, and that a checkpoint does not have.
+
+    Args:
+        model: the class.
+        saved: names of its hyperparameters.
+        whole: the argument that takes all of them as one.
+    """
+    parameters = inspect.signature(model).parameters.values()
+    needed = {p.name for p in parameters if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)}
+    return [] if "_instantiator" in saved else sorted(needed - {*saved, whole})  # LightningCLI makes it of its file
+
+
 def load_pruned(model: type[T] | T, ckpt_path: str | Path, *, weights_only: bool = True, **kwargs: Any) -> T:
     """Rebuild a pruned LightningModule from its original class, or a fresh instance, and a checkpoint.
 
@@ -104,6 +118,14 @@ def load_pruned(model: type[T] | T, ckpt_path: str | Path, *, weights_only: bool
             f"Load it with {getattr(model, '__name__', type(model).__name__)}.load_from_checkpoint."
         )
     if isinstance(model, type):
+        saved = {*checkpoint.get("hyper_parameters", {}), *kwargs}
+        if missing := unsaved_arguments(model, saved, checkpoint.get("hparams_name")):
+            name = model.__name__
+            raise ConfigurationError(
+                f"{ckpt_path} does not hold all that {name} is made of: load_pruned({name}, path, "
+                f"{', '.join(f'{n}=...' for n in missing)}), with what the original got. save_hyperparameters() keeps "
+                "plain values, no modules."
+            )
         loader: Any = type(model.__name__, (model, PrunedCheckpointMixin), {})
         if "weights_only" in inspect.signature(loader.load_from_checkpoint).parameters:  # Lightning has it since 2.6
             kwargs["weights_only"] = weights_only

@@ -30,6 +30,8 @@ def check_trainer(trainer: Trainer, owner: Callback) -> None:
         ConfigurationError: no validation loop, an unsupported strategy, or a callback that keeps a copy of the weights.
     """
     name = type(owner).__name__
+    if getattr(trainer, "barebones", False):
+        raise ConfigurationError(f"{name} judges by a metric, and Trainer(barebones=True) logs none: leave it out.")
     if not trainer.enable_validation:
         raise ConfigurationError(
             f"{name} judges the model by its validation metric, but validation is off: give fit a validation loader, "

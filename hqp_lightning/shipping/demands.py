@@ -8,11 +8,13 @@ from pathlib import Path
 from lightning.pytorch import Trainer
 
 from hqp_lightning.core.verdict import check_budget
-from hqp_lightning.errors import ConfigurationError
+from hqp_lightning.errors import ConfigurationError, ExportError
 from hqp_lightning.export.board_files import sweep
+from hqp_lightning.loop.options import ExportOptions
 from hqp_lightning.records import Budget
+from hqp_lightning.shipping.timing import usable_backends
 
-__all__ = ["check_devices", "check_folder", "own_budget"]
+__all__ = ["check_folder", "check_machine", "own_budget"]
 
 
 def own_budget(monitor: str | None, max_drop: float | None, mode: str) -> Budget:
@@ -29,17 +31,25 @@ def own_budget(monitor: str | None, max_drop: float | None, mode: str) -> Budget
     return check_budget(Budget(max_drop, monitor, mode))
 
 
-def check_devices(trainer: Trainer, recovery_epochs: int) -> None:
-    """Refuse what one device alone can do.
+def check_machine(trainer: Trainer, options: ExportOptions) -> None:
+    """Refuse what one device alone can do, and engines that were asked for by name if none of them runs here.
 
     Raises:
-        ConfigurationError: a recovery on several.
+        ConfigurationError: a recovery on several devices; or no engine.
     """
-    if recovery_epochs and trainer.world_size > 1:
+    if options.recovery_epochs and trainer.world_size > 1:
         raise ConfigurationError(
-            f"recovery_epochs={recovery_epochs} trains on one device, and this run has {trainer.world_size}: use "
-            "Trainer(devices=1), or leave it at 0."
+            f"recovery_epochs={options.recovery_epochs} trains on one device, and this run has {trainer.world_size}: "
+            "use Trainer(devices=1), or leave it at 0."
         )
+    if options.engines is not None:  # else onnxruntime, if there is no other
+        try:
+            usable_backends(options.engines, options.activation_type)
+        except ExportError as error:
+            raise ConfigurationError(
+                f"engines={list(options.engines)}: {error}. One has to score the INT8 file: name another, or leave "
+                "engines out, which takes what this machine has."
+            ) from error
 
 
 def check_folder(folder: Path) -> None:

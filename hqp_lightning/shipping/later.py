@@ -10,6 +10,7 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from hqp_lightning.loop.checkpoint import unsaved_arguments
 from hqp_lightning.loop.trainer import loose
 from hqp_lightning.shipping.keeping import PRUNED
 
@@ -41,11 +42,13 @@ def export_later(
     source = module.__module__
     if source == "__main__" and (script := getattr(sys.modules[source], "__file__", None)):
         source = Path(script).stem  # a new process imports it by its name
+    unsaved = unsaved_arguments(module, pl_module.hparams, getattr(pl_module, "_hparams_name", None))
+    made_of = [f"{n}={n}" for n in unsaved]
     return "\n".join(
         [
             f"from hqp_lightning import {kind}, load_pruned",
             f"from {source} import {module.__qualname__.partition('.')[0]}",
-            f"model = load_pruned({module.__qualname__}, {str(dirpath / PRUNED)!r})",
+            f"model = load_pruned({', '.join([module.__qualname__, repr(str(dirpath / PRUNED)), *made_of])})",
             f"{kind}({', '.join([repr(str(dirpath)), *arguments])}).export({', '.join(['model', data, *settings])})",
         ]
     )

@@ -6,9 +6,11 @@ import pickle
 import pytest
 import torch
 from classifier import Classifier, small_net
+from lightning.pytorch import LightningModule
 from torch import nn
 
-from hqp_lightning import ConfigurationError, HQPPruning, PrunedCheckpointMixin, SurgeryError, load_pruned
+from hqp_lightning import ConfigurationError, HQPPruning, Int8Export, PrunedCheckpointMixin, SurgeryError, load_pruned
+from hqp_lightning.shipping.later import export_later
 from hqp_lightning.surgery import record
 
 
@@ -177,6 +179,37 @@ def test_load_pruned_reads_hyperparameters_as_lightning_does(loaders, digits, ma
     loaded = load_pruned(OneArgument, tmp_path / "x.ckpt")
     assert loaded.hparams == {"lr": 0.02}
     assert_same(loaded, model, digits[0][:8])
+
+
+class Given(LightningModule):
+    """Is made of a network, which is no hyperparameter."""
+
+    training_step = Classifier.training_step
+
+    def __init__(self, net, rate):
+        super().__init__()
+        self.save_hyperparameters(ignore=["net"])
+        self.net = net
+
+    def validation_step(self, batch, batch_idx):
+        self.log("val_acc", self.net(batch[0]).mean())
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), self.hparams.rate)
+
+
+def test_arguments_that_the_file_does_not_hold_are_named(loaders, digits, make_trainer, tmp_path):
+    model = Given(small_net(), 0.1)
+    trainer = make_trainer(1, [HQPPruning("val_acc", 0.9, step=0.2)], limit_train_batches=1)
+    trainer.fit(model, *loaders)
+    trainer.save_checkpoint(tmp_path / "x.ckpt")
+    with pytest.raises(
+        ConfigurationError, match=r"all that Given is made of: load_pruned\(Given, path, net=...\), with"
+    ):
+        load_pruned(Given, tmp_path / "x.ckpt")
+    assert_same(load_pruned(Given, tmp_path / "x.ckpt", net=small_net()), model, digits[0][:8])
+    code = export_later(Int8Export, {"batch_size": 1}, tmp_path, trainer, model)
+    assert f"load_pruned(Given, {str(tmp_path / 'pruned.ckpt')!r}, net=net)" in code
 
 
 def test_load_pruned_reads_the_files_of_lightning_cli(loaders, digits, make_trainer, tmp_path, monkeypatch):

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from classifier import Classifier, Scripted, small_net
+from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelPruning, StochasticWeightAveraging
 from lightning.pytorch.strategies import (
     DDPStrategy,
@@ -18,6 +19,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from hqp_lightning import ConfigurationError, FisherAccumulator, HQPPruning, Int8Export
 from hqp_lightning.callbacks.fisher import shared
+from hqp_lightning.export.engines.tensorrt import TensorRTBackend
 from hqp_lightning.loop.trainer import check_trainer
 
 
@@ -124,6 +126,32 @@ def three(digits):
     return DataLoader(TensorDataset(x[:128], y[:128], torch.ones(128)), 64)
 
 
+class Switched(nn.Module):
+    """Computes gradients in training alone."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = small_net()
+
+    def forward(self, x):
+        with torch.set_grad_enabled(self.training):
+            return self.layers(x)
+
+
+@pytest.mark.parametrize(
+    ("estimator", "reason"),
+    [
+        ("gate", r"scores has no gradient: loss_fn, or the network's forward, computes it under torch.no_grad"),
+        ("magnitude", r"layers.0: no gradient leads to it .* set_grad_enabled\(self.training\)"),
+    ],
+)
+def test_a_forward_without_gradients_is_named(loaders, make_trainer, estimator, reason):
+    model = Plain()
+    model.net = Switched()
+    with pytest.raises(ConfigurationError, match=reason):
+        fit(make_trainer, loaders, [HQPPruning("val_acc", 0.01, estimator=estimator)], model)
+
+
 def test_a_batch_that_is_no_pair_needs_a_loss_fn(digits, make_trainer):
     with pytest.raises(ConfigurationError, match=r"list of 3, not a pair of tensors \(x, y\); pass loss_fn"):
         fit(make_trainer, (three(digits), three(digits)), [HQPPruning("val_acc", 0.01)], ThreeItems())
@@ -146,6 +174,15 @@ def test_a_loss_fn_makes_any_batch_work_and_the_export_needs_none(digits, make_t
     assert export.report.int8.macs == pruning.records[0].macs
 
 
+def test_a_loss_fn_without_gradients(loaders, make_trainer):
+    @torch.no_grad()
+    def loss_fn(pl_module, batch):
+        return nn.functional.cross_entropy(pl_module.net(batch[0]), batch[1], reduction="none")
+
+    with pytest.raises(ConfigurationError, match="the loss of the Fisher scores has no gradient: loss_fn, or"):
+        fit(make_trainer, loaders, [HQPPruning("val_acc", 0.01, loss_fn=loss_fn, start_epoch=1)])
+
+
 def test_a_loss_fn_that_never_calls_the_network(loaders, make_trainer):
     pruning = HQPPruning("val_acc", 0.01, loss_fn=lambda pl_module, batch: torch.zeros(64))
     with pytest.raises(ConfigurationError, match="loss_fn never called the network"):
@@ -158,6 +195,14 @@ def test_a_missing_validation_loader(loaders, make_trainer, kwargs):
     pair = loaders if kwargs else (loaders[0], None)
     with pytest.raises(ConfigurationError, match="validation is off"):
         fit(make_trainer, pair, [HQPPruning("val_acc", 0.01)], **kwargs)
+
+
+def test_a_trainer_that_logs_nothing(loaders):
+    trainer = Trainer(accelerator="cpu", max_epochs=1, barebones=True, callbacks=[HQPPruning("val_acc", 0.01)])
+    with pytest.raises(
+        ConfigurationError, match="HQPPruning judges by a metric, and Trainer\\(barebones=True\\) logs none"
+    ):
+        trainer.fit(Plain(), *loaders)
 
 
 def test_an_unwritable_dirpath(loaders, make_trainer, tmp_path):
@@ -181,6 +226,8 @@ def test_an_export_before_the_pruning(loaders, make_trainer, tmp_path):
     ("arguments", "message"),
     [
         ({"engines": ["tflite"]}, r"engines=\['tflite'\]"),
+        ({"engines": []}, r"engines=\[\] must be a list of some of .* to score the INT8 file"),
+        ({"engines": "openvino"}, "engines='openvino' must be a list"),
         ({"method": "mode"}, "method='mode'"),
         ({"calibration_batches": 0}, "calibration_batches=0"),
         ({"calibration_data": "test"}, "calibration_data='test' is not known; choose one of"),
@@ -190,6 +237,15 @@ def test_an_export_before_the_pruning(loaders, make_trainer, tmp_path):
 def test_export_arguments_out_of_range(tmp_path, arguments, message):
     with pytest.raises(ConfigurationError, match=message):
         Int8Export(tmp_path, **arguments)
+
+
+def test_engines_of_which_none_runs_here(loaders, make_trainer, tmp_path, monkeypatch):
+    monkeypatch.setattr(TensorRTBackend, "unavailable", lambda _: "TensorRT skipped: no GPU")
+    export = Int8Export(tmp_path, "val_acc", 0.5, engines=["tensorrt"])
+    with pytest.raises(
+        ConfigurationError, match=r"engines=\['tensorrt'\]: none .* can run here: TensorRT skipped: no GPU"
+    ):
+        fit(make_trainer, loaders, [export])
 
 
 @pytest.mark.parametrize("neighbour", [StochasticWeightAveraging(1e-2), ModelPruning("l1_unstructured", amount=0.1)])
