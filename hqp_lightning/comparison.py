@@ -11,7 +11,9 @@ from hydra.utils import instantiate
 from lightning.pytorch import Callback
 from omegaconf import DictConfig
 
-from hqp_lightning.callbacks.comparing import CompareMethods, Exported, lift_budget_
+from hqp_lightning.callbacks.comparing import CompareMethods, Exported, last_of, lift_budget_
+from hqp_lightning.callbacks.pruning import HQPPruning
+from hqp_lightning.loop.options import ISOMORPHIC, MAGNITUDE
 from hqp_lightning.records import MethodComparison, Report
 from hqp_lightning.report import print_methods, read_methods, write_methods
 
@@ -23,13 +25,14 @@ _MARGIN = 1.15  # steps save a little less than predicted; with it, as many as H
 
 
 def compare(cfg: DictConfig, report: Report, build: Callable[..., tuple[Any, Any, Any]]) -> MethodComparison | None:
-    """Prune the same model by magnitude to HQP's MACs, quantize the dense one alone, and print the table of all.
+    """Prune the same model by other criteria to HQP's MACs, quantize the dense one alone, and print the table of all.
 
     A run whose units or cost are more than that is also made with channels alone, priced by MACs, under its own budget.
 
-    Magnitude has the recipe's seed, schedule and epochs, steps that reach HQP's MACs in as many as HQP kept, and no
-    budget: all of its steps are kept. Its criterion is Torch-Pruning's, ranked over all layers as
-    Torch-Pruning does: divided by MACs, as HQP's loss is, norms that were brought to a mean of one would hardly count.
+    Those have the recipe's seed, schedule and epochs, steps that reach HQP's MACs in as many as HQP kept, and no
+    budget: all of their steps are kept. They are Torch-Pruning's: magnitude, ranked over all layers as
+    Torch-Pruning does (divided by MACs, as HQP's loss is, norms that were brought to a mean of one would hardly
+    count), and isomorphic Taylor, ranked within each kind of groups, of which it takes the same share.
 
     Args:
         cfg: the composed configuration; ``comparison.json`` and ``comparison.md`` go to its ``output_dir``.
@@ -46,17 +49,17 @@ def compare(cfg: DictConfig, report: Report, build: Callable[..., tuple[Any, Any
         return found
     settings = {"enable_checkpointing": False, "max_epochs": cfg.trainer.max_epochs}
     alone = _channels_alone(cfg, build, settings) if left < 1 and _has_more(cfg) else None
-    ending = CompareMethods(report, instantiate(cfg.export), folder / "comparison", channels_alone=alone)
+    others = {}
+    if left < 1:
+        taylor = _to_macs(cfg, report, ISOMORPHIC)
+        model, data, trainer = build(cfg, [taylor], "/comparison/isomorphic_taylor", **settings)
+        trainer.fit(model, datamodule=data)
+        others["isomorphic Taylor"] = last_of(taylor)
+    made = folder / "comparison"
+    ending = CompareMethods(report, instantiate(cfg.export), made, others=others, channels_alone=alone)
     callbacks: list[Callback] = [ending]
     if left < 1:
-        _log.info("compare: pruning by magnitude, with the same schedule and for the same epochs")
-        kept = sum(record.outcome == "kept" for record in report.steps)
-        step = min(max(cfg.hqp.step, _MARGIN * (1 - left) / kept), 0.95)
-        pruning = instantiate(
-            cfg.hqp, estimator="magnitude", cost="none", step=step, target_macs=left, compensate=False, **_CHANNELS
-        )
-        lift_budget_(pruning)
-        callbacks.insert(0, pruning)
+        callbacks.insert(0, _to_macs(cfg, report, MAGNITUDE))
     else:
         settings["max_epochs"] = 0  # nothing to train: only the INT8 form is missing
     model, data, trainer = build(cfg, callbacks, "/comparison", **settings)
@@ -65,6 +68,17 @@ def compare(cfg: DictConfig, report: Report, build: Callable[..., tuple[Any, Any
         print_methods(ending.comparison)
         print(f"Written: {', '.join(map(str, write_methods(ending.comparison, folder)))}")
     return ending.comparison
+
+
+def _to_macs(cfg: DictConfig, report: Report, estimator: str) -> HQPPruning:
+    """What prunes by another criterion to the MACs of a finished run."""
+    _log.info("compare: pruning by %s, with the same schedule and for the same epochs", estimator)
+    left, kept = report.int8.macs / report.baseline.macs, sum(record.outcome == "kept" for record in report.steps)
+    step = min(max(cfg.hqp.step, _MARGIN * (1 - left) / kept), 0.95)
+    asked = {"estimator": estimator, "cost": "none", "step": step, "target_macs": left, "compensate": False}
+    pruning: HQPPruning = instantiate(cfg.hqp, **asked, **_CHANNELS)
+    lift_budget_(pruning)
+    return pruning
 
 
 def _has_more(cfg: DictConfig) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from hqp_lightning.search.state import Accepted
 from hqp_lightning.shipping.run import Exporting
 from hqp_lightning.shipping.timing import time_in_turn
 
-__all__ = ["CompareMethods", "Exported", "lift_budget_"]
+__all__ = ["CompareMethods", "Exported", "last_of", "lift_budget_"]
 
 Exported = tuple[Report | None, Path]
 """A finished run: its report, on the first rank, and the folder of its files."""
@@ -31,6 +32,11 @@ _CLOSE = 0.05  # of HQP's MACs: below it the accuracies are called those of equa
 def lift_budget_(pruning: HQPPruning) -> None:
     """Let a callback keep every step that leaves a score: for a method that only has to reach its MACs."""
     pruning.budget = replace(pruning.budget, max_drop=math.inf)
+
+
+def last_of(pruning: HQPPruning) -> Accepted | None:
+    """What a run of it had in the end, if it pruned anything."""
+    return pruning.state.accepted[-1] if pruning.state.accepted else None
 
 
 class CompareMethods(Callback):
@@ -44,6 +50,7 @@ class CompareMethods(Callback):
         exported: what exported it; its folder holds the files, and its options are used again.
         dirpath: folder for the files of the other methods.
         pruned_by: name of this run's method in the table.
+        others: further methods' names, and what their runs had in the end, or None if they pruned nothing.
         channels_alone: HQP again, with channels alone and priced by MACs, where its own run had more.
 
     Attributes:
@@ -56,22 +63,23 @@ class CompareMethods(Callback):
         exported: Int8Export,
         dirpath: Path,
         pruned_by: str = "magnitude",
+        others: Mapping[str, Accepted | None] | None = None,
         channels_alone: Exported | None = None,
     ) -> None:
         self.report, self.exported, self.dirpath, self.pruned_by = report, exported, dirpath, pruned_by
-        self.channels_alone = channels_alone
+        self.others, self.channels_alone = others or {}, channels_alone
         self.comparison: MethodComparison | None = None
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Quantize, score, time, compare."""
         pruning = next((c for c in loose(trainer).callbacks if isinstance(c, HQPPruning)), None)
-        accepted = pruning.state.accepted[-1] if pruning is not None and pruning.state.accepted else None
+        pruned = {self.pruned_by: last_of(pruning) if pruning is not None else None, **self.others}
         path = self.exported.network_path(trainer)
         load_validation(trainer)
         with first_rank_only(trainer, pl_module) as mine, torch.no_grad():
             if mine:
                 run = trainer, pl_module, path, self.report.budget, self.dirpath, self.exported.options
-                of = self.report, self.exported.dirpath, accepted, self.pruned_by, self.channels_alone
+                of = self.report, self.exported.dirpath, pruned, self.channels_alone
                 self.comparison = _Comparing(*run, *of).run()
 
 
@@ -79,12 +87,11 @@ class CompareMethods(Callback):
 class _Comparing(Exporting):
     report: Report
     deploy: Path
-    accepted: Accepted | None
-    pruned_by: str
+    pruned: Mapping[str, Accepted | None]
     channels_alone: Exported | None
 
     def run(self) -> MethodComparison:
-        report, name = self.report, f"pruned by {self.pruned_by}"
+        report = self.report
         engine_of, dense_onnx = {"dense": ("dense", "fp32")}, export.describe(self.deploy / "model.dense.onnx")
         figures, wanted = {"dense": report.baseline}, {engine_of["dense"]: dense_onnx}
 
@@ -94,10 +101,12 @@ class _Comparing(Exporting):
         if report.control is not None:
             figures["dense, trained as long"] = report.control
         add("INT8 only", *self._int8_only(dense_onnx))
-        if self.accepted is not None:
-            artifact, row = self.float_model(self.accepted, f"{self.pruned_by}.onnx")
-            add(name, row, (self.pruned_by, "fp32"), artifact)
-        self._note_macs(figures.get(name))
+        for name, accepted in self.pruned.items():
+            if accepted is not None:
+                short = name.lower().replace(" ", "_")
+                artifact, row = self.float_model(accepted, f"{short}.onnx")
+                add(f"pruned by {name}", row, (short, "fp32"), artifact)
+            self._note_macs(name, figures.get(f"pruned by {name}"))
         other, folder = self.channels_alone or (None, self.deploy)
         if other is not None:
             add("channels only", other.int8, ("channels", "int8"), export.describe(folder / "model.int8.onnx"))
@@ -119,12 +128,12 @@ class _Comparing(Exporting):
         )
         return figures, ("dense", "int8"), made.artifact
 
-    def _note_macs(self, pruned: ModelFigures | None) -> None:
+    def _note_macs(self, name: str, pruned: ModelFigures | None) -> None:
         wanted = self.report.int8.macs
         if pruned is None:
-            self.notes.append(f"HQP's model is dense, or {self.pruned_by} pruned nothing: there is no such row.")
+            self.notes.append(f"HQP's model is dense, or {name} pruned nothing: there is no such row.")
         elif abs(pruned.macs / wanted - 1) > _CLOSE:
             self.notes.append(
-                f"Pruning by {self.pruned_by} ended at {pruned.macs / wanted:.2f} times HQP's MACs: whole tiles of "
+                f"Pruning by {name} ended at {pruned.macs / wanted:.2f} times HQP's MACs: whole tiles of "
                 "channels, or too few epochs."
             )

@@ -15,7 +15,7 @@ from hqp_lightning.loop.averaging import scored
 from hqp_lightning.loop.checkpoint import carry_structure
 from hqp_lightning.loop.losses import LossFn, loss_named
 from hqp_lightning.loop.network import find_network
-from hqp_lightning.loop.options import CHANNELS, MAGNITUDE, PruningOptions, check_units
+from hqp_lightning.loop.options import CHANNELS, COMPARED, PruningOptions, check_units
 from hqp_lightning.loop.portable import Portable
 from hqp_lightning.loop.trainer import check_trainer, loose, monitored, validate_now
 from hqp_lightning.loop.twins import Twins
@@ -25,7 +25,7 @@ from hqp_lightning.search.judging import doubts, weigh_
 from hqp_lightning.search.operation import steps_, undo_
 from hqp_lightning.search.state import PruningState
 from hqp_lightning.search.telling import announce, say, say_once, show_saliency
-from hqp_lightning.search.tracing import begin_, magnitudes
+from hqp_lightning.search.tracing import begin_, compared
 
 __all__ = ["HQPPruning"]
 
@@ -46,7 +46,8 @@ class HQPPruning(Portable):
         module: the network's attribute name in the LightningModule; found if it is the only one with parameters.
         ignore: names of modules in the network that stay as they are, and are not looked into. The head is found.
         estimator: ``"gate"`` or ``"weight"``, see `FisherAccumulator`; ``"magnitude"`` for Torch-Pruning's group
-            norms of the weights, to compare with (its "predicted loss increase" is no loss).
+            norms of the weights and ``"isomorphic"`` for its isomorphic Taylor criterion, to compare with (their
+            "predicted loss increase" is no loss).
         cost: ``"macs"`` ranks channels by loss increase per MAC, ``"none"`` by loss increase alone, ``"latency"`` per
             millisecond on this machine's engine, ``"FILE.json"`` on that of `hqp-engine profile`'s table.
         step: fraction of the dense cost, MACs or milliseconds, that a step removes at first.
@@ -105,7 +106,7 @@ class HQPPruning(Portable):
         self.budget, loss_fn = check_budget(Budget(max_drop, monitor, mode)), loss_named(loss_fn)
         tuples = {"ignore": tuple(ignore), "units": check_units(units, estimator)}
         self.options = PruningOptions(**{**options, **tuples, "loss_fn": loss_fn})
-        by = "gate" if estimator == MAGNITUDE else estimator
+        by = "gate" if estimator in COMPARED else estimator
         self.own_fisher = FisherAccumulator(by, module, ignore, loss_fn, fisher_batches, units)
         self.state = opened(self.options)
         self._fisher = self.own_fisher
@@ -147,7 +148,7 @@ class HQPPruning(Portable):
         """Scores are only measured when a step may follow."""
         if self._fisher is self.own_fisher:
             soon = trainer.current_epoch + 1 >= self.options.start_epoch
-            self.own_fisher.active = soon and self.state.search.stopped is None and self.options.estimator != MAGNITUDE
+            self.own_fisher.active = soon and self.state.search.stopped is None and not self.options.compares
             self.own_fisher.on_validation_start(trainer, pl_module)
 
     def on_validation_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any, **kwargs: Any) -> None:
@@ -167,8 +168,8 @@ class HQPPruning(Portable):
         if (record := weigh_(state, trainer, model, network, score, self.budget, options)) is not None:
             self._tell(trainer, record)
         if state.pending is None and not state.rollback_due:
-            by_weights = options.estimator == MAGNITUDE
-            saliency = magnitudes(pl_module, state, options, self._example) if by_weights else self._fisher.saliency()
+            of = trainer, pl_module, state, options, self._example
+            saliency = compared(*of) if options.compares else self._fisher.saliency()
             state.rank_by(saliency)
         say_once(trainer, self._told, doubts(state, score, saliency, self.budget))
 

@@ -34,7 +34,7 @@ from hqp_lightning.records import GATE, ChannelGroup, Unit
 
 T = TypeVar("T", Tensor, GateSums)
 
-__all__ = ["FisherState", "compute", "gate_fisher", "merge", "settled", "weight_fisher"]
+__all__ = ["FisherState", "compute", "first_finite", "gate_fisher", "merge", "settled", "weight_fisher"]
 
 _LOSS_SCALES = (2.0**12, 1.0)
 """Gradients in float16 underflow below 6e-8, so the loss is scaled up first, by a power of two, which rounds nothing;
@@ -120,7 +120,7 @@ def gate_fisher(
         for c in group.consumers:
             gate = torch.tensor(c.channels) % group.gates
             readers.setdefault(c.module, []).append((group, torch.tensor(c.inputs), gate))
-    return _finite(lambda loss_scale: _gate_fisher(module, readers, units, loss, loss_scale))
+    return first_finite(lambda loss_scale: _gate_fisher(module, readers, units, loss, loss_scale))
 
 
 def _gate_fisher(
@@ -171,7 +171,7 @@ def weight_fisher(module: nn.Module, names: Sequence[str], loss: Loss) -> Fisher
         ConfigurationError: as `gate_fisher`; or a layer is of another kind, or runs twice in one forward pass
             (its gradient is then the sum over the calls, which squares can't be formed from one call at a time).
     """
-    return _finite(lambda loss_scale: _weight_fisher(module, names, loss, loss_scale))
+    return first_finite(lambda loss_scale: _weight_fisher(module, names, loss, loss_scale))
 
 
 def _weight_fisher(module: nn.Module, names: Sequence[str], loss: Loss, loss_scale: float) -> FisherState:
@@ -187,7 +187,8 @@ def _weight_fisher(module: nn.Module, names: Sequence[str], loss: Loss, loss_sca
     return FisherState(sums, samples)
 
 
-def _finite(estimate: Callable[[float], FisherState]) -> FisherState:
+def first_finite(estimate: Callable[[float], FisherState]) -> FisherState:
+    """What ``estimate`` gives for a loss scale, without one if that is not finite."""
     for loss_scale in _LOSS_SCALES:
         state = estimate(loss_scale)
         finite = [t.isfinite().all() for t in (*state.sums.values(), *(g.rows for g in state.gates.values()))]

@@ -13,11 +13,12 @@ from hqp_lightning.export.options import FileOptions, at_least, one_of
 from hqp_lightning.loop.network import LossFn
 from hqp_lightning.records import UNIT_KINDS
 
-__all__ = ["CHANNELS", "MAGNITUDE", "ExportOptions", "PruningOptions", "check_units"]
+__all__ = ["CHANNELS", "COMPARED", "ISOMORPHIC", "MAGNITUDE", "ExportOptions", "PruningOptions", "check_units"]
 
 CHANNELS = "channels"
-MAGNITUDE = "magnitude"
-"""The estimator that looks at the weights alone, to compare with."""
+MAGNITUDE, ISOMORPHIC = "magnitude", "isomorphic"
+COMPARED = (MAGNITUDE, ISOMORPHIC)
+"""Torch-Pruning's criteria, to compare with: of the weights alone, and Taylor, a share of each kind of layers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +57,7 @@ class PruningOptions:
         at_least(self, every_n_epochs=1, patience=0, start_epoch=0, round_to=1, recalibrate_batches=0, max_snapshots=1)
         if self.fisher_batches is not None:
             at_least(self, fisher_batches=1)
-        one_of(self, estimator=(*ESTIMATORS, MAGNITUDE), compensate=(False, True))
+        one_of(self, estimator=(*ESTIMATORS, *COMPARED), compensate=(False, True))
         check_units(self.units, self.estimator)
         if not self.table:
             one_of(self, cost=(*COSTS, "FILE.json"))
@@ -68,6 +69,11 @@ class PruningOptions:
                 raise ConfigurationError(f"{name}={value!r} must be a number above {least:g}.")
             if not self.by_latency:
                 raise ConfigurationError(f"{name}={value!r} needs cost='latency' or a table, not cost={self.cost!r}.")
+
+    @property
+    def compares(self) -> bool:
+        """Whether the criterion is another library's, which a validation measures nothing of."""
+        return self.estimator in COMPARED
 
     @property
     def table(self) -> str | None:

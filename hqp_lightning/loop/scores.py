@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from torch import nn
 
 from hqp_lightning.core import fisher
+from hqp_lightning.core.gradients import gradient_sums
 from hqp_lightning.core.taps import Loss
-from hqp_lightning.loop.options import CHANNELS
+from hqp_lightning.loop.options import CHANNELS, ISOMORPHIC
 from hqp_lightning.records import UNIT_KINDS, ChannelGroup, Unit
 from hqp_lightning.surgery import Shadow
 
@@ -30,6 +31,8 @@ class Scored:
 
     def fisher(self, network: nn.Module, estimator: str, loss: Loss) -> fisher.FisherState:
         """Sums of one batch; ``loss`` as for `hqp_lightning.core.fisher.gate_fisher`."""
+        if estimator == ISOMORPHIC:
+            return gradient_sums(network, loss)
         if estimator == "gate":
             return fisher.gate_fisher(network, self.groups, loss, self.units)
         layers = dict.fromkeys(f.parameter.rpartition(".")[0] for g in self.groups for f in g.filters)

@@ -1,4 +1,7 @@
-"""Scores of a network in the middle of a step: what the last validation measured is of another network by then."""
+"""Scores of a network in the middle of a step: what the last validation measured is of another network by then.
+
+And those of criteria to compare with, of which a validation measures nothing.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,7 @@ from hqp_lightning.errors import SurgeryError
 from hqp_lightning.loop.batches import prepared
 from hqp_lightning.loop.calls import Receiver
 from hqp_lightning.loop.network import fisher_context, per_sample_loss
-from hqp_lightning.loop.options import MAGNITUDE, PruningOptions
+from hqp_lightning.loop.options import ISOMORPHIC, MAGNITUDE, PruningOptions
 from hqp_lightning.loop.ranks import merged
 from hqp_lightning.loop.scores import Scored, look
 from hqp_lightning.loop.untouched import untouched
@@ -64,6 +67,8 @@ def rescored(
         return scored, state
 
     scored, state = merged(trainer, *_everywhere(trainer, pl_module, whole))
+    if options.estimator == ISOMORPHIC:
+        return shadow.isomorphic_taylor(fisher.compute(state))
     return saliency(fisher.compute(state), scored.groups, options.estimator, scored.units)
 
 

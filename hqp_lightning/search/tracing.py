@@ -1,4 +1,4 @@
-"""The network as the search first sees it: what it receives, its groups, the norms of its weights."""
+"""The network as the search first sees it: what it receives, its groups, and scores of it to compare with."""
 
 from __future__ import annotations
 
@@ -17,10 +17,11 @@ from hqp_lightning.loop.pricing import priced
 from hqp_lightning.loop.trainer import load_validation
 from hqp_lightning.loop.twins import Twins, check_copies
 from hqp_lightning.loop.untouched import fixed_seed
+from hqp_lightning.search.rescoring import rescored
 from hqp_lightning.search.state import PruningState
 from hqp_lightning.surgery import Shadow
 
-__all__ = ["begin_", "magnitudes"]
+__all__ = ["begin_", "compared"]
 
 
 def begin_(
@@ -69,10 +70,15 @@ def begin_(
     return example, Twins(pl_module, network, trainer)
 
 
-def magnitudes(
-    pl_module: LightningModule, state: PruningState, options: PruningOptions, example: Call
+def compared(
+    trainer: Trainer, pl_module: LightningModule, state: PruningState, options: PruningOptions, example: Call
 ) -> dict[str, torch.Tensor]:
-    """The group norms of the network's weights as it stands; empty when the search is over."""
+    """The network's scores by a criterion to compare with; empty when the search is over.
+
+    Raises:
+        SurgeryError: they failed on this rank or on another.
+    """
     if state.search.stopped is not None:
         return {}
-    return Shadow(find_network(pl_module, options.module)[1], example, options.ignore).group_norms()
+    network = find_network(pl_module, options.module)[1]
+    return rescored(trainer, pl_module, network, Shadow(network, example, options.ignore), options)

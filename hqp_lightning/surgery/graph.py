@@ -10,7 +10,7 @@ what the graph says is not asked here, but proved (`proof`).
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from math import lcm
@@ -25,7 +25,7 @@ from hqp_lightning.surgery.slicing import IN, OUT, THROUGH, Slice
 from hqp_lightning.surgery.ties import Ties
 from hqp_lightning.surgery.walk import Reached, walk
 
-__all__ = ["Coupled", "coupled_groups", "group_norm"]
+__all__ = ["Coupled", "coupled_groups", "importance", "pruning_function"]
 
 _OPS, _index_maps = tp.ops.OPTYPE, tp.dependency.index_mapping.update_index_mapping
 _MIXING = (_OPS.CONV, _OPS.LINEAR)
@@ -80,29 +80,17 @@ def coupled_groups(
     return list(_Walker(graph, {m: n for n, m in network.named_modules()}, macs).groups(ignored))
 
 
-def group_norm(network: nn.Module, slices: Iterable[Slice]) -> Tensor:
-    """Torch-Pruning's ``GroupMagnitudeImportance`` of a group, one value for each channel."""
-    items = []
-    for s in slices:
-        try:
-            layer = network.get_submodule(s.name)
-        except AttributeError:  # a bare parameter, which it does not count
-            continue
-        pruner = tp.function.PrunerBox[tp.ops.module2type(layer)]
-        function = pruner.prune_in_channels if s.side == IN else pruner.prune_out_channels
-        items.append(_Item((SimpleNamespace(layer=layer, pruning_fn=function), list(s.inputs)), list(s.channels)))
-    return tp.importance.GroupMagnitudeImportance()(items)
+def importance(kind: str, group: Sequence[Any]) -> Tensor | None:
+    """Torch-Pruning's importance ``kind`` of a group as it has them; None where no layer counts."""
+    found: Tensor | None = getattr(tp.importance, f"Group{kind}Importance")()(group)
+    return found
 
 
-class _Item(tuple):
-    """A pair (dependency, indices) that also knows the root's indices, as torch-pruning's."""
-
-    root_idxs: list[int]
-
-    def __new__(cls, pair: tuple[Any, list[int]], root_idxs: list[int]) -> _Item:
-        item = super().__new__(cls, pair)
-        item.root_idxs = root_idxs
-        return item
+def pruning_function(layer: nn.Module, side: str) -> Callable[..., nn.Module]:
+    """Torch-Pruning's function that cuts a side of a layer."""
+    pruner = tp.function.PrunerBox[tp.ops.module2type(layer)]
+    function: Callable[..., nn.Module] = pruner.prune_in_channels if side == IN else pruner.prune_out_channels
+    return function
 
 
 class _Walker:

@@ -19,7 +19,7 @@ from hqp_lightning.surgery.copying import copied, deep_copy, floating_tensors, o
 from hqp_lightning.surgery.cost import layer_macs, layer_widths
 from hqp_lightning.surgery.cut import Cut
 from hqp_lightning.surgery.folding import Removal, plan, proved, remove_
-from hqp_lightning.surgery.graph import group_norm
+from hqp_lightning.surgery.peers import group_norms, isomorphic_taylor
 from hqp_lightning.surgery.proof import Proof
 from hqp_lightning.surgery.slicing import kept_by, weights_of
 from hqp_lightning.surgery.structure import record
@@ -125,14 +125,12 @@ class Shadow:
         return less
 
     def group_norms(self) -> dict[str, Tensor]:
-        """Squared L2 norm of each gate's weights over the group's mean, by group name: the usual magnitude criterion.
+        """Squared L2 norm of each gate's weights over the group's mean, see `hqp_lightning.surgery.peers`."""
+        return group_norms(self._module, self._trace.coupled)
 
-        It is Torch-Pruning's ``GroupMagnitudeImportance`` as it stands; tied channels count by their mean.
-        """
-        return {
-            name: group_norm(self._module, c.slices).view(c.group.blocks, c.group.gates).mean(0)
-            for name, c in self._trace.coupled.items()
-        }
+    def isomorphic_taylor(self, gradients: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Places by |weight · gradient| among groups of the same layers, see `hqp_lightning.surgery.peers`."""
+        return isomorphic_taylor(self._module, self._trace.coupled, gradients)
 
     def unprovable(self, removed: Mapping[str, Sequence[int]]) -> dict[str, str]:
         """The groups of a step that can't lose these channels, with the reason; empty if the step is proved.

@@ -11,6 +11,7 @@ from hqp_lightning import app, comparison
 from hqp_lightning.errors import ConfigurationError
 from hqp_lightning.report import read_json, read_methods
 
+TAYLOR = {"pruned by isomorphic Taylor": "isomorphic_taylor.onnx"}
 SETTINGS = [
     *("data.image_size=16", "data.batch_size=8", "trainer.accelerator=cpu", "trainer.max_epochs=2", "model.lr=0.002"),
     *("trainer.limit_train_batches=4", "trainer.limit_val_batches=2", "+trainer.limit_test_batches=2"),
@@ -50,7 +51,7 @@ def test_the_table_of_all_methods(tmp_path, monkeypatch, capsys):
     report = app.run(cfg)
     found = read_methods(tmp_path / "comparison.json")
     rows = {m.method: m for m in found.methods}
-    assert list(rows) == ["dense", "INT8 only", "pruned by magnitude", "channels only", "HQP"]
+    assert list(rows) == ["dense", "INT8 only", "pruned by magnitude", *TAYLOR, "channels only", "HQP"]
     assert rows["dense"].figures == report.baseline
     assert rows["HQP"].figures == report.int8
     assert rows["HQP"].accuracy_drop == report.accuracy_drop
@@ -61,7 +62,8 @@ def test_the_table_of_all_methods(tmp_path, monkeypatch, capsys):
 
     # The scores are those of the files, computed without the package.
     made = tmp_path / "comparison"
-    for method, file in {"INT8 only": "int8_only.onnx", "pruned by magnitude": "magnitude.onnx"}.items():
+    files = {"INT8 only": "int8_only.onnx", "pruned by magnitude": "magnitude.onnx"}
+    for method, file in {**files, **TAYLOR}.items():
         figures = rows[method].figures
         assert figures.file_bytes == (made / file).stat().st_size
         assert figures.accuracy == pytest.approx(accuracy_by_hand(made / file, cfg, "val"), abs=1e-6)
@@ -69,13 +71,18 @@ def test_the_table_of_all_methods(tmp_path, monkeypatch, capsys):
         assert rows[method].accuracy_drop == pytest.approx(report.held_to - figures.accuracy)
         assert rows[method].size_reduction == pytest.approx(1 - figures.file_bytes / report.baseline.file_bytes)
     assert rows["INT8 only"].figures.macs == report.baseline.macs
-    assert rows["pruned by magnitude"].figures.macs == pytest.approx(report.int8.macs, rel=0.05)
+    for method in ("pruned by magnitude", *TAYLOR):
+        assert rows[method].figures.macs == pytest.approx(report.int8.macs, rel=0.05)
+    assert rows["pruned by magnitude"].figures != rows["pruned by isomorphic Taylor"].figures
     assert report.int8.macs < 0.9 * report.baseline.macs
 
     # Every method was timed in one run, against the same dense float model.
     timed = {(e.model, e.precision): e.latency_ms for e in found.engines}
     ours = {("channels", "int8"), ("hqp", "int8")}
-    assert set(timed) == {("dense", "fp32"), ("dense", "int8"), ("magnitude", "fp32")} | ours
+    assert (
+        set(timed)
+        == {("dense", "fp32"), ("dense", "int8"), ("magnitude", "fp32"), ("isomorphic_taylor", "fp32")} | ours
+    )
     assert rows["HQP"].speedup == pytest.approx(timed["dense", "fp32"].median / timed["hqp", "int8"].median)
     assert "pruned by magnitude" in (tmp_path / "comparison.md").read_text(encoding="utf-8")
     assert "comparison.json" in capsys.readouterr().out

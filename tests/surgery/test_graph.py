@@ -2,11 +2,14 @@ import copy
 
 import pytest
 import torch
+import torch_pruning as tp
 from networks import BUILDERS, build
 from surgery_samples import EXAMPLE, plan, some_channels
 from torch import nn
 from torchvision import models
 
+from hqp_lightning.core.fisher import compute
+from hqp_lightning.core.gradients import gradient_sums
 from hqp_lightning.errors import ConfigurationError, SurgeryError
 from hqp_lightning.surgery import Shadow, apply_cut_
 from hqp_lightning.surgery.copying import training_shapes
@@ -229,3 +232,33 @@ def test_group_norms_have_one_value_for_each_gate(name):
     norms = shadow.group_norms()
     assert {n: len(v) for n, v in norms.items()} == {g.name: g.gates for g in shadow.groups()}
     assert all(v.mean() == pytest.approx(1.0, abs=1e-4) for v in norms.values())
+
+
+def test_isomorphic_taylor_is_torch_prunings_and_takes_the_same_share_of_each_kind():
+    """Beside its importance of its own groups: layers with a BatchNorm are of one kind, those without of another."""
+    torch.manual_seed(0)
+    block = lambda c: nn.Sequential(nn.Conv2d(c, 8, 3), nn.ReLU(), nn.Conv2d(8, c, 1), nn.BatchNorm2d(c))  # noqa: E731
+    network = nn.Sequential(nn.Conv2d(3, 16, 1), nn.BatchNorm2d(16), block(16), block(16), nn.Flatten(1)).eval()
+    network[3].requires_grad_(False)
+    x = torch.randn(5, 3, 6, 6)
+    loss = lambda: network(x).square().sum(1)  # noqa: E731
+    state = gradient_sums(network, loss)
+    assert not network[3][0].weight.requires_grad
+    assert state.samples == 5
+    places = Shadow(network, [x[:1]]).isomorphic_taylor(compute(state))
+
+    network.requires_grad_(True)
+    graph = tp.DependencyGraph().build_dependency(network, x[:1])
+    loss().mean().backward()
+    taylor = tp.importance.GroupTaylorImportance()
+    expected = {}
+    for name in places:
+        root = network.get_submodule(name)
+        expected[name] = taylor(
+            graph.get_pruning_group(root, tp.prune_conv_out_channels, list(range(root.out_channels)))
+        )
+    assert set(places) == {"0", "2.0", "2.2", "3.0"}
+    for names in (["0", "2.2"], ["2.0", "3.0"]):
+        found, wanted = (torch.cat([v[n] for n in names]) for v in (places, expected))
+        assert torch.equal(found.argsort(), wanted.argsort())
+        assert torch.equal(found.sort().values, torch.arange(1, len(found) + 1) / len(found))
