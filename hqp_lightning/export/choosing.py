@@ -13,7 +13,7 @@ from hqp_lightning.core import equalization
 from hqp_lightning.core.calibration import Range, compute_range
 from hqp_lightning.core.equalization import ChannelHistogram
 from hqp_lightning.core.histogram import Histogram
-from hqp_lightning.export.logits import Logits, logits, noise
+from hqp_lightning.export.logits import Logits, answered, fed, noise
 from hqp_lightning.export.placement import Placement
 from hqp_lightning.export.quantize import insert_qdq_
 
@@ -86,6 +86,11 @@ def measured_noise(
     threads: int | None,
 ) -> float:
     """Of the logits of the model, quantized with these ranges."""
+    return noise(answered(_written(model, placed, ranges), fed(model, sample), threads), reference)
+
+
+def _written(model: onnx.ModelProto, placed: Sequence[Placement], ranges: Mapping[str, Range]) -> bytes:
+    """The quantized copy, whose float weights are freed before anything runs."""
     changed = onnx.ModelProto()
     changed.CopyFrom(model)
-    return noise(logits(insert_qdq_(changed, placed, ranges), sample, threads), reference)
+    return insert_qdq_(changed, placed, ranges).SerializeToString()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 import onnx
@@ -11,7 +11,7 @@ from onnx import helper
 from hqp_lightning.board.arrays import Arrays, each, sampled
 from hqp_lightning.export.artifact import entries
 
-__all__ = ["Logits", "centred", "logits", "noise"]
+__all__ = ["Logits", "answered", "centred", "fed", "logits", "noise"]
 
 Logits = tuple[np.ndarray, ...]
 """One array for each output."""
@@ -25,18 +25,27 @@ def logits(model: onnx.ModelProto, batch: Arrays, threads: int | None = None) ->
     A shift of all logits of a sample changes no softmax. Quantized models are computed as they are written, pair by
     pair: onnxruntime's own int8 kernels may round biases and saturate sums.
     """
+    return answered(model.SerializeToString(), fed(model, batch), threads)
+
+
+def fed(model: onnx.ModelProto, batch: Arrays) -> dict[str, np.ndarray]:
+    """The batch by the names of the model's inputs, and in their types."""
+    return {
+        entry.name: np.ascontiguousarray(x, helper.tensor_dtype_to_np_dtype(entry.type.tensor_type.elem_type))
+        for entry, x in zip(entries(model.graph), each(batch), strict=True)
+    }
+
+
+def answered(content: bytes, feed: Mapping[str, np.ndarray], threads: int | None = None) -> Logits:
+    """`logits` of a model that is written already, so that its weights need not be in memory twice."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
     if threads is not None:
         options.intra_op_num_threads = threads
-    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    feed = {
-        entry.name: np.ascontiguousarray(x, helper.tensor_dtype_to_np_dtype(entry.type.tensor_type.elem_type))
-        for entry, x in zip(entries(model.graph), each(batch), strict=True)
-    }
-    return centred(session.run(None, feed))
+    session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+    return centred(session.run(None, dict(feed)))
 
 
 def centred(outputs: Iterable[np.ndarray]) -> Logits:

@@ -82,7 +82,6 @@ def collect_ranges(
     names = list(dict.fromkeys(p.tensor for p in placed))
     taken, given_back = {t.name for t in artifact.inputs}, {t.name for t in artifact.outputs}
     inner = [name for name in names if name not in taken]
-    session = _session(onnx_path, [name for name in inner if name not in given_back], threads)
     histograms = {name: histogram.init() for name in names}
     channels = {name: equalization.init(count) for name, count in equalizable(model, placed).items()}
     shifted = shiftable(model, placed) if activation_type == "int8" else {}
@@ -106,6 +105,13 @@ def collect_ranges(
             if name in seen and len(seen[name]) < _LOOKED:
                 seen[name].append((tensor.min(axes), tensor.max(axes)))
 
+    asked_for = [name for name in inner if name not in given_back]
+    model.graph.output.extend(helper.make_tensor_value_info(n, onnx.TensorProto.FLOAT, None) for n in asked_for)
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:  # a mapped file stays on Windows
+        written = os.path.join(folder, "model.onnx")
+        onnx.save(model, written, save_as_external_data=True)
+        del model  # its weights would be in memory beside the session's; it is read again below
+        session = _session(written, threads)
     with ThreadPoolExecutor(1) as beside:  # one part is counted while the model runs on the next
         counting, passed = None, 0
         for fed in _parts(batches, artifact):
@@ -126,6 +132,7 @@ def collect_ranges(
             )
         counting.result()
     del session
+    model = load_model(onnx_path)
     plain = {
         name: compute_range(hist, method, percentile=percentile, activation_type=activation_type)
         for name, hist in histograms.items()
@@ -163,19 +170,13 @@ def _parts(batches: Iterable[Arrays], artifact: OnnxArtifact) -> Iterator[dict[s
         yield left
 
 
-def _session(path: str | os.PathLike[str], outputs: Iterable[str], threads: int | None) -> onnxruntime.InferenceSession:
-    """The model with more outputs; its weights are mapped from a file, so that onnxruntime's copy is the only one."""
+def _session(path: str, threads: int | None) -> onnxruntime.InferenceSession:
+    """Of a file beside its weights, which onnxruntime maps, so that its copy of them is the only one."""
     import onnxruntime
 
-    model = load_model(path)
-    model.graph.output.extend(helper.make_tensor_value_info(n, onnx.TensorProto.FLOAT, None) for n in outputs)
     options = onnxruntime.SessionOptions()
     if threads is not None:
         options.intra_op_num_threads = threads
     # Its threads would go on spinning between two operators, on the cores that count the activations.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:  # a mapped file stays on Windows
-        written = os.path.join(folder, "model.onnx")
-        onnx.save(model, written, save_as_external_data=True)
-        del model
-        return onnxruntime.InferenceSession(written, options, providers=["CPUExecutionProvider"])
+    return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])

@@ -5,14 +5,12 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 
-import onnx
-
 from hqp_lightning.board.arrays import Arrays
 from hqp_lightning.core.calibration import Range
 from hqp_lightning.export.artifact import describe, feed, load_model
-from hqp_lightning.export.logits import logits, noise
-from hqp_lightning.export.placement import Placement, placements
-from hqp_lightning.export.quantize import insert_qdq_
+from hqp_lightning.export.choosing import measured_noise
+from hqp_lightning.export.logits import logits
+from hqp_lightning.export.placement import placements
 
 __all__ = ["look", "quantization_noise"]
 
@@ -50,14 +48,11 @@ def quantization_noise(
     model = load_model(onnx_path)
     feed(describe(onnx_path).inputs, batch)  # raises where it does not fit
     reference = logits(model, batch, threads)
-
-    def alone(placed: list[Placement]) -> float:
-        changed = onnx.ModelProto()
-        changed.CopyFrom(model)
-        return noise(logits(insert_qdq_(changed, placed, ranges), batch, threads), reference)
-
     placed = placements(onnx_path, quantize_hardswish=quantize_hardswish, quantize_se=quantize_se)
-    return {node: alone([p for p in placed if p.node == node]) for node in dict.fromkeys(p.node for p in placed)}
+    return {
+        node: measured_noise(model, [p for p in placed if p.node == node], ranges, batch, reference, threads)
+        for node in dict.fromkeys(p.node for p in placed)
+    }
 
 
 def look(
@@ -84,4 +79,4 @@ def look(
     model = load_model(onnx_path)
     reference = logits(model, batch, threads)
     placed = placements(onnx_path, exclude=exclude, quantize_hardswish=quantize_hardswish, quantize_se=quantize_se)
-    return noise(logits(insert_qdq_(model, placed, ranges), batch, threads), reference)
+    return measured_noise(model, placed, ranges, batch, reference, threads)
