@@ -30,20 +30,8 @@ def describe(path: str | os.PathLike[str]) -> OnnxArtifact:
         ExportError: no such file, not ONNX, or an input without a fixed sample shape.
     """
     path = Path(path)
-    if not path.is_file():
-        raise ExportError(f"no ONNX file at {path}: export the model first")
-    try:
-        model = onnx.load(path, load_external_data=False)
-    except Exception as error:
-        raise ExportError(f"{path} is not a readable ONNX file: {error}") from error
-    graph = model.graph
-    inputs = entries(graph)
-    if not inputs or not graph.output:
-        raise ExportError(f"{path} has {len(inputs)} inputs and {len(graph.output)} outputs, expected one at least")
-    taken, given = tuple(map(_tensor, inputs)), tuple(map(_tensor, graph.output))
-    for tensor in taken:
-        if not tensor.shape and len(taken) == 1 or None in tensor.shape:
-            raise ExportError(f"{path}: input {tensor.name!r} has no fixed sample shape: only the batch may be dynamic")
+    model = _read(path, external=False)
+    taken, given = _ends(model, path)
     return OnnxArtifact(
         path=str(path),
         file_bytes=path.stat().st_size,
@@ -52,6 +40,28 @@ def describe(path: str | os.PathLike[str]) -> OnnxArtifact:
         inputs=taken,
         outputs=given,
     )
+
+
+def _read(path: Path, external: bool) -> onnx.ModelProto:
+    if not path.is_file():
+        raise ExportError(f"no ONNX file at {path}: export the model first")
+    try:
+        return onnx.load(path, load_external_data=external)
+    except Exception as error:
+        raise ExportError(f"{path} is not a readable ONNX file: {error}") from error
+
+
+def _ends(model: onnx.ModelProto, path: Path) -> tuple[tuple[ModelTensor, ...], tuple[ModelTensor, ...]]:
+    """The inputs and the outputs."""
+    graph = model.graph
+    inputs = entries(graph)
+    if not inputs or not graph.output:
+        raise ExportError(f"{path} has {len(inputs)} inputs and {len(graph.output)} outputs, expected one at least")
+    taken, given = tuple(map(_tensor, inputs)), tuple(map(_tensor, graph.output))
+    for tensor in taken:
+        if not tensor.shape and len(taken) == 1 or None in tensor.shape:
+            raise ExportError(f"{path}: input {tensor.name!r} has no fixed sample shape: only the batch may be dynamic")
+    return taken, given
 
 
 def entries(graph: onnx.GraphProto) -> list[onnx.ValueInfoProto]:
@@ -90,5 +100,6 @@ def load_model(path: str | os.PathLike[str]) -> onnx.ModelProto:
     Raises:
         ExportError: as of `describe`.
     """
-    describe(path)  # raises a clear error for a file that is not one of ours
-    return onnx.load(path)
+    model = _read(Path(path), external=True)
+    _ends(model, Path(path))
+    return model

@@ -10,6 +10,7 @@ from onnx import helper
 
 from hqp_lightning.board.arrays import Arrays, each, sampled
 from hqp_lightning.export.artifact import entries
+from hqp_lightning.export.sessions import session
 
 __all__ = ["Logits", "answered", "centred", "fed", "logits", "noise"]
 
@@ -23,7 +24,7 @@ def logits(model: onnx.ModelProto, batch: Arrays, threads: int | None = None) ->
     Of an output with positions, as of a segmentation, ``(batch, classes, positions)``: some of them (`sampled`).
 
     A shift of all logits of a sample changes no softmax. Quantized models are computed as they are written, pair by
-    pair: onnxruntime's own int8 kernels may round biases and saturate sums.
+    pair (`session`).
     """
     return answered(model.SerializeToString(), fed(model, batch), threads)
 
@@ -38,14 +39,7 @@ def fed(model: onnx.ModelProto, batch: Arrays) -> dict[str, np.ndarray]:
 
 def answered(content: bytes, feed: Mapping[str, np.ndarray], threads: int | None = None) -> Logits:
     """`logits` of a model that is written already, so that its weights need not be in memory twice."""
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
-    if threads is not None:
-        options.intra_op_num_threads = threads
-    session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
-    return centred(session.run(None, dict(feed)))
+    return centred(session(content, threads, as_written=True).run(None, dict(feed)))
 
 
 def centred(outputs: Iterable[np.ndarray]) -> Logits:

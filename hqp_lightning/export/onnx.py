@@ -20,6 +20,7 @@ from hqp_lightning.core.precision import exact_arithmetic
 from hqp_lightning.errors import ExportError
 from hqp_lightning.export.artifact import BATCH, INPUT, OUTPUT, describe
 from hqp_lightning.export.computed import store_computed_weights_
+from hqp_lightning.export.sessions import session
 from hqp_lightning.records import OnnxArtifact
 
 __all__ = ["INPUT", "IR_VERSION", "OPSET", "OUTPUT", "export_onnx"]
@@ -188,15 +189,13 @@ def _inline_aliases(graph: onnx.GraphProto) -> None:
 
 def _compare(path: Path, batch: Mapping[str, np.ndarray], reference: Mapping[str, np.ndarray]) -> None:
     """Three samples, another batch size than was traced: a branch or a size frozen by tracing shows here."""
-    import onnxruntime
-
     if not all(np.isfinite(x).all() for x in reference.values()):
         raise ExportError(
             "the network's output is NaN or infinite in evaluation mode, so that nothing can be compared with it: a "
             "weight or a statistic of BatchNorm has diverged"
         )
-    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    for (name, expected), got in zip(reference.items(), session.run(list(reference), dict(batch)), strict=True):
+    found = session(path).run(list(reference), dict(batch))
+    for (name, expected), got in zip(reference.items(), found, strict=True):
         error = float(np.abs(got - expected).max()) if got.shape == expected.shape else float("inf")
         if not error <= 1e-3 * max(1.0, float(np.abs(expected).max())):
             raise ExportError(

@@ -12,6 +12,7 @@ import numpy as np
 from hqp_lightning.board.arrays import Arrays, changed, each, sampled
 from hqp_lightning.board.files import write_whole
 from hqp_lightning.export.artifact import describe, feed
+from hqp_lightning.export.sessions import session
 
 __all__ = ["REFERENCES", "write_references"]
 
@@ -41,20 +42,14 @@ def write_references(
     Returns:
         The path.
     """
-    import onnxruntime
-
     entry = describe(int8_path)
     alone, one = len(entry.inputs) == 1, len(entry.outputs) == 1
     stored = changed(images, lambda x: x.astype(np.float16) if alone or x.dtype == np.float32 else x)
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    # Its own int8 kernels, which come with more, may round biases and saturate sums.
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
     names = ["images"] if alone else [f"input:{t.name}" for t in entry.inputs]
     content: dict[str, Any] = dict(zip(names, each(stored), strict=True))
     for name, model in (("float", float_path), ("int8", int8_path)):
-        session = onnxruntime.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
-        for output, values in zip(entry.outputs, session.run(None, feed(entry.inputs, stored)), strict=True):
+        found = session(model, threads, as_written=True).run(None, feed(entry.inputs, stored))
+        for output, values in zip(entry.outputs, found, strict=True):
             content[name if one else f"{name}:{output.name}"] = sampled(values).astype(np.float32)
     written = io.BytesIO()
     np.savez_compressed(written, **content)

@@ -8,6 +8,8 @@ import numpy as np
 import onnx
 from onnx import helper
 
+from hqp_lightning.export.sessions import session
+
 __all__ = ["Runner", "Values"]
 
 Values = Mapping[str, np.ndarray]
@@ -18,15 +20,7 @@ class Runner:
     """A session that takes and gives tensors by name; onnxruntime's own int8 kernels, which may round, are off."""
 
     def __init__(self, model: onnx.ModelProto, threads: int | None) -> None:
-        import onnxruntime
-
-        options = onnxruntime.SessionOptions()
-        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
-        options.log_severity_level = 3
-        if threads is not None:
-            options.intra_op_num_threads = threads
-        content = model.SerializeToString()
-        self.session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+        self.session = session(model, threads, as_written=True)
         self.names = [o.name for o in model.graph.output]
         kind = model.graph.input[0].type.tensor_type.elem_type
         self.entry, self.kind = model.graph.input[0].name, helper.tensor_dtype_to_np_dtype(kind)

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from hqp_lightning.errors import ExportError
+from hqp_lightning.export.sessions import session
 from hqp_lightning.standalone.reading import Reading
 
 __all__ = ["check_same"]
@@ -53,15 +54,11 @@ def check_same(original: Path, reading: Reading, rewritten: Path, images: np.nda
 
 
 def _run(path: Path, batch: np.ndarray) -> np.ndarray:
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4  # what goes wrong is told in one line
     try:
-        session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-        entry = session.get_inputs()[0]
+        running = session(path)
+        entry = running.get_inputs()[0]
         kind = {"tensor(float16)": np.float16, "tensor(uint8)": np.uint8}.get(entry.type, np.float32)
-        (found,) = session.run(None, {entry.name: np.ascontiguousarray(batch, dtype=kind)})
+        (found,) = running.run(None, {entry.name: np.ascontiguousarray(batch, dtype=kind)})
     except Exception as error:  # onnxruntime has its own types
         raise ExportError(f"onnxruntime can't run {path}: {str(error).strip().splitlines()[0]}") from error
     return np.asarray(found, np.float64)
