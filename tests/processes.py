@@ -10,7 +10,10 @@ import pickle
 
 import torch
 
-PRELOAD = ("lightning.pytorch", "torchmetrics.classification", "hqp_lightning")
+PRELOAD = (
+    *("lightning.pytorch", "torchmetrics.classification", "torch.distributed.run", "sklearn.datasets", "onnxruntime"),
+    *("hqp_lightning", "hqp_lightning.callbacks", "hqp_lightning.export", "hqp_lightning.export.onnx"),
+)
 context = multiprocessing.get_context("forkserver")
 context.set_forkserver_preload(list(PRELOAD))
 
@@ -26,6 +29,8 @@ def exit_codes(work, environments=({},), timeout=240):
         process.start()
     for process in processes:
         process.join(timeout)
+        process.terminate()  # an agent ends its ranks
+        process.join(60)
         process.kill()
         process.join()
     return [process.exitcode for process in processes]

@@ -6,41 +6,57 @@ The nodes are agents of torchrun on this machine. SLURM is its environment alone
 import json
 import os
 import socket
-import subprocess
-import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
 from lightning.fabric.plugins.environments.lightning import find_free_network_port
+from processes import exit_codes
+from torch.distributed import run
 
 from hqp_lightning.report import read_json
 
-HERE = Path(__file__).parent
+SCRIPT = str(Path(__file__).parent / "launched_script.py")
 # What another launcher left, the suite's own included, is none of these runs'.
 FOREIGN = ("TORCHELASTIC", "SLURM", "MASTER_", "WORLD_SIZE", "RANK", "LOCAL_", "NODE_RANK", "GROUP_", "ROLE_", "PL_")
 
 
-def start(folder, nodes, per_node, launcher=(), **variables):
-    """Start one process of a launch, or the agent that starts a node's ranks; it writes into a file."""
-    inherited = {k: v for k, v in os.environ.items() if not k.startswith(FOREIGN)}
-    environment = {**inherited, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(HERE.parents[1]), **variables}
-    command = [sys.executable, *launcher, HERE / "launched_script.py", folder, str(nodes), str(per_node)]
-    with (folder / "told.txt").open("a") as told:
-        return subprocess.Popen(command, env=environment, cwd=folder, stdout=told, stderr=subprocess.STDOUT)
+def launched(folder, nodes, per_node, launcher, given):
+    """A process of a launch, or the agent that starts a node's ranks; what it says goes into a file."""
+    for key in [k for k in os.environ if k.startswith(FOREIGN) and k not in given]:
+        del os.environ[key]
+    os.chdir(folder)
+    told = os.open("told.txt", os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+    os.dup2(told, 1)
+    os.dup2(told, 2)
+    arguments = [SCRIPT, str(folder), str(nodes), str(per_node)]
+    if launcher:
+        run.main([a.format(**os.environ) for a in launcher] + arguments)
+    else:
+        run.run_script_path(*arguments)
+
+
+def start(folder, nodes, per_node, launcher=(), environments=({},)):
+    """The exit codes, one for each of the environments."""
+    work = partial(launched, folder, nodes, per_node, launcher, [k for e in environments for k in e])
+    return exit_codes(work, environments)
 
 
 def torchrun(*rendezvous, nodes=1, per_node=1):
-    return ["-m", "torch.distributed.run", f"--nnodes={nodes}", f"--nproc-per-node={per_node}", *rendezvous]
+    # Forked, as the agent has imported all that the ranks would.
+    size = [f"--nnodes={nodes}", f"--nproc-per-node={per_node}"]
+    return [*size, *rendezvous, "--run-path", "--start-method=fork"]
 
 
 def torchrun_on_one_node(folder):
     launcher = torchrun("--rdzv-backend=c10d", "--rdzv-endpoint=127.0.0.1:0", per_node=2)
-    return [start(folder, 1, 2, launcher)]
+    return start(folder, 1, 2, launcher)
 
 
 def torchrun_on_two_nodes(folder):
     meeting = ["--master-addr=127.0.0.1", f"--master-port={find_free_network_port()}"]
-    return [start(folder, 2, 1, torchrun(*meeting, f"--node-rank={node}", nodes=2)) for node in (0, 1)]
+    launcher = torchrun(*meeting, "--node-rank={THIS_NODE}", nodes=2)
+    return start(folder, 2, 1, launcher, [{"THIS_NODE": node} for node in "01"])
 
 
 def free_job_id():
@@ -58,7 +74,7 @@ def srun(folder):
     job |= {"JOB_NODELIST": "127.0.0.1", "JOB_NUM_NODES": "1", "NTASKS": "2", "NPROCS": "2", "NTASKS_PER_NODE": "2"}
     job |= {"TASKS_PER_NODE": "2", "NODEID": "0"}
     tasks = [{**job, "PROCID": rank, "LOCALID": rank} for rank in "01"]
-    return [start(folder, 1, 2, **{f"SLURM_{k}": v for k, v in task.items()}) for task in tasks]
+    return start(folder, 1, 2, environments=[{f"SLURM_{k}": v for k, v in task.items()} for task in tasks])
 
 
 LAUNCHES = {
@@ -71,17 +87,8 @@ LAUNCHES = {
 def finished(launch, folder):
     """What each of the two ranks wrote when all is done."""
     folder.mkdir()
-    processes = launch(folder)
-    try:
-        codes = [p.wait(timeout=300) for p in processes]
-    except subprocess.TimeoutExpired:
-        codes = "no end"
-    finally:
-        for p in processes:
-            p.terminate()  # an agent ends its ranks
-        for p in processes:
-            p.wait(60)
-    if codes != [0] * len(processes):
+    codes = launch(folder)
+    if set(codes) != {0}:
         pytest.fail(f"{launch.__name__} ended with {codes}:\n{(folder / 'told.txt').read_text()}")
     return [json.loads((folder / f"rank{rank}.json").read_text()) for rank in (0, 1)]
 
