@@ -2,7 +2,7 @@
 
 import numpy as np
 import onnx
-import onnxruntime
+import sessions
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch import nn
@@ -107,7 +107,7 @@ def quiet_trainer(folder, max_epochs, callbacks, **kwargs):
 
 def accuracy_by_hand(path, x, y):
     """onnxruntime and numpy only."""
-    session = onnxruntime.InferenceSession(str(path))
+    session = sessions.session(path)
     logits = session.run(None, {session.get_inputs()[0].name: x.numpy()})[0]
     return float((logits.argmax(1) == y.numpy()).mean())
 

@@ -114,12 +114,22 @@ def digits():
     return x, torch.tensor(data.target)
 
 
+def paired(digits, train, val, batch_size):
+    x, y = digits
+    ends = (0, train), (1200, 1200 + val)
+    return tuple(DataLoader(TensorDataset(x[a:b], y[a:b]), batch_size) for a, b in ends)
+
+
 @pytest.fixture
 def loaders(digits):
     """Train and validation loader, small and in a fixed order."""
-    x, y = digits
-    train = DataLoader(TensorDataset(x[:320], y[:320]), 64)
-    return train, DataLoader(TensorDataset(x[1200:1400], y[1200:1400]), 64)
+    return paired(digits, 320, 200, 64)
+
+
+@pytest.fixture
+def small_loaders(digits):
+    """As many batches, of a quarter of the images: where nothing need be learnt."""
+    return paired(digits, 80, 50, 16)
 
 
 @pytest.fixture

@@ -7,7 +7,6 @@ from hqp_lightning.report.html import write_html
 from hqp_lightning.report.installed import versions
 from hqp_lightning.report.markdown import markdown_table
 from hqp_lightning.report.methods import compare_methods, methods_table, print_methods, read_methods, write_methods
-from hqp_lightning.report.png import trajectory_png
 from hqp_lightning.report.publish import publish
 from hqp_lightning.report.schema import from_dict, read_json, to_dict, write_json
 from hqp_lightning.report.sentences import step_line
@@ -26,7 +25,6 @@ __all__ = [
     "read_methods",
     "step_line",
     "to_dict",
-    "trajectory_png",
     "versions",
     "write_failure",
     "write_html",

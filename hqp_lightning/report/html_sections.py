@@ -7,7 +7,6 @@ from html import escape
 
 from hqp_lightning.records import EngineReport, GroupSensitivity, LayerChannels, QuantizedLayer, Report
 from hqp_lightning.report.assemble import worsening
-from hqp_lightning.report.plots import edge_score, trajectory_svg
 from hqp_lightning.report.rows import conditions, model_rows
 from hqp_lightning.report.sentences import fastest, outcome_words, steps_summary, unit_counts
 from hqp_lightning.report.units import change, count, decibel, factor, fraction, latency, ms, node, size
@@ -55,6 +54,8 @@ def trajectory(report: Report) -> str:
     """The score against MACs, drawn once for a screen and once for a phone."""
     if not report.steps:
         return "<p>No pruning step was made.</p>"
+    from hqp_lightning.report.plots import edge_score, trajectory_svg  # matplotlib, where something is drawn
+
     drawings = trajectory_svg(report, 7.6, 3.9, "wide") + trajectory_svg(report, 3.9, 3.6, "narrow")
     scores = [s.accuracy for s in report.steps if s.accuracy is not None]
     far = any(worsening(edge_score(report), score, report.budget.mode) > 0 for score in scores)

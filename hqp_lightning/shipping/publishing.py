@@ -15,7 +15,8 @@ from lightning.pytorch.loggers import MLFlowLogger, TensorBoardLogger, WandbLogg
 from PIL import Image
 
 from hqp_lightning.records import Report
-from hqp_lightning.report import markdown_table, publish, trajectory_png
+from hqp_lightning.report import markdown_table, publish
+from hqp_lightning.report.png import trajectory_png
 
 __all__ = ["publish_run"]
 

@@ -2,8 +2,8 @@
 
 from types import SimpleNamespace
 
-import onnxruntime
 import pytest
+import sessions
 import torch
 from test_recipes import QUICK, composed
 
@@ -36,7 +36,7 @@ def accuracy_by_hand(path, cfg, split):
     """onnxruntime over the recipe's images, in as many batches as the run was limited to."""
     _, data, _ = app.build(cfg, [])
     data.setup("fit")
-    session, right, seen = onnxruntime.InferenceSession(str(path)), 0, 0
+    session, right, seen = sessions.session(path), 0, 0
     loader = data.val_dataloader() if split == "val" else data.test_dataloader()
     for i, (images, labels) in enumerate(loader):
         if i < cfg.trainer.limit_val_batches:

@@ -14,7 +14,7 @@ SETTINGS = [
     *("trainer.limit_train_batches=2", "trainer.limit_val_batches=2", "+trainer.limit_test_batches=2"),
     *("trainer.enable_progress_bar=false", "hqp.max_drop=0.99", "hqp.start_epoch=1", "hqp.fisher_batches=1"),
     *("hqp.compensate=false", "export.rtx=[]", QUICK),
-    *("export.calibration_batches=1", "export.engines=[onnxruntime]", "export.latency_runs=3"),
+    *("export.calibration_batches=1", "export.engines=[onnxruntime]", "export.latency_runs=3", "export.threads=1"),
 ]
 
 

@@ -42,6 +42,7 @@ SMALL = [
     "export.calibration_batches=1",
     "export.engines=[onnxruntime]",
     "export.latency_runs=3",
+    "export.threads=1",  # more of them spin on the cores that do the rest
     "export.rtx=[]",
 ]
 

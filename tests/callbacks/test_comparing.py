@@ -10,7 +10,7 @@ from hqp_lightning import HQPPruning, hqp_callbacks
 from hqp_lightning.callbacks.comparing import CompareMethods, lift_budget_
 
 
-def test_magnitude_removes_the_channels_of_the_smallest_weights(loaders, make_trainer):
+def test_magnitude_removes_the_channels_of_the_smallest_weights(small_loaders, make_trainer):
     model = Scripted([0.9, 0.89], lr=1e-9)
     faint = [1, 4, 9, 16, 25, 27, 30, 31]
     with torch.no_grad():
@@ -19,17 +19,17 @@ def test_magnitude_removes_the_channels_of_the_smallest_weights(loaders, make_tr
     kept = [c for c in range(32) if c not in faint]
     before = model.net[0].weight.detach()[kept].clone()
     pruning = HQPPruning("val_acc", 0.02, step=0.02, estimator="magnitude", cost="none", recalibrate_batches=0)
-    make_trainer(1, [pruning]).fit(model, *loaders)
+    make_trainer(1, [pruning]).fit(model, *small_loaders)
     assert [(r.outcome, r.channels_removed) for r in pruning.records] == [("kept", 8)]
     assert torch.allclose(model.net[0].weight, before, atol=1e-6)
     assert not pruning.own_fisher.state.samples  # no backward pass was made for it
 
 
-def test_without_a_budget_every_score_is_kept(loaders, make_trainer, capsys):
+def test_without_a_budget_every_score_is_kept(small_loaders, make_trainer, capsys):
     pruning = HQPPruning("val_acc", 0.02, step=0.2, estimator="magnitude")
     lift_budget_(pruning)
     assert pruning.budget.max_drop == math.inf
-    make_trainer(2, [pruning]).fit(Scripted([0.9, 0.2, 0.1]), *loaders)
+    make_trainer(2, [pruning]).fit(Scripted([0.9, 0.2, 0.1]), *small_loaders)
     assert [r.outcome for r in pruning.records] == ["kept", "kept"]
     assert "(drop 0.7000)" in capsys.readouterr().out  # of nothing
 

@@ -95,12 +95,12 @@ def test_the_whole_story_on_real_data(loaders, make_trainer, digits, tmp_path):
     assert not (set(json.loads((deploy / "report.json").read_text())) ^ set(report.__dataclass_fields__))
 
 
-def test_walks_back_to_the_previous_accepted_model_and_says_so(loaders, make_trainer, tmp_path):
+def test_walks_back_to_the_previous_accepted_model_and_says_so(small_loaders, make_trainer, tmp_path):
     # two accepted float models; the INT8 form of the second is over budget, that of the first is not
     model = Scripted([0.90, 0.89, 0.885], int8=[0.80, 0.888])
     pruning = HQPPruning("val_acc", 0.02, step=0.2)
-    export = Int8Export(tmp_path, engines=["onnxruntime"], latency_runs=1, max_float_layers=0)
-    make_trainer(2, [pruning, export]).fit(model, *loaders)
+    export = Int8Export(tmp_path, engines=["onnxruntime"], latency_runs=1, threads=1, max_float_layers=0)
+    make_trainer(2, [pruning, export]).fit(model, *small_loaders)
     report = export.report
     assert [r.outcome for r in report.steps] == ["kept", "kept"]
     assert any("INT8 of step 2 is over budget, walked back" in n for n in report.notes)
@@ -110,10 +110,10 @@ def test_walks_back_to_the_previous_accepted_model_and_says_so(loaders, make_tra
     assert sum(p.numel() for p in model.net.parameters()) == report.steps[0].params
 
 
-def test_says_when_no_int8_model_is_within_the_budget(loaders, make_trainer, tmp_path):
+def test_says_when_no_int8_model_is_within_the_budget(small_loaders, make_trainer, tmp_path):
     model = Scripted([0.90, 0.89], int8=[0.5, 0.7, 0.7])
-    export = Int8Export(tmp_path, engines=["onnxruntime"], latency_runs=1, max_float_layers=0)
-    make_trainer(1, [HQPPruning("val_acc", 0.02, step=0.2), export]).fit(model, *loaders)
+    export = Int8Export(tmp_path, engines=["onnxruntime"], latency_runs=1, threads=1, max_float_layers=0)
+    make_trainer(1, [HQPPruning("val_acc", 0.02, step=0.2), export]).fit(model, *small_loaders)
     assert not export.report.within_budget
     assert export.report.int8.accuracy == pytest.approx(0.7)
     assert any("No INT8 artifact is within the budget" in n for n in export.report.notes)
@@ -132,11 +132,11 @@ def as_dear(monkeypatch):
     monkeypatch.setattr(costing, "float_costs_ms", alike)
 
 
-def test_before_walking_back_the_noisiest_layers_stay_in_float(loaders, make_trainer, tmp_path, as_dear):
+def test_before_walking_back_the_noisiest_layers_stay_in_float(small_loaders, make_trainer, tmp_path, as_dear):
     # all layers quantized, then one, two, four in float, then the bisection's three: four are needed
     model = Scripted([0.90, 0.89], int8=[0.80, 0.81, 0.82, 0.885, 0.83, 0.885])
-    export = Int8Export(tmp_path, engines=["onnxruntime"], latency_runs=1, placement="all")
-    make_trainer(1, [HQPPruning("val_acc", 0.02, step=0.2), export]).fit(model, *loaders)
+    export = Int8Export(tmp_path, engines=["onnxruntime"], latency_runs=1, threads=1, placement="all")
+    make_trainer(1, [HQPPruning("val_acc", 0.02, step=0.2), export]).fit(model, *small_loaders)
     report = export.report
     assert report.within_budget
     assert report.int8.accuracy == pytest.approx(0.885)
@@ -150,17 +150,19 @@ def test_before_walking_back_the_noisiest_layers_stay_in_float(loaders, make_tra
     assert all(f"{name} (+0.010 ms)" in note for name in in_float)
 
 
-def test_too_few_layers_in_float_may_not_help(loaders, make_trainer, tmp_path, as_dear):
+def test_too_few_layers_in_float_may_not_help(small_loaders, make_trainer, tmp_path, as_dear):
     model = Scripted([0.90, 0.89], int8=[0.80, 0.81, 0.895])
-    export = Int8Export(tmp_path, engines=["onnxruntime"], latency_runs=1, max_float_layers=1, placement="all")
-    make_trainer(1, [HQPPruning("val_acc", 0.02, step=0.2), export]).fit(model, *loaders)
+    export = Int8Export(
+        tmp_path, engines=["onnxruntime"], latency_runs=1, threads=1, max_float_layers=1, placement="all"
+    )
+    make_trainer(1, [HQPPruning("val_acc", 0.02, step=0.2), export]).fit(model, *small_loaders)
     assert any("INT8 of step 1 is over budget, walked back" in n for n in export.report.notes)
     assert all(q.precision == "int8" for q in export.report.quantization)
     assert export.report.macs_reduction == 0
 
 
 def test_alone_it_quantizes_the_model_as_trained(loaders, make_trainer, digits, tmp_path):
-    export = Int8Export(tmp_path, "val_acc", 0.05, engines=["onnxruntime"], latency_runs=1)
+    export = Int8Export(tmp_path, "val_acc", 0.05, engines=["onnxruntime"], latency_runs=1, threads=1)
     model = Classifier()
     make_trainer(4, [export]).fit(model, *loaders)
     report = export.report
@@ -195,7 +197,7 @@ class Data(LightningDataModule):
 
 
 def test_held_out_data_is_scored_at_every_stage(make_trainer, digits, tmp_path):
-    export = Int8Export(tmp_path, holdout="test", engines=["onnxruntime"], latency_runs=1)
+    export = Int8Export(tmp_path, holdout="test", engines=["onnxruntime"], latency_runs=1, threads=1)
     make_trainer(5, [HQPPruning("val_acc", 0.1, step=0.2, start_epoch=3), export]).fit(Classifier(), Data(digits))
     report = export.report
     x, y = digits[0][1400:1700], digits[1][1400:1700]
@@ -210,7 +212,7 @@ def test_held_out_data_is_scored_at_every_stage(make_trainer, digits, tmp_path):
     assert manifest["preprocessing"] == {"mean": [0.0], "std": [1.0]}
 
 
-def test_scoring_leaves_the_run_alone(loaders, make_trainer, tmp_path):
+def test_scoring_leaves_the_run_alone(small_loaders, make_trainer, tmp_path):
     from lightning.pytorch import Callback
 
     class Counter(Callback):
@@ -220,9 +222,9 @@ def test_scoring_leaves_the_run_alone(loaders, make_trainer, tmp_path):
             self.validations += 1
 
     counter, model = Counter(), Classifier()
-    export = Int8Export(tmp_path, "val_acc", 0.5, engines=["onnxruntime"], latency_runs=1)
+    export = Int8Export(tmp_path, "val_acc", 0.5, engines=["onnxruntime"], latency_runs=1, threads=1)
     trainer = make_trainer(2, [counter, export])
-    trainer.fit(model, *loaders)
+    trainer.fit(model, *small_loaders)
     assert counter.validations == 2
     assert model.trainer is trainer
     assert "forward" not in model.net.__dict__
@@ -239,7 +241,7 @@ def test_a_network_whose_layers_the_validation_step_calls_is_scored_through_them
             self.accuracy(x, y)
             self.log("val_acc", self.accuracy)
 
-    export = Int8Export(tmp_path, "val_acc", 0.5, engines=["onnxruntime"], latency_runs=1)
+    export = Int8Export(tmp_path, "val_acc", 0.5, engines=["onnxruntime"], latency_runs=1, threads=1)
     make_trainer(1, [export]).fit(Bypass(), *loaders)
     by_hand = accuracy_by_hand(tmp_path / "model.int8.onnx", digits[0][1200:1400], digits[1][1200:1400])
     assert export.report.int8.accuracy == pytest.approx(by_hand)

@@ -33,14 +33,14 @@ def test_matches_an_explicit_mask_in_fit_and_in_validate(loaders, make_trainer, 
         torch.testing.assert_close(scores[root], expected, rtol=1e-3, atol=1e-8)
 
 
-def test_leaves_no_trace(loaders, make_trainer):
+def test_leaves_no_trace(small_loaders, make_trainer):
     fisher, model = FisherAccumulator(), Classifier()
     before = {n: t.clone() for n, t in model.state_dict().items()}
     trainer = make_trainer(1, [fisher])
-    (with_fisher,) = trainer.validate(model, loaders[1], verbose=False)
+    (with_fisher,) = trainer.validate(model, small_loaders[1], verbose=False)
     assert all(torch.equal(before[n], t) for n, t in model.state_dict().items())
     assert all(p.grad is None and p.requires_grad for p in model.parameters())
-    (without,) = make_trainer(1, []).validate(model, loaders[1], verbose=False)
+    (without,) = make_trainer(1, []).validate(model, small_loaders[1], verbose=False)
     assert with_fisher == without
 
 
@@ -68,22 +68,22 @@ def test_the_weight_estimator_sums_a_filter(loaders, make_trainer, digits):
     torch.testing.assert_close(fisher.saliency()["7"], expected / 200, rtol=1e-3, atol=1e-8)
 
 
-def test_under_bfloat16_autocast_the_ranking_is_that_of_float32(loaders, make_trainer):
+def test_under_bfloat16_autocast_the_ranking_is_that_of_float32(small_loaders, make_trainer):
     model, scores = Classifier(), {}
     for precision in ("32-true", "bf16-mixed"):
         fisher = FisherAccumulator()
-        make_trainer(1, [fisher], precision=precision).validate(model, loaders[1], verbose=False)
+        make_trainer(1, [fisher], precision=precision).validate(model, small_loaders[1], verbose=False)
         scores[precision] = torch.cat(list(fisher.saliency().values()))
     correlation = torch.corrcoef(torch.stack([s.clamp_min(1e-9).log() for s in scores.values()]))[0, 1]
     assert correlation > 0.99
 
 
-def test_under_float16_autocast_small_gradients_are_those_of_float32(loaders, make_trainer):
+def test_under_float16_autocast_small_gradients_are_those_of_float32(small_loaders, make_trainer):
     model, scores = Classifier(), {}
     model.net[-1].weight.data.mul_(1e-5)  # float16 ends at 6e-8
     for name, settings in {"float32": {}, "float16": {"plugins": [MixedPrecision("16-mixed", "cpu")]}}.items():
         fisher = FisherAccumulator()
-        make_trainer(1, [fisher], **settings).validate(model, loaders[1], verbose=False)
+        make_trainer(1, [fisher], **settings).validate(model, small_loaders[1], verbose=False)
         scores[name] = torch.cat(list(fisher.saliency().values()))
     exact = scores["float32"]
     assert float(exact.max()) > 0

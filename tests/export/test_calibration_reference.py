@@ -2,8 +2,8 @@
 
 import numpy as np
 import onnx
-import onnxruntime
 import pytest
+import sessions
 import torch
 import torchvision
 
@@ -26,7 +26,7 @@ def stored(tmp_path_factory):
     names = quantized_tensors(path)
     model = onnx.load(path)
     model.graph.output.extend(onnx.helper.make_tensor_value_info(n, 1, None) for n in names[1:])
-    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    session = sessions.session(model.SerializeToString())
     runs = [(batch, *session.run(names[1:], {"input": batch})) for batch in _batches()]
     assert len(names) == 23
     return path, {n: np.abs(np.concatenate([r[k].ravel() for r in runs])) for k, n in enumerate(names)}

@@ -3,8 +3,8 @@
 from dataclasses import replace
 
 import numpy as np
-import onnxruntime
 import pytest
+import sessions
 import torch
 from torch import nn
 from torchvision.models import mobilenet_v3_small
@@ -49,7 +49,7 @@ def files(net, folder, x, activation_type="int8", **options):
 
 
 def run(path, x):
-    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    session = sessions.session(path)
     return session.run(None, {"input": x.numpy()})[0]
 
 

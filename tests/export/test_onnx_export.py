@@ -4,8 +4,8 @@ import warnings
 
 import numpy as np
 import onnx
-import onnxruntime
 import pytest
+import sessions
 import torch
 import torchvision
 from torch import nn
@@ -27,7 +27,7 @@ def _randomised(model):
 
 
 def _run(path, batch):
-    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    session = sessions.session(path)
     return session.run(["logits"], {"input": batch.numpy()})[0]
 
 

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-import onnxruntime
 import pytest
+import sessions
 import torch
 from torch import nn
 from torchvision import models
@@ -96,7 +96,7 @@ def test_forms_for_nvidia_have_their_gates_in_float_and_compute_alike(small, tmp
 
 
 def _run(path, x):
-    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    session = sessions.session(path)
     return session.run(None, {"input": x})[0]
 
 

@@ -5,8 +5,8 @@ import sys
 
 import numpy as np
 import onnx
-import onnxruntime
 import pytest
+import sessions
 import torch
 import torchvision
 from networks import quick
@@ -26,7 +26,7 @@ SIZE = 32
 
 
 def _session(model):
-    return onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
+    return sessions.session(model)
 
 
 def _batches(count=3, size=4, shape=(3, SIZE, SIZE)):

@@ -7,8 +7,8 @@ import types
 from pathlib import Path
 
 import numpy as np
-import onnxruntime
 import pytest
+import sessions
 import torch
 from tensorrt_doubles import RELEASES, Driver, named, tensorrt
 from torch import nn
@@ -59,7 +59,7 @@ def test_backend_builds_runs_and_closes(release, precision, models, here, tmp_pa
     assert len(layers) == 3
 
     batch = np.random.default_rng(1).normal(size=(70, 3, 8, 8)).astype(np.float32)  # more than the profile takes
-    session = onnxruntime.InferenceSession(source, providers=["CPUExecutionProvider"])
+    session = sessions.session(source)
     expected = session.run(None, {"input": batch})[0]
     exact = 1e-6 if "FP16" in RELEASES[release]["BuilderFlag"] or precision == "fp32" else 0.02  # the float16 form
     np.testing.assert_allclose(engine.run(batch), expected, atol=exact * np.abs(expected).max())

@@ -3,8 +3,8 @@
 import json
 
 import numpy as np
-import onnxruntime
 import pytest
+import sessions
 import torch
 from classifier import Classifier
 from torch import nn
@@ -70,7 +70,7 @@ def loaders(data):
 
 
 def run(path, outputs=None, **feed):
-    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    session = sessions.session(path)
     names = [o.name for o in session.get_outputs()]
     return dict(zip(names, session.run(outputs, {k: v.numpy() for k, v in feed.items()}), strict=True))
 

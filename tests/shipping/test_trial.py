@@ -86,7 +86,7 @@ def test_the_file_is_float32_whatever_the_training_was(model, precision, loaders
     module, callbacks = model(), []
     if model is Classifier:
         callbacks = [HQPPruning("val_acc", 0.9, step=0.2)]
-    export = Int8Export(tmp_path, "val_acc", 0.9, engines=["onnxruntime"], latency_runs=1)
+    export = Int8Export(tmp_path, "val_acc", 0.9, engines=["onnxruntime"], latency_runs=1, threads=1)
     make_trainer(1, [*callbacks, export], precision=precision).fit(module, *loaders)
     types = {i.data_type for i in onnx.load(tmp_path / "model.onnx").graph.initializer}
     assert types <= {onnx.TensorProto.FLOAT, onnx.TensorProto.INT64}
@@ -110,7 +110,7 @@ def test_the_trial_leaves_the_training_alone(loaders, make_trainer, tmp_path):
             losses.append(super().training_step(batch, batch_idx))
             return losses[-1]
 
-    for callbacks in ([], [Int8Export(tmp_path, "val_acc", 0.9, engines=["onnxruntime"], latency_runs=1)]):
+    for callbacks in ([], [Int8Export(tmp_path, "val_acc", 0.9, engines=["onnxruntime"], latency_runs=1, threads=1)]):
         torch.manual_seed(0)
         make_trainer(1, callbacks).fit(Dropping(), *loaders)
     assert len(losses) == 10

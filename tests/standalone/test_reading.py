@@ -2,8 +2,8 @@
 
 import numpy as np
 import onnx
-import onnxruntime
 import pytest
+import sessions
 import torch
 from onnx import TensorProto, helper, numpy_helper
 from onnxruntime.transformers.float16 import convert_float_to_float16
@@ -73,7 +73,7 @@ def check(path, network, digits, tmp_path, size=None):
     x = digits[0][1200:1264]
     with torch.no_grad():
         expected = network(x).numpy()
-    session = onnxruntime.InferenceSession(reading.model.SerializeToString(), providers=["CPUExecutionProvider"])
+    session = sessions.session(reading.model.SerializeToString())
     (found,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
     np.testing.assert_allclose(found, expected, atol=2e-2 if reading.half else 1e-4)
     onnx.save(reading.model, tmp_path / "read.onnx")
@@ -123,7 +123,7 @@ def test_a_mean_without_its_axes_is_a_pooling_and_a_flatten(tmp_path):
     save(tmp_path, nodes, [1, 2, 3, 4], [1, 2])
     reading = read_model(tmp_path / "model.onnx")
     assert [n.op_type for n in reading.model.graph.node] == ["GlobalAveragePool", "Flatten"]
-    session = onnxruntime.InferenceSession(reading.model.SerializeToString(), providers=["CPUExecutionProvider"])
+    session = sessions.session(reading.model.SerializeToString())
     np.testing.assert_allclose(session.run(None, {"x": x})[0], x.mean((2, 3)))
 
 

@@ -4,8 +4,8 @@ import copy
 
 import numpy as np
 import onnx
-import onnxruntime
 import pytest
+import sessions
 import torch
 from classifier import Classifier
 from networks import gates_at_inputs
@@ -118,7 +118,7 @@ def test_the_second_layer_takes_over_what_the_removed_neurons_did(name):
 
 def logits_of(path, x, runtime):
     if runtime == "onnxruntime":
-        return onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"]).run(None, {"input": x})[0]
+        return sessions.session(path).run(None, {"input": x})[0]
     openvino = pytest.importorskip("openvino")
     options = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": 1}
     return openvino.Core().compile_model(str(path), "CPU", options)(x)[0]

@@ -46,11 +46,23 @@ def prune_(network, optimizer, seed, example):
     return groups, removed, cut
 
 
+STAGES = {
+    "resnet50": ["layer1", "layer2", "layer3", "layer4"],
+    "convnext_tiny": ["features.1", "features.3", "features.5", "features.7"],
+    "efficientnet_b0": [f"features.{i}" for i in range(1, 8)],
+    "regnet_y_400mf": [f"trunk_output.block{i}" for i in range(1, 5)],
+    "regnet_x_400mf": [f"trunk_output.block{i}" for i in range(1, 5)],
+    "timm_efficientnet_lite0": [f"blocks.{i}" for i in range(7)],
+    "timm_repvgg_a0": [f"stages.{i}" for i in range(4)],
+}
+
+
 def shallow(name):
-    """As published, but of ConvNeXt's twelve equal blocks in the last two stages, the most of its weights, four."""
+    """As published, but two blocks of the equal ones of a stage: tests/zoo/test_many.py has deep networks."""
     network = build(name)
-    if name == "convnext_tiny":
-        network.features[5], network.features[7] = network.features[5][:2], network.features[7][:2]
+    for stage in STAGES.get(name, ()):
+        parent, _, key = stage.rpartition(".")
+        setattr(network.get_submodule(parent), key, nn.Sequential(*list(network.get_submodule(stage))[:2]))
     return network
 
 
