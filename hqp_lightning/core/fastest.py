@@ -16,6 +16,8 @@ __all__ = ["propose_fastest"]
 
 _NOTHING = 1e-6
 """Of the network's time: what saves less saves nothing."""
+_BETTER = 0.999
+"""Of the ratio of a shorter run: one as good is enough, as what follows is offered next."""
 
 
 def propose_fastest(
@@ -27,6 +29,7 @@ def propose_fastest(
     wanted_macs: float = math.inf,
     caps: Caps | None = None,
     units: Sequence[Unit] = (),
+    most_ms: float = math.inf,
 ) -> PruningStep:
     """Cheapest first by predicted loss increase per millisecond, until the step saves ``wanted_ms``.
 
@@ -43,11 +46,12 @@ def propose_fastest(
         wanted_macs: MACs to save at most, unless a bundle overshoots.
         caps: rounding and limits.
         units: modules that may go as a whole.
+        most_ms: what would save more altogether does not go, even if the step then saves less than was wanted.
 
     Returns:
-        The step; empty if nothing saves any time.
+        The step; empty if nothing saves any time, or everything too much.
     """
-    search = _Greedy(groups, saliency, widths, price, caps or Caps(), units)
+    search = _Greedy(groups, saliency, widths, price, caps or Caps(), units, most_ms)
     while search.saved_ms < wanted_ms and search.saved_macs < wanted_macs and search.take_best():
         pass
     return search.step()
@@ -69,9 +73,10 @@ class _Greedy:
         price: Price,
         caps: Caps,
         units: Sequence[Unit],
+        most_ms: float,
     ) -> None:
         self.start, self.price = {n: (float(i), float(o)) for n, (i, o) in widths.items()}, price
-        self.widths = dict(self.start)
+        self.widths, self.most_ms = dict(self.start), most_ms
         self.least = _NOTHING * price.ms(widths)
         self.bundles: dict[str, list[Bundle]] = {
             g.name: bundles_of(g, saliency[g.name], caps) for g in groups if g.name in saliency
@@ -94,9 +99,11 @@ class _Greedy:
 
     def take_best(self) -> bool:
         """Take the best offer; False if there is none."""
+        room = self.most_ms - self.saved_ms
         for name in self.bundles:
-            if name not in self.offers:
-                self.offers[name] = self._offer(name)
+            known = self.offers.get(name)
+            if name not in self.offers or (known is not None and known.ms > room):
+                self.offers[name] = self._offer(name, room)
         found = [(offer.ratio, name) for name, offer in self.offers.items() if offer is not None]
         if not found:
             return False
@@ -150,25 +157,25 @@ class _Greedy:
                 found[layer] = i - inputs * channels, o - outputs * channels
         return found
 
-    def _offer(self, name: str) -> _Offer | None:
-        """Of all runs of the next bundles the one with the least loss for each millisecond."""
+    def _offer(self, name: str, room: float) -> _Offer | None:
+        """Of all runs of the next bundles, that save no more than ``room``, the one with the least loss for each ms."""
         layers = self._layers(name)
         if name in self.units:
             without = {n: w for n, w in self.widths.items() if n not in layers}
             saved = self.price.saved(self.widths, without, layers)
-            return None if name in self.taken else self._worth(1, saved, self.bundles[name][:1])
+            return None if name in self.taken else self._worth(1, saved, self.bundles[name][:1], room)
         done, best = self.taken.get(name, 0), None
         rest = self.bundles[name][done:]
         channels = 0
         for count in range(1, len(rest) + 1):
             channels += len(rest[count - 1].channels)
             saved = self.price.saved(self.widths, {**self.widths, **self._without(name, channels)}, layers)
-            offer = self._worth(count, saved, rest[:count])
-            if offer is not None and (best is None or offer.ratio < best.ratio):
+            offer = self._worth(count, saved, rest[:count], room)
+            if offer is not None and (best is None or offer.ratio < _BETTER * best.ratio):
                 best = offer
         return best
 
-    def _worth(self, count: int, saved: float, bundles: Sequence[Bundle]) -> _Offer | None:
-        if saved <= self.least or not bundles:
+    def _worth(self, count: int, saved: float, bundles: Sequence[Bundle], room: float) -> _Offer | None:
+        if not self.least < saved <= room or not bundles:
             return None
         return _Offer(count, saved, sum(b.loss for b in bundles) / saved)

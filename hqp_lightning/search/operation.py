@@ -20,6 +20,7 @@ from hqp_lightning.loop.untouched import forget_compiled
 from hqp_lightning.records import StepRecord
 from hqp_lightning.search.cutting import cut_
 from hqp_lightning.search.judging import may_step_
+from hqp_lightning.search.outline import gone, outline_of
 from hqp_lightning.search.saving import after
 from hqp_lightning.search.state import PruningState
 from hqp_lightning.search.substeps import Substep, outside, substeps
@@ -45,7 +46,8 @@ def steps_(
     while may_step_(state, trainer, options):
         try:
             if prune_(trainer, pl_module, state, options, example, twins) is None:
-                state.search = finish(state.search, "no group may lose another tile of channels")
+                why = " that was not rolled back before" if state.rolled_back else ""
+                state.search = finish(state.search, f"no group may lose another tile of channels{why}")
             return
         except SurgeryError as error:
             anew = not trainer.strategy.reduce_boolean_decision(not _of_a_loader(error))
@@ -116,7 +118,9 @@ def _operate(
             for substep in parts:
                 made = state.pending = _with(made, substep, state)
                 state.rejected[-1] = substep.whole
-                cut = substep.shadow.without(substep.part.units).cut(substep.part.removed)
+                less = substep.shadow.without(substep.part.units)
+                state.outline = outline_of(less, substep.part.removed, {*gone(state.records), *made.units_removed})
+                cut = less.cut(substep.part.removed)
                 finished, batchnorm = cut_(trainer, pl_module, cut, options, example, twins)
                 made = state.pending = replace(made, macs=cut.macs, params=cut.params, batchnorm=batchnorm)
         except SurgeryError as error:

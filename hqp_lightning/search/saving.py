@@ -16,7 +16,10 @@ from hqp_lightning.records import ChannelGroup, PruningStep, Unit
 from hqp_lightning.search.state import PruningState
 from hqp_lightning.surgery import Shadow
 
-__all__ = ["Wanted", "after", "proposed", "target_ms", "wanted"]
+__all__ = ["OVER", "Wanted", "after", "proposed", "target_ms", "wanted"]
+
+OVER, SHORT = 1.5, 0.5
+"""So much of the wanted milliseconds a step saves at most, and at least, where that is predicted to cost less."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +38,10 @@ class Wanted:
         """In how many parts no more than ``share`` of the network's MACs, or of its time, goes at once."""
         amount, of = (self.macs, shadow.macs) if self.ms is None else (self.ms, milliseconds(shadow, state) or math.inf)
         return max(1, math.ceil(amount / (share * of) - 1e-9))
+
+    def half(self) -> Wanted:
+        """Half of it."""
+        return Wanted(self.macs / 2) if self.ms is None else Wanted(self.macs, self.ms / 2)
 
     def part(self, parts: int) -> Wanted:
         """One of so many equal parts; MACs are only a limit where milliseconds are wanted."""
@@ -88,8 +95,20 @@ def proposed(
     options: PruningOptions,
     saliency: Mapping[str, Tensor],
 ) -> PruningStep:
-    """The cheapest step of these groups and units by what ``cost`` says; nothing is proved yet."""
+    """The cheapest step of these groups and units by what ``cost`` says; nothing is proved yet.
+
+    By milliseconds one tile or unit may be several times what is wanted. It then goes only if nothing of the size that
+    is wanted is predicted to cost less.
+    """
     if state.price is None or wanted.ms is None:
         return propose(groups, saliency, wanted.macs, caps, options.cost, units)
     widths = shadow.widths(state.price.layers())
-    return propose_fastest(groups, saliency, widths, state.price, wanted.ms, wanted.macs, caps, units)
+    of = groups, saliency, widths, state.price, wanted.ms, wanted.macs, caps, units
+    step, most = propose_fastest(*of), OVER * wanted.ms
+    while most < step.ms_saved:
+        smaller = propose_fastest(*of, most)
+        cheaper = smaller.predicted_loss_increase < step.predicted_loss_increase
+        if cheaper and smaller.ms_saved >= SHORT * wanted.ms:
+            return smaller
+        most *= 2
+    return step

@@ -65,6 +65,8 @@ class PruningState:
         saliency: the scores that the next proposal uses; None until a validation has measured them.
         dense_saliency: the last scores of the dense network, before the first step.
         rejected: removals that were judged too expensive since the last kept step; none is tried twice.
+        outline: what the pending step leaves, see `hqp_lightning.search.outline`.
+        rolled_back: that of every step that was judged too expensive.
         barred: units that were rolled back alone, and what the loss was predicted to rise by then, nats.
         notes: the groups that can't be cut, and those whose cuts are approximations.
         rollback_due: the pending step was judged too expensive and goes at the next epoch start.
@@ -88,6 +90,8 @@ class PruningState:
     first: float | None = None
     left: bool = False
     price: Price | None = None
+    outline: dict[str, int] = field(default_factory=dict)
+    rolled_back: list[dict[str, int]] = field(default_factory=list)
     barred: dict[str, float] = field(default_factory=dict)
     healing: dict[int, float] = field(default_factory=dict)
 
@@ -122,9 +126,11 @@ class PruningState:
         self.notes += [n for n in notes if (n.group, n.status) not in known]
 
     def bar(self, record: StepRecord) -> None:
-        """Remember a unit that was all of a step that was rolled back: kept steps elsewhere change little about it."""
+        """Remember what was rolled back: the network, or the unit if one was all of the step, whatever else goes."""
         if len(record.units_removed) == 1 and not record.channels_removed:
             self.barred[record.units_removed[0]] = record.predicted_loss_increase
+        else:
+            self.rolled_back.append(self.outline)
 
     def bars(self, unit: str, saliency: Mapping[str, Tensor]) -> bool:
         """Whether a unit is still predicted to cost more than half of what it was when it was rolled back."""
@@ -173,6 +179,8 @@ class PruningState:
             "first": self.first,
             "left": self.left,
             "price": self.price and encode(self.price.table, LatencyTable, "price"),
+            "outline": dict(self.outline),
+            "rolled_back": [dict(o) for o in self.rolled_back],
             "barred": dict(self.barred),
             "healing": dict(self.healing),
         }

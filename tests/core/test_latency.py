@@ -114,6 +114,17 @@ def test_channels_go_only_in_whole_steps_of_the_stairs():
     assert propose_fastest(GROUPS, values, DENSE, price, 1.0, caps=Caps(8, 0.4)).parts == {}  # 8 save nothing
 
 
+def test_what_would_save_more_than_is_allowed_stays():
+    price, values, unit = Price(TABLE), {"block.b": torch.full((32,), 1.0)}, Unit("block", "branch", 5.0)
+    # 16 channels save 2.25 ms, the block with its 32 saves 5.
+    limited = lambda most, **more: propose_fastest(GROUPS[1:], values, DENSE, price, 9.0, most_ms=most, **more)  # noqa: E731
+    assert limited(2.2).parts == {}
+    assert {n: len(c) for n, c in limited(2.4).removed.items()} == {"block.b": 16}
+    values["branch:block"] = torch.tensor([1.0])
+    assert limited(4.9, units=[unit]).units == ()
+    assert limited(5.1, units=[unit]).parts == {"branch:block": ()}
+
+
 def test_units_compete_with_channels_by_nats_per_millisecond():
     price, unit = Price(TABLE), Unit("block", "branch", 5.0)
     values = {"block.b": torch.full((32,), 1.0), "branch:block": torch.tensor([50.0])}

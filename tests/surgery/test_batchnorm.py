@@ -57,6 +57,18 @@ def normalised(net, layer, data):
     return (at(net, layer, data) - mean[:, None]) / deviation[:, None]
 
 
+@pytest.mark.parametrize("shape", [(70, 5), (9, 5, 400), (40, 5, 9, 8), (1, 5, 1, 1), (3, 5, 2, 30, 41)])
+def test_moments_are_those_of_all_values_in_any_memory_format(shape):
+    x = 100 + np.random.default_rng(0).normal(size=shape) * np.arange(1, 6).reshape(5, *[1] * (len(shape) - 2))
+    rows = x.swapaxes(0, 1).reshape(5, -1)
+    tensor = torch.tensor(x, dtype=torch.float32)
+    for t in (tensor, tensor.to(memory_format=torch.channels_last) if len(shape) == 4 else tensor.transpose(0, 1)):
+        found = moments(t if t.shape == tensor.shape else t.contiguous().transpose(0, 1))
+        assert found.count == rows.shape[1]
+        np.testing.assert_allclose(found.mean.numpy(), rows.mean(1), rtol=1e-5)
+        np.testing.assert_allclose(found.variance.numpy(), rows.var(1), rtol=1e-4, atol=1e-9)
+
+
 def test_the_output_keeps_its_mean_and_variance():
     rng = np.random.default_rng(0)
     x, y = rng.normal(3, 2, (50, 4)), rng.normal(-1, 0.3, (70, 4))
