@@ -104,6 +104,10 @@ class Receiver:
                 )
             with torch.enable_grad():
                 loss = per_sample_loss(module, self.network, batch, loss_fn, call)
+        if not isinstance(loss, torch.Tensor):
+            raise ConfigurationError(
+                f"loss_fn returned a {type(loss).__name__}: return per-sample losses (N,) or their mean, as a tensor."
+            )
         if not loss.requires_grad and any(p.requires_grad for p in self.network.parameters()):
             raise ConfigurationError(NO_GRADIENT)
 

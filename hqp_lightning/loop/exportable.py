@@ -6,7 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
+from torch.nn.utils import remove_spectral_norm, remove_weight_norm
+from torch.nn.utils.parametrize import is_parametrized
+from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm
 
 from hqp_lightning.core.calls import Call, OneTensor, Tensors
 from hqp_lightning.core.structure import Path, names, put_back, tensors_of, unique
@@ -61,7 +66,8 @@ def one_sample(call: Call, network: nn.Module) -> Call:
 def exportable(network: nn.Module, call: Call, wanted: Sequence[str] | None = None) -> Exportable:
     """A float32 copy of the network on the CPU, a function of the tensors of the call.
 
-    A copy, so that any precision of the training can be written, and what was compiled or hooked in stays behind. One
+    A copy, so that any precision of the training can be written, and what was compiled or hooked in stays behind;
+    weights that a parametrization computes (weight_norm, spectral_norm) are plain in it, and can be quantized. One
     tensor alone is called ``input`` or ``logits``; others after parameters of ``forward`` and the keys of what it
     returns.
 
@@ -74,6 +80,7 @@ def exportable(network: nn.Module, call: Call, wanted: Sequence[str] | None = No
         ConfigurationError: there is no tensor, one without a batch axis, or no output of a wanted name.
     """
     twin, call = copied(network), call.map(on_cpu)
+    _compute_weights_(twin)
     tensors = call.tensors()
     kind = type(network).__name__
     if not tensors:
@@ -99,6 +106,24 @@ def exportable(network: nn.Module, call: Call, wanted: Sequence[str] | None = No
     else:
         module = Tensors(twin, call, tuple(kept.values())).eval()
     return Exportable(module, tensors, inputs, tuple(kept), returned, tuple(kept.values()))
+
+
+def _compute_weights_(network: nn.Module) -> None:
+    """Weights that are computed at every call, from others that no longer change, are computed now."""
+    with torch.no_grad():
+        for m in list(network.modules()):
+            if is_parametrized(m):
+                values = {n: getattr(m, n).detach().clone() for n in m.get_submodule("parametrizations")._modules}
+                # Not by remove_parametrizations: it takes the tensors' names from the class, the original's as well.
+                m.__class__ = type(m).__bases__[0]
+                del m._modules["parametrizations"]
+                for name, value in values.items():
+                    m.register_parameter(name, nn.Parameter(value))
+            for hook in list(m._forward_pre_hooks.values()):
+                if isinstance(hook, WeightNorm):
+                    remove_weight_norm(m, hook.name)
+                elif isinstance(hook, SpectralNorm):
+                    remove_spectral_norm(m, hook.name)
 
 
 def on_cpu(x: Tensor) -> Tensor:

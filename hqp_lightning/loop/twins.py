@@ -120,7 +120,7 @@ def _copy(value: Any, network: nn.Module, named: bool, depth: int = 0) -> str | 
     if isinstance(value, (list, tuple)):
         inner = dict(enumerate(value))
     else:
-        inner = dict(getattr(value, "__dict__", {})) if named and depth == 0 else {}
+        inner = dict(getattr(value, "__dict__", {})) if depth == 0 else {}
     kinds = (_copy(v, network, named or _says_average(str(n)), depth + 1) for n, v in inner.items() if depth < 2)
     return next((k for k in kinds if k is not None), None)
 

@@ -175,13 +175,19 @@ class Exporting:
         return bundle([x.numpy() for x in self.example()])
 
     def calibration(self) -> Iterator[Arrays]:
-        """The calibration batches, on the CPU, the same at every call and after every training."""
+        """The calibration batches without broken images, on the CPU; the same at every call, after every training."""
         of, seed = (self.trainer, self.pl_module, self.network, self.options.loss_fn), CALIBRATION_SEED
         with fixed_seed(seed):
             for call in batches(
                 *of, self.options.calibration_data, self.options.calibration_batches, seed, self.call()
             ):
-                yield bundle([on_cpu(x).numpy() for x in call.tensors()])
+                tensors = [on_cpu(x) for x in call.tensors()]
+                whole = torch.stack([x.reshape(len(x), -1).isfinite().all(1) for x in tensors]).all(0)
+                note = "Images with NaN or infinite values are left out of the calibration."
+                if not bool(whole.all()) and note not in self.notes:
+                    self._note(note)
+                if bool(whole.any()):
+                    yield bundle([x[whole].numpy() for x in tensors])
 
     def tensors(self, float_onnx: OnnxArtifact, int8_onnx: OnnxArtifact) -> tuple[ComparedTensor, ...]:
         """The two files tensor by tensor, on some calibration images."""

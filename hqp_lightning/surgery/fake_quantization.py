@@ -41,7 +41,7 @@ def fake_quantized(network: nn.Module, ranges: Mapping[str, Range]) -> Iterator[
     Args:
         network: holds the layers.
         ranges: layer name in ``network`` to the range of its input. Layers have a parameter ``weight`` with the output
-            channels first, and take one tensor.
+            channels first, and take one tensor; those whose weight is computed from others stay as they are.
 
     Yields:
         A step for each range, shared by the layers that have an equal one.
@@ -53,6 +53,7 @@ def fake_quantized(network: nn.Module, ranges: Mapping[str, Range]) -> Iterator[
     1.5
     """
     layers = {network.get_submodule(name): given for name, given in ranges.items()}
+    layers = {m: given for m, given in layers.items() if m._parameters.get("weight") is not None}
     hidden = {layer: layer.__dict__.get("forward") for layer in layers}
     norms = {m: m.training for m in network.modules() if isinstance(m, _BatchNorm)}
     steps = {given: nn.Parameter(torch.tensor(given.scale)) for given in ranges.values()}

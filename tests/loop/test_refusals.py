@@ -174,12 +174,19 @@ def test_a_loss_fn_makes_any_batch_work_and_the_export_needs_none(digits, make_t
     assert export.report.int8.macs == pruning.records[0].macs
 
 
-def test_a_loss_fn_without_gradients(loaders, make_trainer):
-    @torch.no_grad()
-    def loss_fn(pl_module, batch):
-        return nn.functional.cross_entropy(pl_module.net(batch[0]), batch[1], reduction="none")
+def losses(pl_module, batch):
+    return nn.functional.cross_entropy(pl_module.net(batch[0]), batch[1], reduction="none")
 
-    with pytest.raises(ConfigurationError, match="the loss of the Fisher scores has no gradient: loss_fn, or"):
+
+@pytest.mark.parametrize(
+    ("loss_fn", "message"),
+    [
+        (torch.no_grad()(losses), "the loss of the Fisher scores has no gradient: loss_fn, or"),
+        (lambda *given: losses(*given).mean().item(), "loss_fn returned a float: return per-sample losses"),
+    ],
+)
+def test_a_loss_fn_without_gradients(loaders, make_trainer, loss_fn, message):
+    with pytest.raises(ConfigurationError, match=message):
         fit(make_trainer, loaders, [HQPPruning("val_acc", 0.01, loss_fn=loss_fn, start_epoch=1)])
 
 

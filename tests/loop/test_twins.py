@@ -179,6 +179,7 @@ class Hidden:
         ("start", lambda net: [p.detach().clone() for p in net.parameters()], "a list of 10 tensors"),
         ("ema", lambda net: (copy.deepcopy(net),), "a Sequential of its structure"),
         ("ema", Hidden, "a list of 10 tensors"),
+        ("helper", Hidden, "a list of 10 tensors"),
     ],
 )
 def test_copies_that_are_no_submodule_are_refused_by_name(loaders, make_trainer, name, made, said):

@@ -46,3 +46,14 @@ def test_validation_images_calibrate_where_that_is_asked_for(tmp_path, digits, m
     monkeypatch.setattr(Noisy, "__getitem__", lambda self, i: (self.x[i], self.y[i]))
     found = calibration(tmp_path, digits, 1, "val", seed=0)
     assert found["sha256"] == data_sha256([digits[0][1200 : 1200 + 128].numpy()])
+
+
+def test_images_that_are_no_numbers_are_left_out_and_told(tmp_path, digits, monkeypatch, caplog):
+    def item(self, i):
+        return self.x[i] * (float("nan") if i == 3 and len(self.x) == 200 else 1), self.y[i]
+
+    monkeypatch.setattr(Noisy, "__getitem__", item)
+    found = calibration(tmp_path, digits, 1, "val", seed=0)
+    x = digits[0]
+    assert found["sha256"] == data_sha256([torch.cat([x[1200:1203], x[1204 : 1200 + 128]]).numpy()])
+    assert caplog.text.count("Images with NaN or infinite values are left out of the calibration") == 1

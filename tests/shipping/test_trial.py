@@ -71,6 +71,16 @@ class Attentive(Classifier):
         )  # fmt: skip
 
 
+class Normed(Classifier):
+    """Weights that are computed from others, in torch's new way and in its old one."""
+
+    def __init__(self):
+        super().__init__()
+        self.net[3] = nn.utils.parametrizations.spectral_norm(self.net[3])
+        self.net[7] = nn.utils.parametrizations.weight_norm(self.net[7])
+        self.net[11] = nn.utils.spectral_norm(self.net[11])
+
+
 class Compiled(Classifier):
     def __init__(self):
         super().__init__()
@@ -80,7 +90,13 @@ class Compiled(Classifier):
 @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")  # torch's own attention compares shapes
 @pytest.mark.parametrize(
     ("model", "precision"),
-    [(Classifier, "bf16-true"), (Classifier, "64-true"), (Attentive, "32-true"), (Compiled, "32-true")],
+    [
+        (Classifier, "bf16-true"),
+        (Classifier, "64-true"),
+        (Attentive, "32-true"),
+        (Compiled, "32-true"),
+        (Normed, "32-true"),
+    ],
 )
 def test_the_file_is_float32_whatever_the_training_was(model, precision, loaders, digits, make_trainer, tmp_path):
     module, callbacks = model(), []
@@ -93,6 +109,8 @@ def test_the_file_is_float32_whatever_the_training_was(model, precision, loaders
     assert export.report.within_budget
     x, y = digits[0][1200:1400], digits[1][1200:1400]
     assert export.report.int8.accuracy == pytest.approx(accuracy_by_hand(tmp_path / "model.int8.onnx", x, y), abs=1e-6)
+    if model is Normed:  # as any other layer
+        assert {q.precision for q in export.report.quantization if q.layer in ("/3/Conv", "/7/Conv")} == {"int8"}
     exact = accuracy_by_hand(tmp_path / "model.onnx", x, y)
     assert export.report.pruned.accuracy == pytest.approx(exact, abs=0.02 if precision == "bf16-true" else 1e-6)
 
