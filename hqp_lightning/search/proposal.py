@@ -35,7 +35,7 @@ def untried(
     A group or unit that can't go is left out for good, and the step made of the others. A unit that was rolled back
     comes again once it is predicted to cost half of what it was. A halved step asks for less: a unit that is larger
     goes only if nothing else of that size is predicted to cost less. What would lead to a network that was rolled back,
-    or to a narrower one, is made smaller, half by half down to ``min_step``; then one of its groups or units stays.
+    or to a narrower one, is made half as large; where that leads there, too, one of its groups or units stays.
 
     Args:
         shadow: of the network as it stands.
@@ -50,7 +50,7 @@ def untried(
     out = state.left_out | {u for u in state.barred if state.bars(u, saliency)}
     units = {u.key: u for u in offered(shadow, options) if u.key not in out}
 
-    asked, halvings, before = wanted, 0, {*gone(state.records), *(p for p in done if unit_of(p))}
+    asked, before = wanted, {*gone(state.records), *(p for p in done if unit_of(p))}
 
     def best(units: dict[str, Unit]) -> PruningStep:
         return proposed(shadow, list(groups.values()), list(units.values()), wanted, caps, state, options, saliency)
@@ -81,11 +81,10 @@ def untried(
         step = replace(step, removed={n: c for n, c in step.removed.items() if left.get(n) == groups[n].channels})
         outline = outline_of(less, step.removed, {*before, *step.units})
         if step.parts and any(covers(old, outline) for old in state.rolled_back):
-            halvings += 1
-            wanted = wanted.half()
-            if state.search.step / 2**halvings < options.min_step:
-                wanted, halvings = asked, 0
-                last = list(step.parts)[-1]
+            if wanted is asked and state.search.step / 2 >= options.min_step:
+                wanted = wanted.half()
+            else:
+                wanted, last = asked, list(step.parts)[-1]
                 del (units if last in units else groups)[last]
             continue
         failed = less.unprovable(step.removed)
