@@ -180,14 +180,14 @@ def test_mid_epoch_validations_do_not_judge_early(small_loaders, make_trainer):
 
 
 @pytest.mark.filterwarnings("ignore:Checkpoint directory")
-def test_straight_and_resumed_runs_agree_exactly(loaders, make_trainer, tmp_path):
+def test_straight_and_resumed_runs_agree_exactly(small_loaders, make_trainer, tmp_path):
     def run(ckpt=None):
         torch.manual_seed(0)
         pruning = HQPPruning("val_acc", 0.1, step=0.2, min_step=0.05, start_epoch=1)
         checkpoint = ModelCheckpoint(tmp_path / "a", "{epoch}", save_top_k=-1, enable_version_counter=False)
         model = Classifier()
         trainer = make_trainer(6, [pruning, checkpoint], enable_checkpointing=True)
-        trainer.fit(model, *loaders, ckpt_path=ckpt, weights_only=True)
+        trainer.fit(model, *small_loaders, ckpt_path=ckpt, weights_only=True)
         return model, pruning
 
     straight, first = run()
@@ -200,11 +200,11 @@ def test_straight_and_resumed_runs_agree_exactly(loaders, make_trainer, tmp_path
 
 
 @pytest.mark.parametrize("weights_only", [False, True])
-def test_load_pruned_and_a_checkpoint_saved_after_fit(loaders, make_trainer, tmp_path, weights_only):
+def test_load_pruned_and_a_checkpoint_saved_after_fit(small_loaders, make_trainer, tmp_path, weights_only):
     pruning = HQPPruning("val_acc", 0.5, step=0.3)
     model = Classifier(lr=1e-3)
     trainer = make_trainer(2, [pruning])
-    trainer.fit(model, *loaders)
+    trainer.fit(model, *small_loaders)
     assert channels(model) != channels(Classifier())
     trainer.save_checkpoint(tmp_path / "pruned.ckpt", weights_only=weights_only)
     loaded = load_pruned(Classifier, tmp_path / "pruned.ckpt")
@@ -215,12 +215,12 @@ def test_load_pruned_and_a_checkpoint_saved_after_fit(loaders, make_trainer, tmp
     assert torch.equal(instance.eval().net(x), model.net(x))
 
 
-def test_steps_are_logged_and_told_in_one_line_each(loaders, make_trainer, tmp_path, capsys):
+def test_steps_are_logged_and_told_in_one_line_each(small_loaders, make_trainer, tmp_path, capsys):
     from lightning.pytorch.loggers import CSVLogger
 
     logger = CSVLogger(tmp_path)
     pruning = HQPPruning("val_acc", 0.02, step=0.2, min_step=0.2)
-    make_trainer(2, [pruning], logger=logger, log_every_n_steps=1).fit(Scripted([0.9, 0.89, 0.3]), *loaders)
+    make_trainer(2, [pruning], logger=logger, log_every_n_steps=1).fit(Scripted([0.9, 0.89, 0.3]), *small_loaders)
     rows = Path(logger.log_dir, "metrics.csv").read_text().splitlines()
     assert {"hqp/kept", "hqp/macs", "hqp/params", "hqp/accuracy_drop"} <= set(rows[0].split(","))
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("hqp step")]

@@ -39,9 +39,9 @@ def sha256(path):
 
 @pytest.mark.filterwarnings("ignore:Checkpoint directory")
 @pytest.mark.parametrize("story", STORIES)
-def test_stopped_in_the_export_the_run_ends_as_if_it_had_not(loaders, make_trainer, tmp_path, monkeypatch, story):
+def test_stopped_in_the_export_the_run_ends_as_if_it_had_not(small_loaders, make_trainer, tmp_path, monkeypatch, story):
     scores, options, outcomes = STORIES[story]
-    straight, first, exported = run(make_trainer, tmp_path / "straight", loaders, scores, options)
+    straight, first, exported = run(make_trainer, tmp_path / "straight", small_loaders, scores, options)
     assert [r.outcome for r in first.records] == outcomes
 
     def fails(*args):
@@ -49,11 +49,11 @@ def test_stopped_in_the_export_the_run_ends_as_if_it_had_not(loaders, make_train
 
     monkeypatch.setattr(export_module, "ship", fails)
     with pytest.raises(OSError, match="the disk is full"):
-        run(make_trainer, tmp_path / "again", loaders, scores, options)
+        run(make_trainer, tmp_path / "again", small_loaders, scores, options)
     monkeypatch.undo()
     last = tmp_path / "again" / "last.ckpt"
     assert torch.load(last, weights_only=True)["epoch"] == 1
-    resumed, second, again = run(make_trainer, tmp_path / "again", loaders, [0.123], options, ckpt=last)
+    resumed, second, again = run(make_trainer, tmp_path / "again", small_loaders, [0.123], options, ckpt=last)
 
     def told(records):  # all but how long the surgery took
         return [(r.index, r.epoch, r.outcome, r.reason, r.macs, r.params, r.accuracy) for r in records]
@@ -69,11 +69,11 @@ def test_stopped_in_the_export_the_run_ends_as_if_it_had_not(loaders, make_train
 
 
 @pytest.mark.filterwarnings("ignore:Checkpoint directory")
-def test_export_alone_goes_on_too(loaders, make_trainer, tmp_path):
+def test_export_alone_goes_on_too(small_loaders, make_trainer, tmp_path):
     checkpoint = ModelCheckpoint(tmp_path, save_last=True)
     trainer = make_trainer(1, [checkpoint], enable_checkpointing=True)
-    trainer.fit(Classifier(), *loaders)
+    trainer.fit(Classifier(), *small_loaders)
     export = Int8Export(tmp_path / "deploy", "val_acc", 0.5, engines=["onnxruntime"], latency_runs=1, threads=1)
     again = make_trainer(1, [ModelCheckpoint(tmp_path, save_last=True), export], enable_checkpointing=True)
-    again.fit(Classifier(), *loaders, ckpt_path=tmp_path / "last.ckpt", weights_only=True)
+    again.fit(Classifier(), *small_loaders, ckpt_path=tmp_path / "last.ckpt", weights_only=True)
     assert export.report.baseline.accuracy == pytest.approx(float(trainer.callback_metrics["val_acc"]), abs=1e-6)

@@ -21,11 +21,11 @@ def run(make_trainer, loaders, scores, epochs, *others, **options):
     return pruning
 
 
-def test_a_network_that_is_not_trained_yet(loaders, make_trainer, tmp_path, capsys):
+def test_a_network_that_is_not_trained_yet(small_loaders, make_trainer, tmp_path, capsys):
     settings = {"engines": ["onnxruntime"], "latency_runs": 1, "calibration_batches": 1, "threads": 1}
     export = Int8Export(tmp_path, **settings)
     # chance; learned while pruned; over budget of what was reached, though far above chance; within it
-    pruning = run(make_trainer, loaders, [0.1, 0.6, 0.8, 0.7, 0.79], 4, export)
+    pruning = run(make_trainer, small_loaders, [0.1, 0.6, 0.8, 0.7, 0.79], 4, export)
     assert [r.outcome for r in pruning.records] == ["kept", "kept", "rolled_back", "kept"]
     assert [r.accuracy_drop for r in pruning.records] == pytest.approx([-0.5, -0.2, 0.1, 0.01])
     assert "0.1000 below the baseline 0.8000; 0.0200 is allowed" in pruning.records[2].reason
@@ -38,43 +38,43 @@ def test_a_network_that_is_not_trained_yet(loaders, make_trainer, tmp_path, caps
     assert export.report.accuracy_drop == pytest.approx(0.005)
 
 
-def test_an_accepted_model_that_gets_better_raises_it_too(loaders, make_trainer):
+def test_an_accepted_model_that_gets_better_raises_it_too(small_loaders, make_trainer):
     # kept at 0.895, then trained on to 0.905 while no step fits into the epochs that are left
-    pruning = run(make_trainer, loaders, [0.9, 0.89, 0.895, 0.905], 3, every_n_epochs=2, patience=0)
+    pruning = run(make_trainer, small_loaders, [0.9, 0.89, 0.895, 0.905], 3, every_n_epochs=2, patience=0)
     assert pruning.state.reference == pytest.approx(0.905)
     assert pruning.state.first == pytest.approx(0.9)
 
 
-def test_a_given_baseline_stays_as_given(loaders, make_trainer, capsys):
-    pruning = run(make_trainer, loaders, [0.1, 0.6, 0.4], 2, baseline=0.3)
+def test_a_given_baseline_stays_as_given(small_loaders, make_trainer, capsys):
+    pruning = run(make_trainer, small_loaders, [0.1, 0.6, 0.4], 2, baseline=0.3)
     assert [r.accuracy_drop for r in pruning.records] == pytest.approx([-0.3, -0.1])
     assert "still learning" not in capsys.readouterr().out
 
 
-def test_smaller_is_better(loaders, make_trainer):
-    pruning = run(make_trainer, loaders, [0.9, 0.3, 0.35, 0.31], 3, mode="min")
+def test_smaller_is_better(small_loaders, make_trainer):
+    pruning = run(make_trainer, small_loaders, [0.9, 0.3, 0.35, 0.31], 3, mode="min")
     assert [r.outcome for r in pruning.records] == ["kept", "rolled_back", "kept"]
     assert [r.accuracy_drop for r in pruning.records] == pytest.approx([-0.6, 0.05, 0.01])
     budget = pruning.budget
     assert "was 0.9000 before the first step and reached 0.3000 since" in still_learning(pruning.state, budget)
 
 
-def test_a_rise_within_the_budget_or_before_the_first_step_is_nothing_to_tell(loaders, make_trainer, capsys):
-    pruning = run(make_trainer, loaders, [0.1, 0.5, 0.9, 0.915], 3, start_epoch=2)
+def test_a_rise_within_the_budget_or_before_the_first_step_is_nothing_to_tell(small_loaders, make_trainer, capsys):
+    pruning = run(make_trainer, small_loaders, [0.1, 0.5, 0.9, 0.915], 3, start_epoch=2)
     assert pruning.state.first == pytest.approx(0.9)
     assert "still learning" not in capsys.readouterr().out
 
 
-def test_the_best_score_is_in_the_checkpoint(loaders, make_trainer):
-    pruning = run(make_trainer, loaders, [0.1, 0.6, 0.8], 2)
+def test_the_best_score_is_in_the_checkpoint(small_loaders, make_trainer):
+    pruning = run(make_trainer, small_loaders, [0.1, 0.6, 0.8], 2)
     loaded = PruningState.from_plain(copy.deepcopy(pruning.state.to_plain()))
     assert (loaded.best, loaded.first) == (pytest.approx(0.8), pytest.approx(0.1))
     assert still_learning(loaded, Budget(0.02, "val_acc")).startswith(LEARNING)
 
 
-def test_a_score_that_is_not_a_number_is_no_baseline(loaders, make_trainer, capsys):
+def test_a_score_that_is_not_a_number_is_no_baseline(small_loaders, make_trainer, capsys):
     nan = float("nan")
-    pruning = run(make_trainer, loaders, [nan, nan, 0.9, 0.89, nan], 4)
+    pruning = run(make_trainer, small_loaders, [nan, nan, 0.9, 0.89, nan], 4)
     assert [(r.epoch, r.outcome) for r in pruning.records] == [(2, "kept"), (3, "rolled_back")]
     assert pruning.records[0].accuracy_drop == pytest.approx(0.01)
     said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("hqp: val_acc is nan")]

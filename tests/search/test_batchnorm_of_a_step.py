@@ -49,16 +49,18 @@ def error(old, new, x):
         return float((old(x) - new(x)).square().mean())
 
 
-def test_a_network_with_folded_batchnorm_is_not_ruined(loaders, make_trainer, digits):
-    without = error(*steps(make_trainer, folded(Scripted([0.9])), loaders, recalibrate_batches=0)[:2], digits[0][1400:])
-    old, new, record = steps(make_trainer, folded(Scripted([0.9])), loaders)
+def test_a_network_with_folded_batchnorm_is_not_ruined(small_loaders, make_trainer, digits):
+    without = error(
+        *steps(make_trainer, folded(Scripted([0.9])), small_loaders, recalibrate_batches=0)[:2], digits[0][1400:]
+    )
+    old, new, record = steps(make_trainer, folded(Scripted([0.9])), small_loaders)
     assert error(old, new, digits[0][1400:]) < without
     assert record.batchnorm == "corrected by what the cut changed, on 5 batches"
     logits = [n(digits[0][1400:]).detach() for n in (old, new)]
     assert float((logits[1] - logits[0]).square().mean() / logits[0].var()) < 0.1
 
 
-def test_frozen_batchnorm_stays_frozen(loaders, make_trainer):
+def test_frozen_batchnorm_stays_frozen(small_loaders, make_trainer):
     class Frozen(Scripted):
         def on_train_start(self):
             for norm in (self.net[1], self.net[4]) if self.both else (self.net[1],):
@@ -67,7 +69,7 @@ def test_frozen_batchnorm_stays_frozen(loaders, make_trainer):
     for both, said in ((True, "left alone: frozen"), (False, "on 5 batches; 1 of 2 layers are frozen and stay")):
         model = Frozen([0.9])
         model.both = both
-        old, new, record = steps(make_trainer, model, loaders)
+        old, new, record = steps(make_trainer, model, small_loaders)
         assert record.batchnorm.endswith(said)
         assert set(new[1].running_var.tolist()) == {1.0}
         assert (set(new[4].running_var.tolist()) == {1.0}) == both

@@ -49,12 +49,12 @@ def by_hand(network, cut, x):
 
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
 def test_the_live_network_and_its_average_are_each_compensated_by_what_they_compute(
-    loaders, make_trainer, monkeypatch, precision
+    small_loaders, make_trainer, monkeypatch, precision
 ):
     average, watch = EMAWeightAveraging(decay=0.5), Watch(monkeypatch, epoch=1)
     pruning = HQPPruning("val_acc", 0.9, step=0.25, start_epoch=1, recalibrate_batches=0)
-    make_trainer(2, [average, watch, pruning], precision=precision).fit(Scripted([0.9], lr=0.02), *loaders)
-    x = loaders[0].dataset.tensors[0]
+    make_trainer(2, [average, watch, pruning], precision=precision).fit(Scripted([0.9], lr=0.02), *small_loaders)
+    x = small_loaders[0].dataset.tensors[0]
     assert len(watch.before) == len(watch.after) == 2
     for before, after in zip(watch.before, watch.after, strict=True):
         with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16-mixed"):
@@ -66,10 +66,10 @@ def test_the_live_network_and_its_average_are_each_compensated_by_what_they_comp
     assert not torch.equal(one, other)
 
 
-def test_it_can_be_switched_off(loaders, make_trainer, monkeypatch):
+def test_it_can_be_switched_off(small_loaders, make_trainer, monkeypatch):
     watch = Watch(monkeypatch)
     pruning = HQPPruning("val_acc", 0.9, step=0.25, recalibrate_batches=0, compensate=False)
-    make_trainer(1, [watch, pruning]).fit(Scripted([0.9]), *loaders)
+    make_trainer(1, [watch, pruning]).fit(Scripted([0.9]), *small_loaders)
     (network,) = watch.before
     apply_cut_(network, watch.cut)
     assert all(torch.equal(t, watch.after[0].state_dict()[n]) for n, t in network.state_dict().items())

@@ -58,14 +58,14 @@ def test_training_on_the_grid_wins_back_what_quantization_lost(loaders, make_tra
 SCORES = {"scores": [0.90], "int8": [0.88, 0.88, 0.88]}
 
 
-def test_what_does_not_help_leaves_everything_as_without_it(loaders, make_trainer, tmp_path):
+def test_what_does_not_help_leaves_everything_as_without_it(small_loaders, make_trainer, tmp_path):
     runs = {}
     for epochs in (0, 1):
         export, model = exporting(tmp_path / str(epochs), recovery_epochs=epochs), Scripted(**copy.deepcopy(SCORES))
         torch.manual_seed(0)
         model.net.load_state_dict(Classifier().net.state_dict())
         trainer = make_trainer(1, [export])
-        trainer.fit(model, *loaders)
+        trainer.fit(model, *small_loaders)
         runs[epochs] = export.report, model, trainer
     (plain, untouched, _), (report, model, trainer) = runs[0], runs[1]
     assert [n for n in report.notes if n not in plain.notes][0].endswith("0.8800 in INT8, no better, undone.")
@@ -79,25 +79,25 @@ def test_what_does_not_help_leaves_everything_as_without_it(loaders, make_traine
     assert model.training == untouched.training
 
 
-def test_a_failure_in_the_users_code_is_undone_and_told(loaders, make_trainer, tmp_path):
+def test_a_failure_in_the_users_code_is_undone_and_told(small_loaders, make_trainer, tmp_path):
     class Failing(Scripted):
         def on_train_epoch_start(self):
             if not self._trainer.callbacks or not any(isinstance(c, Int8Export) for c in self._trainer.callbacks):
                 raise RuntimeError("no second time")
 
     export, model = exporting(tmp_path, recovery_epochs=1), Failing([0.90], int8=[0.88, 0.88])
-    make_trainer(1, [export]).fit(model, *loaders)
+    make_trainer(1, [export]).fit(model, *small_loaders)
     assert any("recovery of the dense model failed and was undone: no second time" in n for n in export.report.notes)
     assert export.report.int8.accuracy == pytest.approx(0.88)
 
 
-def test_before_walking_back_every_model_has_its_chance(loaders, make_trainer, tmp_path):
+def test_before_walking_back_every_model_has_its_chance(small_loaders, make_trainer, tmp_path):
     # step 2: 0.80, recovered 0.888, which is within the budget: step 1 is not tried
     model = Scripted([0.90, 0.89, 0.885, 0.887], int8=[0.80, 0.888])
     export = Int8Export(
         tmp_path, engines=["onnxruntime"], latency_runs=1, threads=1, max_float_layers=0, recovery_epochs=1
     )
-    make_trainer(2, [HQPPruning("val_acc", 0.02, step=0.2), export]).fit(model, *loaders)
+    make_trainer(2, [HQPPruning("val_acc", 0.02, step=0.2), export]).fit(model, *small_loaders)
     report = export.report
     assert report.within_budget
     assert report.int8.macs == report.steps[1].macs
@@ -105,9 +105,9 @@ def test_before_walking_back_every_model_has_its_chance(loaders, make_trainer, t
     assert any(n.startswith("Quantization of step 2 cost") and n.endswith("kept.") for n in report.notes)
 
 
-def test_no_recovery_within_a_third_of_the_budget(loaders, make_trainer, tmp_path):
+def test_no_recovery_within_a_third_of_the_budget(small_loaders, make_trainer, tmp_path):
     export = exporting(tmp_path, recovery_epochs=1)  # the budget is 0.05
-    make_trainer(1, [export]).fit(Scripted([0.90], int8=[0.89]), *loaders)
+    make_trainer(1, [export]).fit(Scripted([0.90], int8=[0.89]), *small_loaders)
     assert not any("recovery" in n for n in export.report.notes)
     assert costs_too_much(Budget(0.03, "val_acc"), 0.90, 0.889)
     assert not costs_too_much(Budget(0.03, "val_acc"), 0.90, 0.891)
@@ -142,8 +142,8 @@ class Scheduled(Classifier):
         raise AssertionError("these belong to the user's own fit")
 
 
-def test_the_recovery_is_a_loop_of_the_users_step_with_a_falling_rate(loaders, make_trainer):
-    model, data = Scheduled(), Data(loaders)
+def test_the_recovery_is_a_loop_of_the_users_step_with_a_falling_rate(small_loaders, make_trainer):
+    model, data = Scheduled(), Data(small_loaders)
     model.__dict__["configure_callbacks"] = list
     trainer = make_trainer(1, [], gradient_clip_val=1.0, limit_train_batches=4)
     trainer.fit(model, datamodule=data)
@@ -154,7 +154,7 @@ def test_the_recovery_is_a_loop_of_the_users_step_with_a_falling_rate(loaders, m
         if isinstance(m, nn.BatchNorm2d):
             m.eval()
     optimizer = torch.optim.SGD(twin.parameters(), 0.4, momentum=0.9)
-    batches = [b for b, _ in zip(loaders[0], range(4), strict=False)] * 2
+    batches = [b for b, _ in zip(small_loaders[0], range(4), strict=False)] * 2
     for k, (x, y) in enumerate(batches):
         optimizer.param_groups[0]["lr"] = 0.1 * 0.4 * (1 - k / 8)
         optimizer.zero_grad()
@@ -167,10 +167,10 @@ def test_the_recovery_is_a_loop_of_the_users_step_with_a_falling_rate(loaders, m
     assert [m.training for m in model.modules()] == modes
 
 
-def test_the_teachers_logits_and_the_ranges_are_learned_from(loaders, make_trainer):
+def test_the_teachers_logits_and_the_ranges_are_learned_from(small_loaders, make_trainer):
     model = Classifier()
     trainer = make_trainer(1, [], limit_train_batches=2)
-    trainer.fit(model, *loaders)
+    trainer.fit(model, *small_loaders)
     student, teacher, given = copy.deepcopy(model.net), Classifier().net, Range.symmetric(1.0)
     own = model.training_step.__func__
     recover_(trainer, model, model.net, {"3": given}, 1, 0.5, copy.deepcopy(teacher))
@@ -186,7 +186,7 @@ def test_the_teachers_logits_and_the_ranges_are_learned_from(loaders, make_train
             m.eval()
     with fake_quantized(student, {"3": given}) as steps, torch.enable_grad():
         optimizer.add_param_group({"params": list(steps.values()), "weight_decay": 0.0})
-        for k, (x, y) in enumerate(b for b, _ in zip(loaders[0], range(2), strict=False)):
+        for k, (x, y) in enumerate(b for b, _ in zip(small_loaders[0], range(2), strict=False)):
             for group in optimizer.param_groups:
                 group["lr"] = 0.5 * rate * (1 - k / 2)
             logits, soft = student(x), teacher.eval()(x).detach().softmax(1)
@@ -199,10 +199,10 @@ def test_the_teachers_logits_and_the_ranges_are_learned_from(loaders, make_train
     torch.testing.assert_close(model.net.state_dict(), student.state_dict(), rtol=1e-4, atol=1e-5)
 
 
-def test_mixed_precision_trains_on_the_grid_too(loaders, make_trainer):
+def test_mixed_precision_trains_on_the_grid_too(small_loaders, make_trainer):
     model = Classifier()
     trainer = make_trainer(1, [], precision="bf16-mixed", limit_train_batches=2)
-    trainer.fit(model, *loaders)
+    trainer.fit(model, *small_loaders)
     before, seen = copy.deepcopy(model.net.state_dict()), []
     handle = model.net[3].register_forward_hook(
         lambda layer, args, y: seen.append((y.dtype, layer.weight.requires_grad))
@@ -221,7 +221,7 @@ def test_arguments_out_of_range(given, tmp_path):
         exporting(tmp_path, **given)
 
 
-def test_several_devices_are_refused_before_training(loaders, make_trainer, tmp_path, monkeypatch):
+def test_several_devices_are_refused_before_training(small_loaders, make_trainer, tmp_path, monkeypatch):
     trainer = make_trainer(1, [exporting(tmp_path, recovery_epochs=1)])
     monkeypatch.setattr(type(trainer), "world_size", 2)
     monkeypatch.setattr("hqp_lightning.callbacks.export.check_trainer", lambda *_: None)

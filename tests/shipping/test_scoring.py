@@ -33,15 +33,15 @@ class Scored(Callback):
         self.attached = pl_module.trainer is trainer
 
 
-def test_scores_are_those_of_validate_with_the_batch_hooks_of_the_datamodule(loaders, make_trainer):
-    model, data, scored = Classifier(), Shifted(*loaders), Scored()
+def test_scores_are_those_of_validate_with_the_batch_hooks_of_the_datamodule(small_loaders, make_trainer):
+    model, data, scored = Classifier(), Shifted(*small_loaders), Scored()
     trainer = make_trainer(4, [scored])
     trainer.fit(model, datamodule=data)
     assert scored.attached
     assert data.stages == ["fit"]
     assert data.trainer is trainer
     (expected,) = make_trainer(1, []).validate(model, datamodule=data, verbose=False)
-    (without,) = make_trainer(1, []).validate(model, loaders[1], verbose=False)
+    (without,) = make_trainer(1, []).validate(model, small_loaders[1], verbose=False)
     assert scored.score == pytest.approx(expected["val_acc"], abs=1e-7)
     assert scored.score > without["val_acc"] + 0.1
 

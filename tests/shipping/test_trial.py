@@ -48,13 +48,13 @@ UNWRITTEN = {
 
 
 @pytest.mark.parametrize("kind", UNWRITTEN)
-def test_a_network_that_onnx_cant_hold_is_refused_by_name(kind, loaders, make_trainer, tmp_path, capfd):
+def test_a_network_that_onnx_cant_hold_is_refused_by_name(kind, small_loaders, make_trainer, tmp_path, capfd):
     layer, features, name, operator = UNWRITTEN[kind]
     export = Int8Export(tmp_path / "deploy", "val_acc", 0.5, engines=["onnxruntime"])
     with pytest.raises(
         ConfigurationError, match=rf"Int8Export can't write Sequential as ONNX: .*{operator}"
     ) as refused:
-        make_trainer(1, [export]).fit(Unwritten(layer, features=features), *loaders)
+        make_trainer(1, [export]).fit(Unwritten(layer, features=features), *small_loaders)
     assert f"It is {name!r} ({kind})." in str(refused.value)
     assert "graph(" not in "".join(capfd.readouterr())  # the exporter prints the whole of it
     assert not list((tmp_path / "deploy").iterdir())
@@ -115,7 +115,7 @@ def test_the_file_is_float32_whatever_the_training_was(model, precision, loaders
     assert export.report.pruned.accuracy == pytest.approx(exact, abs=0.02 if precision == "bf16-true" else 1e-6)
 
 
-def test_the_trial_leaves_the_training_alone(loaders, make_trainer, tmp_path):
+def test_the_trial_leaves_the_training_alone(small_loaders, make_trainer, tmp_path):
     losses = []
 
     class Dropping(Classifier):
@@ -130,6 +130,6 @@ def test_the_trial_leaves_the_training_alone(loaders, make_trainer, tmp_path):
 
     for callbacks in ([], [Int8Export(tmp_path, "val_acc", 0.9, engines=["onnxruntime"], latency_runs=1, threads=1)]):
         torch.manual_seed(0)
-        make_trainer(1, callbacks).fit(Dropping(), *loaders)
+        make_trainer(1, callbacks).fit(Dropping(), *small_loaders)
     assert len(losses) == 10
     assert losses[:5] == losses[5:]
