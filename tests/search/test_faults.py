@@ -39,11 +39,11 @@ class Disk(Callback):
 
 
 @pytest.mark.parametrize("compensate", [True, False])
-def test_a_loader_that_raises_in_a_step_costs_the_step_an_epoch(loaders, make_trainer, capsys, compensate):
-    pictures = Pictures(*loaders[0].dataset.tensors)
+def test_a_loader_that_raises_in_a_step_costs_the_step_an_epoch(small_loaders, make_trainer, capsys, compensate):
+    pictures = Pictures(*small_loaders[0].dataset.tensors)
     pruning = HQPPruning("val_acc", 0.02, step=0.2, min_step=0.2, compensate=compensate)
     before, behind = Disk(pictures, True), Disk(pictures, False)
-    make_trainer(2, [before, pruning, behind]).fit(Scripted([0.9]), DataLoader(pictures, 64), loaders[1])
+    make_trainer(2, [before, pruning, behind]).fit(Scripted([0.9]), DataLoader(pictures, 64), small_loaders[1])
     assert [(r.index, r.epoch, r.outcome, r.step) for r in pruning.records] == [
         (1, 0, "refused", 0.2),
         (2, 1, "kept", 0.2),
@@ -54,8 +54,8 @@ def test_a_loader_that_raises_in_a_step_costs_the_step_an_epoch(loaders, make_tr
     assert all(torch.equal(t, behind.weights[0][n]) for n, t in before.weights[0].items())
 
 
-def test_a_loss_that_is_nan_makes_no_step_and_is_told_once(loaders, make_trainer, capsys):
-    train, val = loaders
+def test_a_loss_that_is_nan_makes_no_step_and_is_told_once(small_loaders, make_trainer, capsys):
+    train, val = small_loaders
     x, y = val.dataset.tensors
     broken = DataLoader(TensorDataset(x.clone().fill_(float("nan")), y), 64)
     pruning = HQPPruning("val_acc", 0.02, step=0.2)
@@ -92,9 +92,9 @@ class Worded(Classifier):
         (Word(), r"`.compute\(\)` return of the metric logged as 'val_acc' must be a tensor. Found good"),
     ],
 )
-def test_a_metric_that_is_a_word(loaders, make_trainer, answer, line):
+def test_a_metric_that_is_a_word(small_loaders, make_trainer, answer, line):
     """Lightning says so; what comes through it is refused by the pruning itself (`test_names_and_metrics`)."""
     model = Worded()
     model.answer = answer
     with pytest.raises(ValueError, match=line):
-        make_trainer(1, [HQPPruning("val_acc", 0.1)]).fit(model, *loaders)
+        make_trainer(1, [HQPPruning("val_acc", 0.1)]).fit(model, *small_loaders)

@@ -19,14 +19,14 @@ def outcomes(callback):
     return [r.outcome for r in callback.records]
 
 
-def test_a_second_fit_goes_on_from_the_last_accepted_model(loaders, make_trainer, capsys):
+def test_a_second_fit_goes_on_from_the_last_accepted_model(small_loaders, make_trainer, capsys):
     callback, model = pruning(), Scripted([0.9, 0.89, 0.885, 0.88])
-    make_trainer(2, [callback]).fit(model, *loaders)
+    make_trainer(2, [callback]).fit(model, *small_loaders)
     assert callback.state.search.stopped == "fit ended"
     before, macs = record(model), callback.records[-1].macs
     seen = []
     model.on_train_start = lambda: seen.append(record(model))
-    make_trainer(1, [callback]).fit(model, *loaders)
+    make_trainer(1, [callback]).fit(model, *small_loaders)
     assert outcomes(callback) == ["kept"] * 3
     assert seen == [before]
     assert callback.records[2].index == 3
@@ -35,43 +35,43 @@ def test_a_second_fit_goes_on_from_the_last_accepted_model(loaders, make_trainer
     assert "hqp: the search goes on from step 2, " in capsys.readouterr().out
 
 
-def test_the_same_trainer_with_more_epochs(loaders, make_trainer):
+def test_the_same_trainer_with_more_epochs(small_loaders, make_trainer):
     callback, model = pruning(), Scripted([0.9, 0.89, 0.5, 0.885])
     trainer = make_trainer(2, [callback])
-    trainer.fit(model, *loaders)
+    trainer.fit(model, *small_loaders)
     assert outcomes(callback) == ["kept", "rolled_back"]
     trainer.fit_loop.max_epochs = 3
-    trainer.fit(model, *loaders)
+    trainer.fit(model, *small_loaders)
     assert outcomes(callback) == ["kept", "rolled_back", "kept"]
     assert [r.step for r in callback.records] == [0.2, 0.2, 0.1]
 
 
-def test_a_file_saved_after_fit(loaders, make_trainer, tmp_path):
+def test_a_file_saved_after_fit(small_loaders, make_trainer, tmp_path):
     callback, model = pruning(), Scripted([0.9, 0.89, 0.5])
     trainer = make_trainer(2, [callback])
-    trainer.fit(model, *loaders)
+    trainer.fit(model, *small_loaders)
     trainer.save_checkpoint(tmp_path / "after.ckpt")
     fresh, again = Scripted([0.885]), pruning()
-    make_trainer(4, [again]).fit(fresh, *loaders, ckpt_path=tmp_path / "after.ckpt", weights_only=True)
+    make_trainer(4, [again]).fit(fresh, *small_loaders, ckpt_path=tmp_path / "after.ckpt", weights_only=True)
     assert outcomes(again) == ["kept", "rolled_back", "kept", "kept"]
     assert sum(p.numel() for p in fresh.net.parameters()) == again.records[-1].params < callback.records[0].params
 
 
-def test_after_a_walk_back_the_search_goes_on_where_it_was(loaders, make_trainer, tmp_path):
+def test_after_a_walk_back_the_search_goes_on_where_it_was(small_loaders, make_trainer, tmp_path):
     callback, model = pruning(max_snapshots=3), Scripted([0.9, 0.89, 0.885], int8=[0.5, 0.9])
     settings = {"engines": ["onnxruntime"], "latency_runs": 1, "calibration_batches": 1, "threads": 1}
     export = Int8Export(tmp_path, max_float_layers=0, **settings)
     trainer = make_trainer(2, [callback, export])
-    trainer.fit(model, *loaders)
+    trainer.fit(model, *small_loaders)
     shipped = sum(p.numel() for p in model.net.parameters())
     assert shipped == callback.records[0].params  # step 2's INT8 form was over budget
     trainer.save_checkpoint(tmp_path / "after.ckpt")
     again = pruning()
     fresh = Scripted([0.88])
-    make_trainer(3, [again]).fit(fresh, *loaders, ckpt_path=tmp_path / "after.ckpt", weights_only=True)
+    make_trainer(3, [again]).fit(fresh, *small_loaders, ckpt_path=tmp_path / "after.ckpt", weights_only=True)
     assert outcomes(again) == ["kept"] * 3
     model.scores = [0.88]
-    make_trainer(1, [callback]).fit(model, *loaders)
+    make_trainer(1, [callback]).fit(model, *small_loaders)
     assert outcomes(callback) == ["kept"] * 3
     assert callback.records[2].macs == again.records[2].macs < callback.records[1].macs
 
@@ -83,58 +83,58 @@ def test_after_a_walk_back_the_search_goes_on_where_it_was(loaders, make_trainer
         ({"target_macs": 0.8}, [0.9], "target_macs=0.8 reached"),
     ],
 )
-def test_what_ended_for_good_stays_and_is_said(loaders, make_trainer, capsys, options, scores, reason):
+def test_what_ended_for_good_stays_and_is_said(small_loaders, make_trainer, capsys, options, scores, reason):
     callback, model = pruning(**options), Scripted(scores)
-    make_trainer(3, [callback]).fit(model, *loaders)
+    make_trainer(3, [callback]).fit(model, *small_loaders)
     assert callback.state.search.ended == reason
     made = len(callback.records)
     capsys.readouterr()
-    make_trainer(2, [callback]).fit(model, *loaders)
+    make_trainer(2, [callback]).fit(model, *small_loaders)
     assert len(callback.records) == made
     said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("hqp: the search is over")]
     assert said == [f"hqp: the search is over ({reason}); this fit trains the last accepted model"]
 
 
-def test_no_epochs_left_is_not_the_end(loaders, make_trainer):
+def test_no_epochs_left_is_not_the_end(small_loaders, make_trainer):
     callback, model = pruning(every_n_epochs=2), Scripted([0.9])
-    make_trainer(3, [callback]).fit(model, *loaders)
+    make_trainer(3, [callback]).fit(model, *small_loaders)
     assert callback.state.search.paused == "no epochs are left to heal and judge another step"
-    make_trainer(2, [callback]).fit(model, *loaders)
+    make_trainer(2, [callback]).fit(model, *small_loaders)
     assert outcomes(callback) == ["kept", "kept"]
 
 
-def test_another_module_begins_a_search_of_its_own(loaders, make_trainer):
+def test_another_module_begins_a_search_of_its_own(small_loaders, make_trainer):
     callback = pruning()
-    make_trainer(1, [callback]).fit(Scripted([0.9, 0.89]), *loaders)
-    make_trainer(1, [callback]).fit(Scripted([0.6, 0.59]), *loaders)
+    make_trainer(1, [callback]).fit(Scripted([0.9, 0.89]), *small_loaders)
+    make_trainer(1, [callback]).fit(Scripted([0.6, 0.59]), *small_loaders)
     assert [(r.index, r.outcome, r.accuracy_drop) for r in callback.records] == [(1, "kept", pytest.approx(0.01))]
     assert callback.state.reference == pytest.approx(0.6)
 
 
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda callback: pickle.loads(pickle.dumps(callback))])
-def test_a_copy_of_the_callback_goes_on_with_a_copy_of_the_module_alone(loaders, make_trainer, copied):
+def test_a_copy_of_the_callback_goes_on_with_a_copy_of_the_module_alone(small_loaders, make_trainer, copied):
     callback, model = pruning(), Scripted([0.9, 0.89, 0.885])
-    make_trainer(1, [callback]).fit(model, *loaders)
+    make_trainer(1, [callback]).fit(model, *small_loaders)
     twin, other, fresh = copied(callback), copied(callback), Scripted([0.9])
     assert twin.state.accepted[-1].snapshot.is_of(model)
     again = Scripted([0.885])
     again.net = copy.deepcopy(model.net)
-    make_trainer(1, [twin]).fit(again, *loaders)
+    make_trainer(1, [twin]).fit(again, *small_loaders)
     assert outcomes(twin) == ["kept"] * 2
     assert outcomes(callback) == ["kept"]
-    make_trainer(1, [other]).fit(fresh, *loaders)  # a search of its own
+    make_trainer(1, [other]).fit(fresh, *small_loaders)  # a search of its own
     assert [(r.index, r.accuracy_drop) for r in other.records] == [(1, 0.0)]
 
 
-def test_a_callback_in_the_middle_of_a_fit_is_copied_without_its_trainer(loaders, make_trainer):
+def test_a_callback_in_the_middle_of_a_fit_is_copied_without_its_trainer(small_loaders, make_trainer):
     callback, model, copies = pruning(), Scripted([0.9, 0.89]), []
     model.on_train_epoch_end = lambda: copies.append(pickle.loads(pickle.dumps(callback)))  # no lambda is pickled
-    make_trainer(1, [callback]).fit(model, *loaders)
+    make_trainer(1, [callback]).fit(model, *small_loaders)
     assert outcomes(copies[0]) == ["kept"]
     assert not hasattr(copies[0], "log")
 
 
-def test_a_step_of_an_interrupted_fit_is_judged_in_the_next_one(loaders, make_trainer):
+def test_a_step_of_an_interrupted_fit_is_judged_in_the_next_one(small_loaders, make_trainer):
     class Interrupted(BaseException):
         pass
 
@@ -147,16 +147,16 @@ def test_a_step_of_an_interrupted_fit_is_judged_in_the_next_one(loaders, make_tr
 
     callback, model = pruning(), Stops([0.9, 0.89, 0.885])
     with pytest.raises(Interrupted):
-        make_trainer(4, [callback]).fit(model, *loaders)
+        make_trainer(4, [callback]).fit(model, *small_loaders)
     assert callback.state.pending.epoch == 2
     model.stop = False
-    make_trainer(1, [callback]).fit(model, *loaders)
+    make_trainer(1, [callback]).fit(model, *small_loaders)
     assert outcomes(callback) == ["kept"] * 3
 
 
-def test_an_older_file_that_says_the_search_is_over_for_ever(loaders, make_trainer):
+def test_an_older_file_that_says_the_search_is_over_for_ever(small_loaders, make_trainer):
     callback = pruning()
-    make_trainer(1, [callback]).fit(Classifier(), *loaders)
+    make_trainer(1, [callback]).fit(Classifier(), *small_loaders)
     plain = callback.state_dict()
     for name in ("best", "first", "left"):
         del plain[name]

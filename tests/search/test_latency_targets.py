@@ -37,25 +37,25 @@ def table(dear="7"):
     ],
 )
 def test_the_layer_that_the_table_calls_dear_is_the_one_that_is_pruned(
-    loaders, make_trainer, tmp_path, target, left, reason
+    small_loaders, make_trainer, tmp_path, target, left, reason
 ):
     path = write_table(table(), tmp_path / "orin.json")
     pruning = HQPPruning("val_acc", 0.5, step=0.2, min_step=0.05, cost=str(path), **target)
     model = Scripted([0.9])
-    make_trainer(4, [pruning]).fit(model, *loaders)
+    make_trainer(4, [pruning]).fit(model, *small_loaders)
     assert [m.out_channels for m in model.net if isinstance(m, torch.nn.Conv2d)] == [32, 64, left]
     assert [r.predicted_ms for r in pruning.records] == pytest.approx([67.0 - 16, 43.0])
     assert pruning.state.search.ended == reason
 
 
 def test_a_table_made_here_prices_the_run_goes_into_checkpoints_and_lies_beside_the_report(
-    loaders, make_trainer, tmp_path, monkeypatch
+    small_loaders, make_trainer, tmp_path, monkeypatch
 ):
     for module, name, value in ((latency, "_TURNS", 1), (counters, "_TURNS", 1), (pricing, "NETWORKS", 3)):
         monkeypatch.setattr(module, name, value)
     pruning = HQPPruning("val_acc", 0.5, step=0.3, min_step=0.1, cost="latency", recalibrate_batches=1)
     export = Int8Export(tmp_path / "deploy", latency_runs=2, calibration_batches=1, rtx=())
-    make_trainer(1, [pruning, export]).fit(Scripted([0.9], int8=[0.9]), *loaders)
+    make_trainer(1, [pruning, export]).fit(Scripted([0.9], int8=[0.9]), *small_loaders)
     made = read_table(tmp_path / "deploy" / "latency_table.json")
     assert made == pruning.state.price.table
     assert {p for p in made.parts if not p.startswith("/")} == {"0", "3", "7", "11"}
@@ -95,23 +95,23 @@ def test_refused_at_the_door(arguments, message):
         ({"batch_size": 8}, "of calls of 8 samples, and Int8Export has batch_size=1"),
     ],
 )
-def test_a_table_of_other_calls_is_refused_before_training(loaders, make_trainer, tmp_path, changed, message):
+def test_a_table_of_other_calls_is_refused_before_training(small_loaders, make_trainer, tmp_path, changed, message):
     path = write_table(replace(table(), **changed), tmp_path / "orin.json")
     pruning, export = HQPPruning("val_acc", 0.1, cost=str(path)), Int8Export(tmp_path / "deploy", rtx=())
     with pytest.raises(ConfigurationError, match=message):
-        make_trainer(1, [pruning, export]).fit(Scripted([0.9]), *loaders)
+        make_trainer(1, [pruning, export]).fit(Scripted([0.9]), *small_loaders)
 
 
-def test_a_target_that_is_met_already_is_told(loaders, make_trainer, tmp_path):
+def test_a_target_that_is_met_already_is_told(small_loaders, make_trainer, tmp_path):
     path = write_table(table(), tmp_path / "orin.json")
     pruning = HQPPruning("val_acc", 0.5, cost=str(path), target_latency_ms=100.0)
     export = Int8Export(tmp_path / "deploy", latency_runs=2, calibration_batches=1, rtx=())
-    make_trainer(1, [pruning, export]).fit(Scripted([0.9], int8=[0.9]), *loaders)
+    make_trainer(1, [pruning, export]).fit(Scripted([0.9], int8=[0.9]), *small_loaders)
     assert "No pruning step was made: target_latency_ms=100 reached: 67 ms predicted." in export.report.notes
 
 
-def test_a_table_of_another_network_is_refused_before_training(loaders, make_trainer, tmp_path):
+def test_a_table_of_another_network_is_refused_before_training(small_loaders, make_trainer, tmp_path):
     wrong = replace(table(), networks=(NetworkTime("dense", "int8", {"0": DENSE["0"]}, 1.0, {}),))
     path = write_table(wrong, tmp_path / "orin.json")
     with pytest.raises(ConfigurationError, match="orin.json is of another network"):
-        make_trainer(1, [HQPPruning("val_acc", 0.1, cost=str(path))]).fit(Scripted([0.9]), *loaders)
+        make_trainer(1, [HQPPruning("val_acc", 0.1, cost=str(path))]).fit(Scripted([0.9]), *small_loaders)
