@@ -12,6 +12,7 @@ from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor, nn
 
 from hqp_lightning.core import fisher
+from hqp_lightning.core.branches import as_tried, loss_rises
 from hqp_lightning.core.saliency import ESTIMATORS, saliency
 from hqp_lightning.errors import ConfigurationError
 from hqp_lightning.loop.calls import Receiver
@@ -23,7 +24,7 @@ from hqp_lightning.loop.ranks import merged
 from hqp_lightning.loop.scores import Scored, look
 from hqp_lightning.loop.spreading import evenly
 from hqp_lightning.loop.trainer import loose
-from hqp_lightning.records import ChannelGroup, Unit
+from hqp_lightning.records import BRANCH, ChannelGroup, Unit
 from hqp_lightning.surgery import Shadow
 
 __all__ = ["FisherAccumulator", "shared"]
@@ -72,8 +73,8 @@ class FisherAccumulator(Portable):
         kinds = check_units(units, estimator)
         self.estimator, self.module, self.ignore = estimator, module, tuple(ignore)
         self.loss_fn, self.batches, self.kinds = loss_named(loss_fn), batches, kinds
-        self.active = True
-        self.scored, self.state = Scored(), fisher.FisherState()
+        self.active, self.tries = True, False
+        self.scored, self.state, self.rises = Scored(), fisher.FisherState(), fisher.FisherState()
         self._receiver: Receiver | None = None
         self._chosen = self._batches_of(math.inf)
 
@@ -95,7 +96,7 @@ class FisherAccumulator(Portable):
         """Start from nothing: the network may have changed since the last validation."""
         self._receiver = None
         if not trainer.sanity_checking:
-            self.scored, self.state = Scored(), fisher.FisherState()
+            self.scored, self.state, self.rises = Scored(), fisher.FisherState(), fisher.FisherState()
             self._chosen = self._batches_of(next(iter(trainer.num_val_batches), 0))
 
     def on_validation_batch_end(
@@ -129,6 +130,9 @@ class FisherAccumulator(Portable):
                 return per_sample_loss(pl_module, network, batch, self.loss_fn, call)
 
             new = self.scored.fisher(network, self.estimator, loss)
+            if self.tries and batch_idx % 2 == 0:
+                branches = [u for u in self.units if u.kind == BRANCH]
+                self.rises = fisher.merge(self.rises, loss_rises(network, branches, loss))
         self.state = fisher.merge(self.state, new)
 
     def _received(self, trainer: Trainer, pl_module: LightningModule, network: nn.Module) -> Receiver:
@@ -147,7 +151,9 @@ class FisherAccumulator(Portable):
 
     def saliency(self) -> dict[str, Tensor]:
         """One value per gate of every group, and per unit, on the CPU; empty before the first validation."""
-        return saliency(self.compute(), self.groups, self.estimator, self.units) if self.state.samples else {}
+        if not self.state.samples:
+            return {}
+        return as_tried(saliency(self.compute(), self.groups, self.estimator, self.units), self.rises)
 
 
 def shared(

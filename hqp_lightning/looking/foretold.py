@@ -115,6 +115,7 @@ class _Watcher(Callback):
     def __init__(self, options: PruningOptions) -> None:
         self.options = options
         self.fisher = FisherAccumulator("gate", options.module, options.ignore, options.loss_fn, None, options.units)
+        self.fisher.tries = True  # every second batch tells what the loss is without each branch
         self.example: Call | None = None
         self.calibration: list[Call] = []
         self.targets: list[Tensor] = []

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from lightning.pytorch import LightningModule, Trainer
+from torch import Tensor
 
 from hqp_lightning.core.calls import Call
 from hqp_lightning.core.selection import joined
@@ -13,7 +14,7 @@ from hqp_lightning.loop.network import find_network
 from hqp_lightning.loop.options import PruningOptions
 from hqp_lightning.records import PruningStep, unit_of
 from hqp_lightning.search.proposal import untried
-from hqp_lightning.search.rescoring import rescored
+from hqp_lightning.search.rescoring import rescored, tried
 from hqp_lightning.search.saving import wanted
 from hqp_lightning.search.state import PruningState
 from hqp_lightning.surgery import Shadow
@@ -51,11 +52,13 @@ def substeps(
         SurgeryError: the network could not be scored anew.
     """
     _, network = find_network(pl_module, options.module)
-    shadow, scores, whole = Shadow(network, example, options.ignore), state.saliency or {}, dict[str, tuple[int, ...]]()
+    shadow, whole = Shadow(network, example, options.ignore), dict[str, tuple[int, ...]]()
+    scores: Mapping[str, Tensor] = state.saliency or {}
     left = wanted(shadow, state, options)
     parts = left.parts(shadow, state, SHARE)
     while True:
         state.note(shadow.notes)
+        scores = tried(trainer, pl_module, network, shadow, options, scores)
         proposed = untried(shadow, left.part(parts), state, options, scores, whole)
         part = trainer.strategy.broadcast(proposed)
         if not part.parts:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from classifier import Classifier
+from gated import GatedClassifier
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
@@ -238,3 +239,22 @@ def test_what_can_not_work_is_refused_in_a_line(module, data, said, tmp_path, lo
         look(a_trainer(), module, data, tmp_path / "look")
     assert "\n" not in str(caught.value)
     assert not list((tmp_path / "look").glob("*")) if (tmp_path / "look").exists() else True
+
+
+def test_blocks_are_worth_what_the_loss_rises_without_them(digits, tmp_path):
+    """By hand, on the one batch there is: half the Fisher values have another order of size."""
+    torch.manual_seed(0)
+    model, (x, y) = GatedClassifier(), digits
+    model.net[6].body[4].weight.data.mul_(3)
+    model.net[-1].weight.data.mul_(30)
+    with torch.no_grad():
+        y = model.net.eval()(x).argmax(1)  # so that it is right as it is
+    loaders = [DataLoader(TensorDataset(x[i : i + 64], y[i : i + 64]), batch_size=64) for i in (0, 1200)]
+    found = look(a_trainer(), model, Digits(*loaders), dirpath=tmp_path)
+    losses = []
+    for gone in ("", "5", "6"):
+        cut = nn.Sequential(*(nn.Identity() if str(i) == gone else m for i, m in enumerate(model.net)))
+        with torch.no_grad():
+            losses.append(float(nn.functional.cross_entropy(cut.eval()(x[1200:1264]), y[1200:1264])))
+    told = {p.name: p.loss for p in found.parts if p.kind == "branch"}
+    assert told["5"] / told["6"] == pytest.approx((losses[1] - losses[0]) / (losses[2] - losses[0]), rel=1e-3)

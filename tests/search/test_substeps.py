@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 from classifier import Classifier, Scripted, cut_by_hand
-from gated import GatedScripted
+from gated import ALL, GatedScripted
 from lightning.pytorch import Callback
 from probes import Probe, assert_same
 from test_ddp import assert_equal_ranks, batched, run
@@ -103,7 +103,7 @@ def test_two_processes_make_the_parts_of_one(digits, make_trainer, tmp_path):
     def once(folder, loaders, **kwargs):
         torch.manual_seed(0)
         model = GatedScripted([0.9, 0.5], optimizer="sgd")
-        options = {"units": ["channels", "gates"], "step": 0.5, "round_to": 4, "compensate": False}
+        options = {"units": ALL, "step": 0.5, "round_to": 4, "compensate": False}
         search = HQPPruning("val_acc", 0.02, min_step=0.5, recalibrate_batches=0, **options)
         return run(make_trainer, tmp_path / folder, model, loaders, search, epochs=1, **kwargs)
 

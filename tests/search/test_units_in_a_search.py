@@ -10,6 +10,7 @@ from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
 from probes import Probe, assert_same
 from test_ddp import assert_equal_ranks, run
+from torch import nn
 from torch.nn.functional import mse_loss
 
 from hqp_lightning import FisherAccumulator, HQPPruning, Int8Export, load_pruned
@@ -52,6 +53,32 @@ def test_a_rollback_brings_units_back_bit_for_bit(loaders, make_trainer, optimiz
     assert [id(p) for p in model.parameters()] == own
     assert [id(p) for g in trainer.optimizers[0].param_groups for p in g["params"]] == own
     assert record(average._average_model.module) == record(model)
+
+
+class Copied(Callback):
+    """The network that a step is about to be chosen for."""
+
+    def on_train_epoch_start(self, trainer, pl_module):
+        self.network = copy.deepcopy(pl_module.net)
+
+
+def test_branches_go_by_what_the_loss_rises_without_them(loaders, make_trainer, digits):
+    """By hand on the whole validation data, on the scale of half the Fisher values."""
+    torch.manual_seed(0)
+    before, search = Copied(), pruning(units=("branches",), step=0.01, min_step=0.01, compensate=False, start_epoch=5)
+    make_trainer(6, [before, search]).fit(GatedScripted([0.9], lr=0.02), *loaders)
+    made, x, y = search.records[0], digits[0][1200:1400], digits[1][1200:1400]
+    network, losses = before.network.eval().requires_grad_(False), []
+    for gone in ("", "5", "6"):
+        cut = nn.Sequential(*(nn.Identity() if str(i) == gone else m for i, m in enumerate(network)))
+        losses.append(float(nn.functional.cross_entropy(cut(x), y)))
+    rises = {f"branch:{n}": loss - losses[0] for n, loss in zip(("5", "6"), losses[1:], strict=True)}
+    value = {n: 0.5 * float(search.state.dense_saliency[n]) for n in rises}
+    scale = sum(rises[n] / value[n] for n in rises) / 2  # the median of two
+    foretold = {n: rises[n] / scale for n in rises}
+    assert made.units_removed == (min(foretold, key=foretold.__getitem__),)
+    assert made.predicted_loss_increase == pytest.approx(foretold[made.units_removed[0]], rel=1e-4)
+    assert made.predicted_loss_increase != pytest.approx(value[made.units_removed[0]], rel=0.01)
 
 
 def test_averaged_copies_lose_the_same_units_by_means_of_their_own(loaders, make_trainer, monkeypatch):
