@@ -79,12 +79,18 @@ def prune_(
         SurgeryError: the step would break the model; the model is as it was, the step is left pending to be closed.
     """
     started, parts = time.perf_counter(), substeps(trainer, pl_module, state, options, example)
-    first = next(parts, None)
-    if first is None:
-        return None
     state.rejected.append({})  # what goes, until it is kept
+    state.pending = StepRecord(
+        state.search.index, trainer.current_epoch, "pending", "", state.search.step, 0, 0.0, 0.0, 0, substeps=0
+    )
     try:
-        state.undo, made, finished = _operate(trainer, pl_module, state, chain([first], parts), options, example, twins)
+        first = next(parts, None)
+        if first is None:
+            state.pending = None
+            state.rejected.pop()
+            return None
+        every = chain([first], parts)
+        state.undo, made, finished = _operate(trainer, pl_module, state, state.pending, every, options, example, twins)
     except SurgeryError:
         raise
     except BaseException:  # also an interrupt: what is saved on the way out must be whole
@@ -99,19 +105,17 @@ def _operate(
     trainer: Trainer,
     pl_module: LightningModule,
     state: PruningState,
+    made: StepRecord,
     parts: Iterable[Substep],
     options: PruningOptions,
     example: Call,
     twins: Collection[str],
 ) -> tuple[Snapshot, StepRecord, float]:
-    """Make the parts of a step, on every rank or on none; the state's pending step grows with them.
+    """Make the parts of a step, on every rank or on none; the state's pending step, ``made``, grows with them.
 
     Returns what undoes all of them, their record, and when they were done.
     """
     undo, refused, finished = take(*_everything(trainer, pl_module)), None, 0.0
-    made = StepRecord(
-        state.search.index, trainer.current_epoch, "pending", "", state.search.step, 0, 0.0, 0.0, 0, substeps=0
-    )
     with rewrapped(trainer.strategy, pl_module):
         forget_compiled()
         try:

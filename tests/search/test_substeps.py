@@ -14,7 +14,7 @@ from torch import nn
 from hqp_lightning import HQPPruning
 from hqp_lightning.errors import SurgeryError
 from hqp_lightning.report import step_line
-from hqp_lightning.search import cutting, substeps
+from hqp_lightning.search import cutting, rescoring, substeps
 
 
 @pytest.fixture
@@ -95,6 +95,24 @@ def test_a_later_part_that_fails_takes_the_earlier_ones_back(loaders, make_train
     assert [r.outcome for r in pruning.records] == ["refused"]
     assert "injected" in pruning.records[0].reason
     assert_same(before.seen[1], after.seen[1])
+
+
+def test_blocks_that_cannot_be_tried_refuse_the_step(loaders, make_trainer, monkeypatch):
+    """Before anything was cut: one clear line, and the search goes on with half the step."""
+    tried, calls = rescoring.loss_rises, []
+
+    def failing(*args):
+        calls.append(1)
+        if len(calls) == 1:
+            raise RuntimeError("injected")
+        return tried(*args)
+
+    monkeypatch.setattr(rescoring, "loss_rises", failing)
+    pruning = HQPPruning("val_acc", 0.02, step=0.6, min_step=0.3, start_epoch=1, units=["branches"], compensate=False)
+    make_trainer(2, [pruning]).fit(GatedScripted([0.9]), *loaders)
+    assert [r.outcome for r in pruning.records] == ["refused", "kept"]
+    assert pruning.records[0].reason == "the scores within a step failed: injected"
+    assert len(calls) > 1
 
 
 def test_two_processes_make_the_parts_of_one(digits, make_trainer, tmp_path):
