@@ -80,9 +80,7 @@ def prune_(
     """
     started, parts = time.perf_counter(), substeps(trainer, pl_module, state, options, example)
     state.rejected.append({})  # what goes, until it is kept
-    state.pending = StepRecord(
-        state.search.index, trainer.current_epoch, "pending", "", state.search.step, 0, 0.0, 0.0, 0, substeps=0
-    )
+    state.pending = _begun(trainer, state)
     try:
         first = next(parts, None)
         if first is None:
@@ -99,6 +97,14 @@ def prune_(
         raise
     state.pending = replace(made, surgery_s=finished - started)
     return state.pending
+
+
+def _begun(trainer: Trainer, state: PruningState) -> StepRecord:
+    """A step of which nothing has been proposed yet."""
+    last = state.accepted[-1] if state.accepted else state.dense
+    macs, params = (state.dense_macs, 0) if last is None else (last.macs, last.params)
+    at, step = (state.search.index, trainer.current_epoch), state.search.step
+    return StepRecord(*at, "pending", "", step, 0, 0.0, macs, params, substeps=0)
 
 
 def _operate(
