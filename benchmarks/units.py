@@ -24,10 +24,11 @@ from torch import nn
 from torch.nn import functional as F
 from trained import network
 
+from hqp_lightning.core.branches import as_tried, loss_rises
 from hqp_lightning.core.fisher import FisherState, compute, gate_fisher, merge
 from hqp_lightning.export import collect_ranges, export_onnx, quantize
 from hqp_lightning.export.engines import OpenVINOBackend
-from hqp_lightning.records import GATE
+from hqp_lightning.records import BRANCH, GATE
 from hqp_lightning.surgery import Shadow, layer_macs, recalibrate_batchnorm_
 from hqp_lightning.surgery.compensation import add_
 from hqp_lightning.surgery.folding import remove_
@@ -48,13 +49,15 @@ HEADER = (
 )
 
 
-def values(model: nn.Module, shadow: Shadow, data: Sequence) -> dict[str, float]:
-    """Half the Fisher value of every unit."""
-    state = FisherState()
+def values(model: nn.Module, shadow: Shadow, data: Sequence, tried: bool) -> dict[str, float]:
+    """Half the Fisher value of every unit; ``tried``: of branches as a search ranks them."""
+    state, rises = FisherState(), FisherState()
+    branches = [u for u in shadow.units() if u.kind == BRANCH]
     for x, y in data:
         loss = lambda x=x, y=y: F.cross_entropy(model(x), y, reduction="none")  # noqa: E731
         state = merge(state, gate_fisher(model, [], loss, shadow.units()))
-    return {n: float(f) / 2 for n, f in compute(state).items()}
+        rises = merge(rises, loss_rises(model, branches, loss)) if tried else rises
+    return {n: float(f) / 2 for n, f in as_tried(compute(state), rises).items()}
 
 
 def top1(function, data: Sequence) -> float:
@@ -110,7 +113,7 @@ def rows(args: argparse.Namespace) -> Iterator[tuple[str, ...]]:
         for x, _ in train:
             dense(x)
     means = found.compute()
-    worth = values(dense, shadow, scoring)
+    worth = values(dense, shadow, scoring, args.by == "tried")
     order = sorted((k for k in worth if k.partition(":")[0] in args.kinds), key=worth.__getitem__)
     cells, built = [], []
     with tempfile.TemporaryDirectory() as folder:
@@ -144,6 +147,7 @@ def main() -> None:
     parser.add_argument("--data", required=True, help="folder that holds imagenette2-160")
     parser.add_argument("--weights", required=True, metavar="NETWORK=FILE", help="a state dict, ten classes")
     parser.add_argument("--kinds", nargs="+", default=["gate"], help="gate, branch")
+    parser.add_argument("--by", choices=("fisher", "tried"), default="tried", help="what ranks the blocks")
     parser.add_argument("--removed", type=int, nargs="+", default=[0, 5, 9])
     for name, default in {"training": 256, "px": 128, "images": 1500, "runs": 400}.items():
         parser.add_argument(f"--{name}", type=int, default=default)
