@@ -1,6 +1,8 @@
 import hashlib
+import logging
 import os
 import pickle
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
@@ -21,10 +23,12 @@ from hqp_lightning.board.rtx import missing
 # SIGSEGV. Torch handles SIGCHLD of loaders' workers in Python; without that, workers that fail are noticed, too.
 signal_handling._SIGCHLD_handler_set = True
 
-if workers := os.environ.get("PYTEST_XDIST_WORKER_COUNT"):  # they share the cores, and what they start does so as well
-    threads = max(1, (os.cpu_count() or 1) // int(workers))
-    os.environ.setdefault("OMP_NUM_THREADS", str(threads))
-    torch.set_num_threads(threads)
+# Processes of the suite share the cores, and what they start does so as well. One alone has a single thread, too: small
+# layers are slower on two, and launchers that leave the number to torch would round otherwise than those that set it.
+cores = os.cpu_count() or 1
+threads = max(1, cores // int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", cores)))
+os.environ.setdefault("OMP_NUM_THREADS", str(threads))
+torch.set_num_threads(threads)
 
 WNIDS = "n01440764 n02102040 n02979186 n03000684 n03028079 n03394916 n03417042 n03425413 n03445777 n03888257"
 
@@ -51,6 +55,18 @@ def imagenet_root(imagenette_root: Path) -> Path:
     root, wnids = imagenette_root / "imagenette2-160", WNIDS.split()
     torch.save(({w: (f"name of {w}",) for w in wnids}, wnids), root / "meta.bin")
     return root
+
+
+@pytest.fixture(autouse=True)
+def own_handlers() -> Iterator[None]:
+    """Hydra's log handlers write to the streams of the test that it ran in, which are closed when the next one logs."""
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    yield
+    for handler in {*root.handlers} - {*handlers}:
+        root.removeHandler(handler)
+        handler.close()
+    root.setLevel(level)
 
 
 @pytest.fixture(autouse=True)

@@ -94,9 +94,8 @@ class GateSums:
         """Of both; at most twice as many rows as columns are kept, whatever the number of samples."""
         rows = torch.cat([self.rows, other.rows])
         if len(rows) > 2 * rows.shape[1]:
-            rows = torch.linalg.qr(
-                rows, mode="r"
-            ).R  # QᵀQ = 1: the same sums of products, without their squares' errors
+            # QᵀQ = 1: the same sums of products, without the errors of their squares.
+            rows = torch.linalg.qr(rows, mode="r").R
         return GateSums(self.factors + other.factors, rows)
 
     def squares(self, mean: Tensor) -> Tensor:
