@@ -21,6 +21,9 @@ from hqp_lightning.records import Unit
 
 __all__ = ["as_tried", "loss_rises"]
 
+LEAST = 0.1
+"""Of its Fisher value, what a branch is worth at least: one worth nothing would come again after each rollback."""
+
 
 def loss_rises(module: nn.Module, branches: Sequence[Unit], loss: Loss) -> FisherState:
     """By how much the loss of one batch is higher, in nats, where a branch passes its input on.
@@ -48,7 +51,8 @@ def as_tried(scores: Mapping[str, Tensor], rises: FisherState) -> dict[str, Tens
     """Scores in which the branches stand to each other as the rises of the loss without them.
 
     ½ *F* is too low for all that is large, for many channels of a layer as for a branch, so that rises are brought to
-    the scale on which branches compete with channels: divided by the median of rise over ½ *F*.
+    the scale on which branches compete with channels: divided by the median of rise over ½ *F*. Nothing is worth less
+    than a tenth of its own *F*: that the loss falls without a branch says little, on a few hundred samples.
 
     Args:
         scores: Fisher values by name, of which half is a rise of the loss.
@@ -59,10 +63,10 @@ def as_tried(scores: Mapping[str, Tensor], rises: FisherState) -> dict[str, Tens
         >>> as_tried(scores, FisherState({"branch:a": torch.tensor([3.0]), "branch:b": torch.tensor([9.0])}, 1))
         {'branch:a': tensor([0.5714]), 'branch:b': tensor([1.7143]), 'conv': tensor([5.])}
     """
-    seen = {n: 2.0 * rise.to(scores[n]).clamp(min=0) for n, rise in compute(rises).items() if n in scores}
+    seen = {n: 2.0 * rise.to(scores[n]) for n, rise in compute(rises).items() if n in scores}
     ratios = [float(x / scores[n]) for n, x in seen.items() if x.isfinite() and x > 0 and scores[n] > 0]
     scale = median(ratios) if ratios else 1.0
-    return {**scores, **{n: x / scale for n, x in seen.items()}}
+    return {**scores, **{n: torch.maximum(x / scale, LEAST * scores[n]) for n, x in seen.items()}}
 
 
 def _total(losses: Tensor, samples: int) -> Tensor:
