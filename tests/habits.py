@@ -14,6 +14,7 @@ from lightning.pytorch.plugins import MixedPrecision
 from torch import nn
 from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel
+from torch.utils.checkpoint import checkpoint_sequential
 from torch.utils.data import DataLoader, TensorDataset
 
 from hqp_lightning import HQPPruning, PrunedCheckpointMixin, load_pruned
@@ -275,6 +276,20 @@ class Targets(Classifier):
         self.log("val_acc", ((logits > 0) == (batch[1].reshape(logits.shape) > 0)).float().mean())
 
 
+class Recomputed(nn.Sequential):
+    """Keeps no activations of its layers, and computes them once more for the gradients."""
+
+    def forward(self, x):
+        x.requires_grad_(self.training)
+        return checkpoint_sequential(self, 3, x, use_reentrant=True)
+
+
+class Recomputing(Classifier):
+    def __init__(self):
+        super().__init__()
+        self.net = Recomputed(*self.net)
+
+
 class Compiled(Classifier):
     def __init__(self, how):
         super().__init__()
@@ -378,6 +393,7 @@ HABITS = {
     ],
     "frozen BatchNorm: in eval mode, `momentum=0`, `track_running_stats=False`": [Habit(Frozen)],
     "frozen parameters": [Habit(partial(Frozen, "stem"))],
+    "gradient checkpoints (`torch.utils.checkpoint`), with `use_reentrant=True` or without": [Habit(Recomputing)],
     "`EMAWeightAveraging`, and what else derives from Lightning's `WeightAveraging`": [
         Habit(before=lambda: [lc.EMAWeightAveraging(decay=0.9)])
     ],

@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from hqp_lightning.core.recomputing import without_reentrance
 from hqp_lightning.core.structure import Path, names, tensors_of, unique
 
 __all__ = ["Call", "OneTensor", "Tensors", "as_call"]
@@ -34,7 +35,8 @@ class Call:
 
     def on(self, network: Callable[..., Any]) -> Any:
         """What the network returns."""
-        return network(*self.args, **self.kwargs)
+        with without_reentrance():
+            return network(*self.args, **self.kwargs)
 
     def map(self, change: Callable[[Tensor], Any]) -> Call:
         """The same call with every tensor changed."""

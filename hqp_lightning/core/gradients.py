@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from hqp_lightning.core.fisher import FisherState, first_finite
+from hqp_lightning.core.recomputing import without_reentrance
 from hqp_lightning.core.taps import Loss
 
 __all__ = ["gradient_sums"]
@@ -35,9 +36,10 @@ def _gradient_sums(module: nn.Module, loss: Loss, loss_scale: float) -> FisherSt
     for p in frozen:
         p.requires_grad_(True)
     try:
-        value = loss()
-        wide = value.to(torch.promote_types(value.dtype, torch.float32)).sum() * loss_scale
-        found = torch.autograd.grad(wide, list(parameters.values()), allow_unused=True)
+        with without_reentrance():
+            value = loss()
+            wide = value.to(torch.promote_types(value.dtype, torch.float32)).sum() * loss_scale
+            found = torch.autograd.grad(wide, list(parameters.values()), allow_unused=True)
     finally:
         for p in frozen:
             p.requires_grad_(False)

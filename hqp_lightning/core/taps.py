@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from hqp_lightning.core.recomputing import without_reentrance
 from hqp_lightning.errors import ConfigurationError
 
 __all__ = [
@@ -154,7 +155,7 @@ def run_backward(
     taps = Taps(receive)
     handles = [tap(module.get_submodule(name), name, taps) for name in names]
     handles += [other(module.get_submodule(name), key, taps) for key, (name, other) in (more or {}).items()]
-    with _frozen(module):
+    with _frozen(module), without_reentrance():
         try:
             value = loss()
             samples = _samples(taps, value)

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from hqp_lightning.core.modes import evaluating
 from hqp_lightning.core.precision import exact_arithmetic
+from hqp_lightning.core.recomputing import without_reentrance
 from hqp_lightning.errors import ExportError
 from hqp_lightning.export.artifact import BATCH, INPUT, OUTPUT, describe
 from hqp_lightning.export.computed import store_computed_weights_
@@ -70,6 +71,7 @@ def export_onnx(
         with (
             evaluating(module),
             _traceable(),
+            without_reentrance(),
             torch.inference_mode(False),
             torch.no_grad(),
             torch.autocast(device.type, None, False),

@@ -12,6 +12,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from hqp_lightning.core.calls import Call
+from hqp_lightning.core.recomputing import without_reentrance
 from hqp_lightning.core.taps import NO_GRADIENT
 from hqp_lightning.errors import ConfigurationError
 from hqp_lightning.loop.losses import LossFn
@@ -102,7 +103,7 @@ class Receiver:
                 raise ConfigurationError(
                     f"loss_fn never called the network ({type(self.network).__name__}); name it with module=..."
                 )
-            with torch.enable_grad():
+            with torch.enable_grad(), without_reentrance():
                 loss = per_sample_loss(module, self.network, batch, loss_fn, call)
         if not isinstance(loss, torch.Tensor):
             raise ConfigurationError(
