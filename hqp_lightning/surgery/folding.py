@@ -17,10 +17,10 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from hqp_lightning.core.calls import Call
 from hqp_lightning.records import BRANCH, GATE, Unit
+from hqp_lightning.surgery.halving import failing
 from hqp_lightning.surgery.proof import Proof
 from hqp_lightning.surgery.replaced import replace_
 from hqp_lightning.surgery.slicing import IN, OUT
-from hqp_lightning.surgery.tracing import failing
 
 __all__ = ["Removal", "plan", "proved", "remove_"]
 

@@ -9,19 +9,20 @@ pad or a convolution over the channel vector fails both.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _NormBase
 from torch.utils._pytree import tree_leaves
 
 from hqp_lightning.core.calls import Call
 from hqp_lightning.surgery.copying import deep_copy, training_shapes
 from hqp_lightning.surgery.graph import Coupled
+from hqp_lightning.surgery.severed import outputs_of
 from hqp_lightning.surgery.slicing import IN, indices
 from hqp_lightning.surgery.twin import Removed, exchanged_sides, kept_sides, pruned_twin
+from hqp_lightning.surgery.waking import wake_
 
 __all__ = ["Proof"]
 
@@ -42,16 +43,22 @@ class Proof:
         call: an example of two samples.
         coupled: the groups by name.
         training: output shapes in training mode, or None if it does not run there.
+        ends: names of layers whose outputs must stay what they are, too, though the network does not return them.
     """
 
     def __init__(
-        self, network: nn.Module, call: Call, coupled: Mapping[str, Coupled], training: tuple[Any, ...] | None
+        self,
+        network: nn.Module,
+        call: Call,
+        coupled: Mapping[str, Coupled],
+        training: tuple[Any, ...] | None,
+        ends: Sequence[str] = (),
     ) -> None:
-        self.coupled, self._training, self._call = coupled, training, call
+        self.coupled, self._training, self._ends = coupled, training, ends
         generator = torch.Generator().manual_seed(0)
         self.calls = [call, call.map(lambda x: torch.randn(x.shape, generator=generator) if _floats(x) else x)]
         self.network, self.tolerance = deep_copy(network), _EXACT
-        _wake_(self.network)
+        wake_(self.network)
         try:
             self.network.double()
             self.calls = [c.map(lambda x: x.double() if _floats(x) else x) for c in self.calls]
@@ -148,7 +155,8 @@ class Proof:
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
             for call in self.calls:
                 torch.default_generator.manual_seed(0)  # a CPU's alone: those of the user's devices are not put back
-                out = tree_leaves(call.map(torch.clone).on(network))
+                with outputs_of(network, self._ends) as more:
+                    out = [*tree_leaves(call.map(torch.clone).on(network)), *more.values()]
                 found.append([o for o in out if isinstance(o, Tensor) and _floats(o)])
         return found
 
@@ -174,27 +182,6 @@ def _zero(layer: nn.Module, index: Tensor) -> Callable[..., Any]:
         return (), {**given, "input": given["input"].index_fill(dim, index, 0.0)}
 
     return before
-
-
-@torch.no_grad()
-def _wake_(network: nn.Module) -> None:
-    """Give values to what starts as a constant: behind a scale of zero every cut would look right."""
-    generator = torch.Generator().manual_seed(1)
-
-    def draw(t: Tensor, low: float, high: float) -> None:
-        t.copy_(torch.empty(t.shape).uniform_(low, high, generator=generator))
-
-    for p in network.parameters():
-        if p.is_floating_point() and p.numel() and bool((p == p.flatten()[0]).all()):
-            zero = float(p.flatten()[0]) == 0
-            if p.numel() > 1 or zero:
-                draw(p, *((-0.3, 0.3) if zero and p.numel() > 1 else (0.5, 1.5)))
-    for m in network.modules():
-        if isinstance(m, _NormBase) and m.running_mean is not None and m.running_var is not None:
-            if not m.running_mean.any():
-                draw(m.running_mean, -0.3, 0.3)
-            if bool((m.running_var == 1).all()):
-                draw(m.running_var, 0.5, 1.5)
 
 
 def _in_words(error: Exception) -> str:

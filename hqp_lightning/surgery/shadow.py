@@ -19,11 +19,12 @@ from hqp_lightning.surgery.copying import copied, deep_copy, floating_tensors, o
 from hqp_lightning.surgery.cost import layer_macs, layer_widths
 from hqp_lightning.surgery.cut import Cut
 from hqp_lightning.surgery.folding import Removal, plan, proved, remove_
+from hqp_lightning.surgery.halving import failing
 from hqp_lightning.surgery.peers import group_norms, isomorphic_taylor
 from hqp_lightning.surgery.proof import Proof
 from hqp_lightning.surgery.slicing import kept_by, weights_of
 from hqp_lightning.surgery.structure import record
-from hqp_lightning.surgery.tracing import Trace, failing, trace
+from hqp_lightning.surgery.tracing import Trace, trace
 from hqp_lightning.surgery.twin import kept_sides, pruned_twin
 from hqp_lightning.surgery.units import find
 
@@ -186,7 +187,8 @@ class Shadow:
 
     def _proof(self) -> Proof:
         if self._tried is None:
-            self._tried = Proof(self._module, self._example, self._trace.coupled, self._trace.training)
+            known = self._trace
+            self._tried = Proof(self._module, self._example, known.coupled, known.training, known.ends)
         return self._tried
 
     def _removable(self) -> tuple[Removal, ...]:

@@ -17,12 +17,13 @@ from hqp_lightning.surgery.copying import training_shapes
 from hqp_lightning.surgery.cost import layer_macs
 from hqp_lightning.surgery.culprit import busy_module, spans
 from hqp_lightning.surgery.graph import Coupled, coupled_groups
+from hqp_lightning.surgery.halving import failing
 from hqp_lightning.surgery.limit import time_limit
 from hqp_lightning.surgery.opaque import check_scripts, standing_in, unreadable
 from hqp_lightning.surgery.proof import Proof
-from hqp_lightning.surgery.severed import WHY, severed
+from hqp_lightning.surgery.severed import WHY, dead_ends, outputs_of, severed
 
-__all__ = ["APPROXIMATE", "LEFT_OUT", "LIMIT_S", "Trace", "failing", "trace"]
+__all__ = ["APPROXIMATE", "LEFT_OUT", "LIMIT_S", "Trace", "trace"]
 
 LEFT_OUT, APPROXIMATE = "left out", "approximate"
 
@@ -42,6 +43,7 @@ class Trace:
         macs: layer name to MACs, for one sample.
         outputs: shapes of the outputs.
         training: shapes of the outputs in training mode; None if it does not run in that mode.
+        ends: layers whose outputs lead to nothing, and must stay what they are.
     """
 
     coupled: Mapping[str, Coupled]
@@ -49,6 +51,7 @@ class Trace:
     macs: Mapping[str, float]
     outputs: tuple[tuple[int, ...], ...]
     training: tuple[tuple[int, ...], ...] | None
+    ends: tuple[str, ...] = ()
 
     @property
     def approximate(self) -> set[str]:
@@ -82,46 +85,25 @@ def trace(
         raise _untraceable(network, call, error) from error
     # What is ignored need not be looked into: modules with parts never are, layers only if it must be.
     closed = [n for n in ignore if any(True for _ in network.get_submodule(n).children())]
+    with standing_in(network, dict.fromkeys(closed, "ignored")):
+        unseen = severed(network, lambda m: _outputs(m, call), ignore)
+    ends = dead_ends(network, unseen)
     try:
-        found = _coupled(network, call, ignore, closed, macs, limit_s)
+        found = _coupled(network, call, ignore, closed, macs, limit_s, ends)
     except ConfigurationError:
         if closed == list(ignore):
             raise
-        found = _coupled(network, call, ignore, ignore, macs, limit_s)
+        found = _coupled(network, call, ignore, ignore, macs, limit_s, ends)
     runs_at = {name: i for i, name in enumerate(macs)}
     found.sort(key=lambda c: runs_at.get(c.group.name, len(macs)))  # the outside graph begins at the outputs
     training = training_shapes(network, call)
     out = {n.group: n for n in known if n.status == LEFT_OUT}
     notes = [out.get(c.group.name) or _note(c, LEFT_OUT, c.problem) for c in found if _hopeless(c, out)]
-    with standing_in(network, dict.fromkeys(closed, "ignored")):
-        unseen = severed(network, lambda m: _outputs(m, call), ignore)
-    notes += [out.get(name) or GroupNote(name, width, LEFT_OUT, WHY) for name, width in unseen]
+    notes += [out.get(name) or GroupNote(name, width, LEFT_OUT, WHY) for name, width, _ in unseen]
     tried = {c.group.name: c for c in found if not _hopeless(c, out)}
-    proof = Proof(network, call, tried, training) if tried else None
+    proof = Proof(network, call, tried, training, ends) if tried else None
     proved, more = ({}, []) if proof is None else _prove(proof, tried)
-    return Trace(proved, (*notes, *more), macs, outputs, training), proof
-
-
-def failing(names: Sequence[str], test: Callable[[Sequence[str]], str]) -> dict[str, str]:
-    """The groups without which ``test`` finds nothing wrong, each with what it says; found by halving.
-
-    >>> failing("abcde", lambda names: "bad" if {"b", "e"} & set(names) else "")
-    {'b': 'bad', 'e': 'bad'}
-    """
-    bad = _halved(names, test)
-    good = [n for n in names if n not in bad]
-    while bad and good and (reason := test(good)):  # each alone is right, but not together
-        bad |= _halved(good, test) or {good[-1]: reason}
-        good = [n for n in good if n not in bad]
-    return bad
-
-
-def _halved(names: Sequence[str], test: Callable[[Sequence[str]], str]) -> dict[str, str]:
-    reason = test(names) if names else ""
-    if not reason or len(names) == 1:
-        return dict.fromkeys(names, reason) if reason else {}
-    half = len(names) // 2
-    return _halved(names[:half], test) | _halved(names[half:], test) or {names[-1]: reason}
+    return Trace(proved, (*notes, *more), macs, outputs, training, ends), proof
 
 
 def some(coupled: Coupled) -> list[int]:
@@ -170,15 +152,16 @@ def _coupled(
     closed: Sequence[str],
     macs: Mapping[str, float],
     limit: float,
+    ends: Sequence[str],
 ) -> list[Coupled]:
     hidden = {n: "ignored" for n in closed}
     hidden |= {n: r for n, r in unreadable(network).items() if not any(_inside(n, c) for c in closed)}
-    ignored = {m for n in ignore for m in network.get_submodule(n).modules()}
+    ignored = {m for n in (*ignore, *ends) for m in network.get_submodule(n).modules()}
     while True:
         with standing_in(network, hidden), spans(network) as seen:
             try:
                 with time_limit(limit):
-                    return coupled_groups(network, lambda m: _outputs(m, call), ignored, macs)
+                    return coupled_groups(network, lambda m: _outputs(m, call, ends), ignored, macs)
             except TimeoutError as error:
                 name = busy_module(error, network, seen)
                 raise ConfigurationError(
@@ -194,9 +177,10 @@ def _coupled(
                 hidden[name] = f"torch-pruning's graph fails in it: {type(error).__name__}: {error}"
 
 
-def _outputs(network: nn.Module, call: Call) -> list[Tensor]:
-    """The tensors that a network returns; a None among them is nothing to follow."""
-    return list(tensors_of(call.on(network)).values())
+def _outputs(network: nn.Module, call: Call, ends: Sequence[str] = ()) -> list[Tensor]:
+    """The tensors that a network returns, and those of dead ends; a None among them is nothing to follow."""
+    with outputs_of(network, ends) as more:
+        return [*tensors_of(call.on(network)).values(), *more.values()]
 
 
 def _untraceable(network: nn.Module, call: Call, error: Exception) -> ConfigurationError:
@@ -206,12 +190,12 @@ def _untraceable(network: nn.Module, call: Call, error: Exception) -> Configurat
     )
 
 
-def _hopeless(coupled: Coupled, out: Mapping[str, Any]) -> bool:
-    return bool(coupled.problem) or coupled.group.name in out
-
-
 def _note(coupled: Coupled, status: str, reason: str) -> GroupNote:
     return GroupNote(coupled.group.name, coupled.group.channels, status, reason)
+
+
+def _hopeless(coupled: Coupled, out: Mapping[str, Any]) -> bool:
+    return bool(coupled.problem) or coupled.group.name in out
 
 
 def _inside(name: str, outer: str) -> bool:
