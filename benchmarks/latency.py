@@ -3,8 +3,10 @@
     python benchmarks/latency.py --threads 1 outputs/RECIPE/TIME/deploy [another ...]
 
 The folders are those that ``Int8Export`` filled; ``model.uint8.onnx`` is timed where it was made (docs/int8.md). Every
-repeat builds the engines anew and calls them in a new random order every turn. Of each call the wall time and the
-processor time of the whole process are taken: on a busy machine trust the latter, with one thread.
+repeat builds the engines anew and calls them in a new random order every turn, a row of calls each: as many untimed as
+timed ones, since the first calls after another engine's find cold caches (``--row 1 --warmup 0`` times exactly those).
+Of each call the wall time and the processor time of the whole process are taken: on a busy machine trust the latter,
+with one thread.
 """
 
 from __future__ import annotations
@@ -21,28 +23,28 @@ import torch
 from printing import print_table
 
 from hqp_lightning.export import describe
-from hqp_lightning.export.engines import OpenVINOBackend
+from hqp_lightning.export.engines import Engine, OpenVINOBackend
 
 FILES = {"dense": "model.dense.onnx", "pruned": "model.onnx", "int8": "model.int8.onnx", "uint8": "model.uint8.onnx"}
 CLOCKS = {"wall": time.perf_counter, "processor": time.process_time}
-WARMUP = 20
 
 Key = tuple[str, str]
 """A folder and one of `FILES`."""
 
 
-def timed(engines: Mapping[Key, object], batch: np.ndarray, runs: int) -> dict[str, dict[Key, float]]:
+def timed(engines: Mapping[Key, Engine], batch: np.ndarray, args: argparse.Namespace) -> dict[str, dict[Key, float]]:
     """Clock to engine to the median of its calls, milliseconds."""
     spent: dict[str, dict[Key, list[float]]] = {clock: {k: [] for k in engines} for clock in CLOCKS}
     order, draw = list(engines), random.Random(0)
-    for turn in range(WARMUP + runs):
+    for turn in range(1 + -(-args.runs // args.row)):  # nothing of the first, in which some build things
         draw.shuffle(order)
         for key in order:
-            before = {clock: now() for clock, now in CLOCKS.items()}
-            engines[key].run(batch)  # type: ignore[attr-defined]
-            for clock, now in CLOCKS.items():
-                if turn >= WARMUP:
-                    spent[clock][key].append(1e3 * (now() - before[clock]))
+            for call in range(args.warmup + args.row):
+                before = {clock: now() for clock, now in CLOCKS.items()}
+                engines[key].run(batch)
+                for clock, now in CLOCKS.items():
+                    if turn and call >= args.warmup:
+                        spent[clock][key].append(1e3 * (now() - before[clock]))
     return {clock: {k: float(np.median(v)) for k, v in of.items()} for clock, of in spent.items()}
 
 
@@ -57,7 +59,7 @@ def rows(folders: Sequence[str], args: argparse.Namespace) -> Iterator[Sequence[
                 k: backend.build(p, "int8" if "int8" in k[1] else "fp32", Path(cache), threads=args.threads)
                 for k, p in paths.items()
             }
-            times = timed(engines, batch, args.runs)
+            times = timed(engines, batch, args)
             for engine in engines.values():
                 engine.close()
         for folder in folders:
@@ -71,11 +73,11 @@ def rows(folders: Sequence[str], args: argparse.Namespace) -> Iterator[Sequence[
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folders", nargs="+", metavar="DEPLOY")
-    for name, default in {"batch_size": 1, "threads": 2, "runs": 200, "repeats": 3}.items():
+    for name, default in {"batch_size": 1, "threads": 2, "runs": 200, "repeats": 3, "row": 20, "warmup": 20}.items():
         parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=default)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    about = f"batch {args.batch_size}, threads {args.threads}; ms: median of {args.runs} calls"
+    about = f"batch {args.batch_size}, threads {args.threads}; ms: median of {args.runs} calls, {args.row} in a row"
     header = ("run", "time", *FILES, "dense over int8", "dense over uint8", "the first run's int8 over int8")
     print_table(about, header, rows(args.folders, args))
 
