@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import fields
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -24,6 +25,7 @@ from hqp_lightning.loop.trainer import check_trainer, load_validation, loose, mo
 from hqp_lightning.records import Budget, Report
 from hqp_lightning.search.state import PruningState
 from hqp_lightning.shipping.demands import check_folder, check_machine, own_budget
+from hqp_lightning.shipping.interrupted import keep_accepted
 from hqp_lightning.shipping.keeping import kept, kept_search, save_pruned
 from hqp_lightning.shipping.later import export_later, untrained
 from hqp_lightning.shipping.publishing import publish_run
@@ -102,28 +104,14 @@ class Int8Export(Portable):
         latency_runs: int = 100,
         loss_fn: LossFn | str | None = None,
     ) -> None:
+        names = {f.name for f in fields(ExportOptions)}
+        given = {name: value for name, value in locals().items() if name in names}
         self.dirpath, self.module = Path(dirpath), module
         self.monitor, self.max_drop, self.mode = monitor, max_drop, mode
-        self.options = ExportOptions(
-            calibration_batches=calibration_batches,
-            calibration_data=calibration_data,
-            method=method,
-            activation_type=activation_type,
-            outputs=outputs,
-            placement=placement,
-            max_float_layers=max_float_layers,
-            quantize_hardswish=quantize_hardswish,
-            quantize_se=quantize_se,
-            recovery_epochs=recovery_epochs,
-            recovery_lr_scale=recovery_lr_scale,
-            holdout=holdout,
-            engines=engines if engines is None or isinstance(engines, str) else tuple(engines),  # type: ignore[arg-type]
-            rtx=rtx if isinstance(rtx, str) else tuple(rtx),  # type: ignore[arg-type]
-            batch_size=batch_size,
-            threads=processors() if threads is None else threads,
-            latency_runs=latency_runs,
-            loss_fn=loss_named(loss_fn),
-        )
+        lists = {"engines": engines, "rtx": rtx}
+        tuples = {n: v if v is None or isinstance(v, str) else tuple(v) for n, v in lists.items()}
+        threads = processors() if threads is None else threads
+        self.options = ExportOptions(**{**given, **tuples, "threads": threads, "loss_fn": loss_named(loss_fn)})
         self.report: Report | None = None
         self._left: tuple[Budget, PruningState | None] | None = None
 
@@ -132,6 +120,8 @@ class Int8Export(Portable):
         if stage == "fit":
             check_trainer(trainer, self)
             self._budget(trainer)
+            if (pruning := self._pruning(trainer)) is not None:
+                pruning.keeps = False  # it is done here
             check_machine(trainer, self.options)
             check_folder(self.dirpath)
             carry_structure(pl_module)
@@ -149,14 +139,19 @@ class Int8Export(Portable):
         if trainer.state.fn == "fit":
             monitored(trainer, self._budget(trainer).monitor)
 
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """A training that is broken off leaves its last accepted model, and how to export it."""
+        if (pruning := self._pruning(trainer)) is not None:
+            later = partial(self._later, trainer, pl_module)
+            keep_accepted(trainer, pl_module, self.dirpath, pruning.budget, pruning.state, exception, later)
+
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Ship."""
         if loose(trainer).fast_dev_run:
             return
         network, pruning, budget = self.network_path(trainer), self._pruning(trainer), self._budget(trainer)
         search, self.report = pruning.state if pruning else self._left and self._left[1], None
-        later = export_later(type(self), self._arguments(network), self.dirpath, trainer, pl_module)
-        with kept(trainer, pl_module, self.dirpath, budget, search, later):
+        with kept(trainer, pl_module, self.dirpath, budget, search, self._later(trainer, pl_module)):
             load_validation(trainer)
             with first_rank_only(trainer, pl_module) as mine:
                 if mine:
@@ -197,9 +192,11 @@ class Int8Export(Portable):
             self._left = None
         return cast(Report, self.report)
 
-    def _arguments(self, network: str | None) -> dict[str, Any]:
-        given = {f.name: getattr(self.options, f.name) for f in fields(self.options)} | {"module": network}
-        return given if given["threads"] != processors() else {**given, "threads": None}
+    def _later(self, trainer: Trainer, pl_module: LightningModule) -> str:
+        given = {f.name: getattr(self.options, f.name) for f in fields(self.options)}
+        given["module"] = self.network_path(trainer)
+        given["threads"] = None if given["threads"] == processors() else given["threads"]
+        return export_later(type(self), given, self.dirpath, trainer, pl_module)
 
     def _pruning(self, trainer: Trainer) -> HQPPruning | None:
         return next((c for c in loose(trainer).callbacks if isinstance(c, HQPPruning)), None)

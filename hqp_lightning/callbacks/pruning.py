@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
@@ -26,6 +27,7 @@ from hqp_lightning.search.operation import steps_, undo_
 from hqp_lightning.search.state import PruningState
 from hqp_lightning.search.telling import announce, say, say_once, show_saliency
 from hqp_lightning.search.tracing import begin_, compared
+from hqp_lightning.shipping.interrupted import keep_accepted
 
 __all__ = ["HQPPruning"]
 
@@ -114,6 +116,7 @@ class HQPPruning(Portable):
         self._twins: Twins | None = None
         self._module: weakref.ref[LightningModule] | None = None
         self._told: set[str] = set()
+        self.keeps = True
 
     @property
     def records(self) -> tuple[StepRecord, ...]:
@@ -124,7 +127,7 @@ class HQPPruning(Portable):
         """Refuse what can't work, and make checkpoints carry the structure."""
         if stage == "fit":
             check_trainer(trainer, self)
-            self._example, self._told = Call(), set()
+            self._example, self._told, self.keeps = Call(), set(), True
             last = self._module() if self._module is not None else None
             self.state = begun(self.state, self.options, pl_module, last)
             self._module = weakref.ref(pl_module)
@@ -194,6 +197,12 @@ class HQPPruning(Portable):
         """A checkpoint of the last epoch leaves nothing to train: then no hook of training was called."""
         if self._example == Call():
             self.on_train_end(trainer, pl_module)
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """A training that is broken off leaves its last accepted model; `Int8Export` leaves more."""
+        if self.keeps:
+            folder = Path(trainer.default_root_dir)
+            keep_accepted(trainer, pl_module, folder, self.budget, self.state, exception)
 
     def state_dict(self) -> dict[str, Any]:
         """The whole search, so that a resumed run goes on as if it had not been interrupted."""

@@ -1,4 +1,4 @@
-"""What is reported of an export that failed after the training: the reason, and how to make it later."""
+"""What is reported of a run that ended before its export did: the reason, and how to make the export later."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def write_failure(
         f"<section>\n<h2>The export, later</h2>\n<pre>{escape(later)}</pre>\n</section>\n"
         f"<section>\n<h2>Steps</h2>\n{lines or '<p>No pruning step was made.</p>'}</section>\n"
     )
-    html = page(f"HQP report: {budget.monitor}", "HQP report: the export failed after the training", body)
+    html = page(f"HQP report: {budget.monitor}", "HQP report: the run ended without an INT8 artifact", body)
     write_whole(folder / "report.html", html.encode())
 
 

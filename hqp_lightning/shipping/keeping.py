@@ -18,7 +18,7 @@ from hqp_lightning.report import versions, write_failure
 from hqp_lightning.search.state import PruningState
 from hqp_lightning.surgery import restore_, take
 
-__all__ = ["PRUNED", "kept", "kept_search", "save_pruned"]
+__all__ = ["PRUNED", "kept", "kept_search", "reason_of", "save_pruned", "save_search"]
 
 PRUNED, SEARCH = "pruned.ckpt", "search.ckpt"
 _log = logging.getLogger(__name__)
@@ -44,25 +44,28 @@ def kept(
     before, first = take(pl_module), trainer.is_global_zero
     try:
         if first:
-            _save_search(dirpath, budget, search)
+            save_search(dirpath, budget, search)
         yield
     except BaseException as error:
         restore_(before, pl_module)
         if first:
-            _tell(dirpath, _reason(error), later, budget, search)
+            _tell(dirpath, reason_of(error), later, budget, search)
         raise
     if first:
         (dirpath / SEARCH).unlink(missing_ok=True)
 
 
-def save_pruned(trainer: Trainer, dirpath: Path) -> None:
-    """Write the model as ``pruned.ckpt``, whole or not at all; every rank calls it.
+def save_pruned(trainer: Trainer, dirpath: Path, alone: bool = False) -> None:
+    """Write the model as ``pruned.ckpt``, whole or not at all; every rank calls it, or the first one ``alone``.
 
     Lightning writes into the system's temporary folder and moves the file, which copies it where that is another disk.
     """
     part = dirpath / f".{PRUNED}.part"
     try:
-        trainer.save_checkpoint(part, weights_only=True)
+        if alone:  # the same without a barrier at the end
+            trainer.strategy.save_checkpoint(trainer._checkpoint_connector.dump_checkpoint(weights_only=True), part)
+        else:
+            trainer.save_checkpoint(part, weights_only=True)
         if trainer.is_global_zero:
             os.replace(part, dirpath / PRUNED)
     except OSError as error:
@@ -91,7 +94,8 @@ def kept_search(dirpath: Path, model: LightningModule) -> tuple[Budget, PruningS
     return budget, search
 
 
-def _save_search(dirpath: Path, budget: Budget, search: PruningState | None) -> None:
+def save_search(dirpath: Path, budget: Budget, search: PruningState | None) -> None:
+    """Write what `kept_search` reads, whole or not at all."""
     part = dirpath / f".{SEARCH}.part"
     try:
         torch.save({"budget": asdict(budget), "search": search and search.to_plain()}, part)
@@ -102,7 +106,8 @@ def _save_search(dirpath: Path, budget: Budget, search: PruningState | None) -> 
         part.unlink(missing_ok=True)
 
 
-def _reason(error: BaseException) -> str:
+def reason_of(error: BaseException) -> str:
+    """An error in words."""
     if isinstance(error, (KeyboardInterrupt, SystemExit)):  # Lightning raises one of the latter after a SIGTERM
         return f"the process was stopped ({type(error).__name__})"
     return f"{type(error).__name__}: {error}"
