@@ -65,6 +65,22 @@ def test_int8_engine_follows_the_float_model(backend, model, tmp_path):
 
 
 @pytest.mark.parametrize("backend", CPU)
+def test_arrays_of_any_layout_are_read_and_left_as_they_are(backend, model, tmp_path):
+    module, path, _ = model
+    plain = np.random.default_rng(0).normal(size=(2, 3, 16, 16)).astype(np.float32)
+    fixed = plain.copy()
+    fixed.flags.writeable = False
+    channels_last = np.ascontiguousarray(plain.transpose(0, 2, 3, 1)).transpose(0, 3, 1, 2)
+    with torch.no_grad():
+        expected = module(torch.from_numpy(plain)).numpy()
+    with backend.build(path, "fp32", tmp_path, threads=1, batch_size=2) as engine:
+        for given in (plain, fixed, channels_last, plain.astype(np.float64)):
+            before = given.copy()
+            np.testing.assert_allclose(engine.run(given), expected, atol=1e-5)
+            np.testing.assert_array_equal(given, before)
+
+
+@pytest.mark.parametrize("backend", CPU)
 def test_results_do_not_share_a_buffer(backend, model, tmp_path):
     with backend.build(model[1], "fp32", tmp_path, threads=1) as engine:
         first = engine.run(np.zeros((1, 3, 16, 16), np.float32))

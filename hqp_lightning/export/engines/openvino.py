@@ -50,7 +50,7 @@ class _OpenVINOEngine(Engine):
 
         core: Any = openvino.Core()
         super().__init__("openvino", precision, device_name(core), threads, str(onnx))
-        self._core, self._batch_size = core, batch_size
+        self._core, self._tensor, self._batch_size = core, openvino.Tensor, batch_size
         # A fixed batch is up to a quarter faster than a dynamic one (small networks); the others get a second
         # compilation, made when the first of them comes.
         self._requests: dict[int, Any] = {batch_size: self._compile(batch_size)}
@@ -58,6 +58,7 @@ class _OpenVINOEngine(Engine):
     def _compile(self, batch: int) -> Any:
         model = self._core.read_model(self.path)
         self._dtypes = [entry.get_element_type().to_dtype() for entry in model.inputs]
+        self._outputs = len(model.outputs)
         shapes = {entry: entry.get_partial_shape() for entry in model.inputs}
         for shape in shapes.values():
             shape[0] = batch
@@ -78,13 +79,17 @@ class _OpenVINOEngine(Engine):
         if key not in self._requests:
             self._requests[key] = self._compile(key)
         request = self._requests[key]
-        given = [np.ascontiguousarray(x, dtype=t) for x, t in zip(each(batch), self._dtypes, strict=True)]
-        request.infer(dict(enumerate(given)), share_inputs=True)
-        return bundle([t.data.copy() for t in request.output_tensors])  # the request reuses its own buffers
+        # infer(inputs) does the same with a dictionary before and one after: a sixth of a small engine's call.
+        self._given = [np.require(x, t, ("C", "W")) for x, t in zip(each(batch), self._dtypes, strict=True)]
+        for k, x in enumerate(self._given):
+            request.set_input_tensor(k, self._tensor(x, shared_memory=True))
+        request.start_async()
+        request.wait()
+        return bundle([request.get_output_tensor(k).data.copy() for k in range(self._outputs)])  # its own buffers
 
     def close(self) -> None:
         self._requests.clear()
-        self._core = None
+        self._core, self._given = None, []
 
 
 def device_name(core: Any = None) -> str:
