@@ -1,6 +1,6 @@
 """What can go wrong, by whom it is to be mended."""
 
-__all__ = ["ConfigurationError", "ExportError", "HQPError", "LoaderError", "SurgeryError"]
+__all__ = ["ConfigurationError", "ExportError", "HQPError", "LoaderError", "LossError", "SurgeryError", "in_words"]
 
 
 class HQPError(Exception):
@@ -21,3 +21,17 @@ class ExportError(HQPError, RuntimeError):
 
 class LoaderError(HQPError, RuntimeError):
     """The user's loader failed to give a batch."""
+
+
+class LossError(HQPError, RuntimeError):
+    """The user's ``loss_fn`` failed; the cause is its own error."""
+
+
+def in_words(error: BaseException) -> str:
+    """An error in a line that names its kind, unless it is one of ours, which say all themselves.
+
+    Examples:
+        >>> in_words(KeyError("label")), in_words(SurgeryError("no group is left"))
+        ("KeyError: 'label'", 'no group is left')
+    """
+    return str(error) if isinstance(error, HQPError) else f"{type(error).__name__}: {error}"

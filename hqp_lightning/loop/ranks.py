@@ -15,7 +15,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from hqp_lightning.core.fisher import FisherState, settled
 from hqp_lightning.core.gates import GateSums
-from hqp_lightning.errors import ExportError, SurgeryError
+from hqp_lightning.errors import ExportError, LossError, SurgeryError, in_words
 from hqp_lightning.surgery import restore_, take
 
 __all__ = ["agreed", "average_batchnorm_", "first_rank_only", "mean_score", "merged", "summed"]
@@ -28,6 +28,7 @@ def agreed(trainer: Trainer, what: str, work: Callable[[], T]) -> T:
 
     Raises:
         SurgeryError: it failed, on this rank or on another.
+        LossError: it failed by a `LossError` on another rank; on that one what caused it is raised, as it is.
     """
     found: list[T] = []
     failure = None
@@ -35,9 +36,12 @@ def agreed(trainer: Trainer, what: str, work: Callable[[], T]) -> T:
         found.append(work())
     except Exception as error:
         failure = error
-    if not trainer.strategy.reduce_boolean_decision(failure is None):
-        raise SurgeryError(f"{what} failed: {failure or 'on another rank'}") from failure
-    return found[0]
+    if trainer.strategy.reduce_boolean_decision(failure is None):
+        return found[0]
+    if not trainer.strategy.reduce_boolean_decision(not isinstance(failure, LossError)):
+        own = failure.__cause__ if isinstance(failure, LossError) else None
+        raise own or LossError(f"{what} failed: loss_fn failed on another rank, see its error")
+    raise SurgeryError(f"{what} failed: {in_words(failure) if failure else 'on another rank'}") from failure
 
 
 def mean_score(trainer: Trainer, score: float) -> float:

@@ -9,7 +9,7 @@ from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor, nn
 
 from hqp_lightning.core.calls import Call
-from hqp_lightning.errors import SurgeryError
+from hqp_lightning.errors import SurgeryError, in_words
 from hqp_lightning.loop.batches import training_calls
 from hqp_lightning.loop.options import PruningOptions
 from hqp_lightning.loop.ranks import summed
@@ -51,7 +51,8 @@ def compensations(
         except Exception as error:
             failure = error
         if not trainer.strategy.reduce_boolean_decision(failure is None):
-            raise SurgeryError(f"compensation failed: {failure or 'on another rank'}") from failure
+            why = in_words(failure) if failure else "on another rank"
+            raise SurgeryError(f"compensation failed: {why}") from failure
         if seen is not None:
             if trainer.world_size > 1:
                 seen.pool_(partial(summed, trainer))

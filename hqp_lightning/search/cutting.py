@@ -8,7 +8,7 @@ from collections.abc import Collection
 from lightning.pytorch import LightningModule, Trainer
 
 from hqp_lightning.core.calls import Call
-from hqp_lightning.errors import SurgeryError
+from hqp_lightning.errors import SurgeryError, in_words
 from hqp_lightning.loop.averaging import copies
 from hqp_lightning.loop.network import find_network
 from hqp_lightning.loop.options import PruningOptions
@@ -62,7 +62,8 @@ def cut_(
     except Exception as error:
         failure = error
     if not trainer.strategy.reduce_boolean_decision(failure is None):
-        raise SurgeryError(f"the surgery failed and was taken back: {failure or 'on another rank'}") from failure
+        why = in_words(failure) if failure else "on another rank"
+        raise SurgeryError(f"the surgery failed and was taken back: {why}") from failure
     for network in networks:
         average_batchnorm_(trainer, network)
     return finished, batchnorm

@@ -6,6 +6,7 @@ And those of criteria to compare with, of which a validation measures nothing.
 from __future__ import annotations
 
 import math
+import traceback
 from collections.abc import Iterator, Mapping
 from functools import partial
 from typing import Any
@@ -17,8 +18,10 @@ from hqp_lightning.core import fisher
 from hqp_lightning.core.branches import as_tried, loss_rises
 from hqp_lightning.core.calls import Call
 from hqp_lightning.core.saliency import saliency
+from hqp_lightning.errors import LossError, in_words
 from hqp_lightning.loop.batches import prepared
 from hqp_lightning.loop.calls import Receiver
+from hqp_lightning.loop.losses import LossFn
 from hqp_lightning.loop.network import fisher_context, per_sample_loss
 from hqp_lightning.loop.options import ISOMORPHIC, MAGNITUDE, PruningOptions
 from hqp_lightning.loop.ranks import agreed, merged
@@ -56,6 +59,7 @@ def rescored(
 
     Raises:
         SurgeryError: it failed on this rank or on another.
+        Exception: the user's own, from ``loss_fn``: it would have ended a validation, and ends the run here as well.
     """
     if options.estimator == MAGNITUDE:
         return shadow.group_norms()
@@ -65,7 +69,7 @@ def rescored(
         with untouched(trainer, pl_module), fisher_context(trainer):
             for batch, call in _calls(trainer, pl_module, network, options, SAMPLES):
                 scored = scored if scored.groups else look(shadow, options.units)
-                loss = partial(per_sample_loss, pl_module, network, batch, options.loss_fn, call)
+                loss = partial(_loss, pl_module, network, batch, options.loss_fn, call)
                 state = fisher.merge(state, scored.fisher(network, options.estimator, loss))
                 if state.samples * trainer.world_size >= SAMPLES:
                     break
@@ -97,6 +101,7 @@ def tried(
 
     Raises:
         SurgeryError: it failed on this rank or on another.
+        Exception: the user's own, from ``loss_fn``: it would have ended a validation, and ends the run here as well.
     """
     branches = [u for u in look(shadow, options.units).units if u.kind == BRANCH and u.key in scores]
     if not branches:
@@ -106,7 +111,7 @@ def tried(
         state = fisher.FisherState()
         with untouched(trainer, pl_module), fisher_context(trainer):
             for batch, call in _calls(trainer, pl_module, network, options, TRIED):
-                loss = partial(per_sample_loss, pl_module, network, batch, options.loss_fn, call)
+                loss = partial(_loss, pl_module, network, batch, options.loss_fn, call)
                 state = fisher.merge(state, loss_rises(network, branches, loss))
                 if state.samples * trainer.world_size >= TRIED:
                     break
@@ -124,3 +129,14 @@ def _calls(
     limit, share = options.fisher_batches or samples, math.ceil(samples / trainer.world_size)
     for i, batch in enumerate(prepared(trainer, pl_module, "val", limit, samples=share)):
         yield batch, receiver.call(batch, i)
+
+
+def _loss(pl_module: LightningModule, network: nn.Module, batch: Any, loss_fn: LossFn | None, call: Call) -> Tensor:
+    """See `per_sample_loss`; what fails in the network, which a step may have cut, is no fault of ``loss_fn``."""
+    try:
+        return per_sample_loss(pl_module, network, batch, loss_fn, call)
+    except Exception as error:
+        frames = (frame for frame, _ in traceback.walk_tb(error.__traceback__))
+        if loss_fn is None or any(frame.f_locals.get("self") is network for frame in frames):
+            raise
+        raise LossError(f"loss_fn failed: {in_words(error)}") from error

@@ -98,3 +98,46 @@ def test_a_metric_that_is_a_word(small_loaders, make_trainer, answer, line):
     model.answer = answer
     with pytest.raises(ValueError, match=line):
         make_trainer(1, [HQPPruning("val_acc", 0.1)]).fit(model, *small_loaders)
+
+
+def plain_loss(pl_module, batch):
+    return torch.nn.functional.cross_entropy(pl_module.net(batch[0]), batch[1], reduction="none")
+
+
+def test_a_loss_fn_that_fails_within_a_step_ends_the_run_as_in_a_validation(small_loaders, make_trainer):
+    """By its own error; what the step had cut by then is taken back."""
+    model, before = Scripted([0.9]), Disk(small_loaders[0].dataset, False)
+
+    def loss_fn(pl_module, batch):
+        if before.weights and pl_module.trainer.training:
+            raise KeyError("label")
+        return plain_loss(pl_module, batch)
+
+    pruning = HQPPruning("val_acc", 0.02, step=0.5, loss_fn=loss_fn)
+    with pytest.raises(KeyError, match="label") as failure:
+        make_trainer(2, [before, pruning]).fit(model, *small_loaders)
+    assert failure.traceback[-1].name == "loss_fn"
+    assert (pruning.records, pruning.state.pending) == ((), None)
+    assert all(torch.equal(t, model.state_dict()[n]) for n, t in before.weights[0].items())
+
+
+class Narrow(Scripted):
+    """Its network fails once it is narrower, in training, when a proof does not look."""
+
+    def __init__(self):
+        super().__init__([0.9])
+        self.net.register_forward_pre_hook(self._look)
+
+    def _look(self, net, _):
+        if self._trainer is not None and self.trainer.training and net[0].out_channels + net[3].out_channels < 96:
+            raise KeyError("width")
+
+
+def test_a_network_that_fails_within_a_step_costs_the_step(small_loaders, make_trainer, capsys):
+    """The cut may be at fault, so that the step is refused; its kind stands in the line."""
+    options = {"step": 0.5, "min_step": 0.5, "loss_fn": plain_loss, "recalibrate_batches": 0, "compensate": False}
+    pruning = HQPPruning("val_acc", 0.02, **options)
+    make_trainer(1, [pruning]).fit(Narrow(), *small_loaders)
+    assert [r.outcome for r in pruning.records] == ["refused"]
+    (line,) = lines(capsys, "failed: KeyError: 'width'")
+    assert line.startswith("hqp step 1 refused")

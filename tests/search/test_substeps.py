@@ -111,7 +111,7 @@ def test_blocks_that_cannot_be_tried_refuse_the_step(loaders, make_trainer, monk
     pruning = HQPPruning("val_acc", 0.02, step=0.6, min_step=0.3, start_epoch=1, units=["branches"], compensate=False)
     make_trainer(2, [pruning]).fit(GatedScripted([0.9]), *loaders)
     assert [r.outcome for r in pruning.records] == ["refused", "kept"]
-    assert pruning.records[0].reason == "the scores within a step failed: injected"
+    assert pruning.records[0].reason == "the scores within a step failed: RuntimeError: injected"
     assert (pruning.records[0].macs, pruning.records[0].channels_removed) == (pruning.state.dense_macs, 0)
     assert len(calls) > 1
 
