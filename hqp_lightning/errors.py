@@ -1,5 +1,7 @@
 """What can go wrong, by whom it is to be mended."""
 
+from __future__ import annotations
+
 __all__ = ["ConfigurationError", "ExportError", "HQPError", "LoaderError", "LossError", "SurgeryError", "in_words"]
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -13,7 +15,7 @@ from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, SingleD
 from hqp_lightning.errors import ConfigurationError
 from hqp_lightning.loop.ranks import mean_score
 
-__all__ = ["check_trainer", "load_validation", "loose", "monitored", "schedulers", "validate_now"]
+__all__ = ["check_trainer", "load_validation", "loose", "monitored", "schedulers", "schedules_kept", "validate_now"]
 
 _NEIGHBOURS_REFUSED = ("StochasticWeightAveraging", "ModelPruning")
 
@@ -101,8 +103,11 @@ def load_validation(trainer: Trainer) -> None:
 
 
 def validate_now(trainer: Trainer) -> None:
-    """Run the whole validation loop from within ``fit``, as Lightning itself does between training batches."""
-    with _validating(trainer) as loop:
+    """Run the whole validation loop from within ``fit``, as Lightning itself does between training batches.
+
+    This one is not the user's: a schedule that their hooks step by hand is put back.
+    """
+    with _validating(trainer) as loop, schedules_kept(trainer):
         loop.run()
 
 
@@ -118,3 +123,21 @@ def _validating(trainer: Trainer) -> Iterator[Any]:
 def schedulers(trainer: Trainer) -> list[Any]:
     """The learning-rate schedulers of the run."""
     return [config.scheduler for config in trainer.lr_scheduler_configs]
+
+
+@contextmanager
+def schedules_kept(trainer: Trainer) -> Iterator[None]:
+    """Inside, schedules may be stepped and what they set of the optimizers; afterwards they have not been."""
+    optimizers, plans = trainer.strategy.optimizers, schedulers(trainer)
+    groups = [{k: v for k, v in g.items() if k != "params"} for o in optimizers for g in o.param_groups]
+    states = copy.deepcopy([s.state_dict() for s in plans])
+    try:
+        with warnings.catch_warnings():
+            # Before the first batch no optimizer has stepped, either.
+            warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step", UserWarning)
+            yield
+    finally:
+        for plan, state in zip(plans, states, strict=True):
+            plan.load_state_dict(state)
+        for group, settings in zip((g for o in optimizers for g in o.param_groups), groups, strict=True):
+            group.update(settings)

@@ -14,7 +14,7 @@ from typing import Any
 from lightning.pytorch import Trainer
 from lightning.pytorch.plugins.environments import LightningEnvironment
 
-from hqp_lightning.loop.trainer import loose, schedulers
+from hqp_lightning.loop.trainer import loose, schedules_kept
 from hqp_lightning.loop.untouched import mute
 
 __all__ = ["as_in_fit", "second_trainer"]
@@ -39,15 +39,7 @@ def as_in_fit(second: Trainer, trainer: Trainer) -> Iterator[None]:
     at.epoch_progress.current.completed = trainer.current_epoch
     for loop in ("automatic_optimization", "manual_optimization"):
         setattr(at.epoch_loop, loop, copy.copy(getattr(of.epoch_loop, loop)))
-    optimizers, plans = trainer.strategy.optimizers, schedulers(trainer)
-    groups = [{k: v for k, v in g.items() if k != "params"} for o in optimizers for g in o.param_groups]
-    states = copy.deepcopy([s.state_dict() for s in plans])
-    second.strategy.optimizers = optimizers
+    second.strategy.optimizers = trainer.strategy.optimizers
     second.strategy.lr_scheduler_configs = trainer.strategy.lr_scheduler_configs
-    try:
+    with schedules_kept(trainer):
         yield
-    finally:
-        for plan, state in zip(plans, states, strict=True):
-            plan.load_state_dict(state)
-        for group, settings in zip((g for o in optimizers for g in o.param_groups), groups, strict=True):
-            group.update(settings)

@@ -86,3 +86,41 @@ def test_saliencies_that_are_not_numbers_are_told():
     state = PruningState(Search(0.1, 0.05))
     assert [kind for kind, _ in doubts(state, 0.9, {"0": nan}, budget)] == ["saliency"]
     assert list(doubts(state, 0.9, {"0": nan, "3": torch.ones(2)}, budget)) == []
+
+
+class SteppedByHand(Scripted):
+    """Its schedules are stepped in a hook of the validation, with the score or without; it notes the rates."""
+
+    def __init__(self):
+        super().__init__([0.9])
+        self.automatic_optimization, self.rates = False, []
+
+    def configure_optimizers(self):
+        sgd, other = (torch.optim.SGD(p.parameters(), 1.0) for p in (self.net[:4], self.net[4:]))
+        halving = torch.optim.lr_scheduler.StepLR(sgd, 1, 0.5)
+        return [sgd, other], [halving, torch.optim.lr_scheduler.ReduceLROnPlateau(other, "max", 0.1, patience=0)]
+
+    def training_step(self, batch, batch_idx):
+        self.manual_backward(super().training_step(batch, batch_idx))
+        for optimizer in self.optimizers():
+            optimizer.step()
+            optimizer.zero_grad()
+
+    def on_validation_epoch_end(self):
+        if not self.trainer.sanity_checking:
+            halving, plateau = self.lr_schedulers()
+            halving.step()
+            plateau.step(0.5)
+
+    def on_train_epoch_start(self):
+        self.rates.append([o.param_groups[0]["lr"] for o in self.trainer.optimizers])
+
+
+def test_the_validation_of_the_baseline_steps_no_schedule(small_loaders, make_trainer):
+    """The rates are those of a fit without pruning; with it, one validation more runs before the first epoch."""
+    rates = []
+    for callbacks in ([], [HQPPruning("val_acc", 0.02, step=0.1)]):
+        model = SteppedByHand()
+        make_trainer(3, callbacks).fit(model, *small_loaders)
+        rates.append(model.rates)
+    assert rates[0] == rates[1] == [[1.0, 1.0], [0.5, 1.0], [0.25, pytest.approx(0.1)]]
