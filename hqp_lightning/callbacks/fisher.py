@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -73,7 +73,7 @@ class FisherAccumulator(Portable):
         kinds = check_units(units, estimator)
         self.estimator, self.module, self.ignore = estimator, module, tuple(ignore)
         self.loss_fn, self.batches, self.kinds = loss_named(loss_fn), batches, kinds
-        self.active, self.tries = True, False
+        self.active, self.tries, self._trying = True, False, False
         self.scored, self.state, self.rises = Scored(), fisher.FisherState(), fisher.FisherState()
         self._receiver: Receiver | None = None
         self._chosen = self._batches_of(math.inf)
@@ -94,7 +94,7 @@ class FisherAccumulator(Portable):
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start from nothing: the network may have changed since the last validation."""
-        self._receiver = None
+        self._receiver, self._trying = None, self.tries or trainer.state.fn == "validate"
         if not trainer.sanity_checking:
             self.scored, self.state, self.rises = Scored(), fisher.FisherState(), fisher.FisherState()
             self._chosen = self._batches_of(next(iter(trainer.num_val_batches), 0))
@@ -130,7 +130,7 @@ class FisherAccumulator(Portable):
                 return per_sample_loss(pl_module, network, batch, self.loss_fn, call)
 
             new = self.scored.fisher(network, self.estimator, loss)
-            if self.tries and batch_idx % 2 == 0:
+            if self._trying and batch_idx % 2 == 0:
                 branches = [u for u in self.units if u.kind == BRANCH]
                 self.rises = fisher.merge(self.rises, loss_rises(network, branches, loss))
         self.state = fisher.merge(self.state, new)
@@ -144,16 +144,27 @@ class FisherAccumulator(Portable):
         """Add up the ranks."""
         self._receiver = None  # it holds the trainer
         self.scored, self.state = merged(trainer, self.scored, self.state)
+        if self._trying:
+            _, self.rises = merged(trainer, (), self.rises)
 
     def compute(self) -> dict[str, Tensor]:
         """Mean Fisher values: by group name (gate) or parameter name (weight)."""
         return fisher.compute(self.state)
 
     def saliency(self) -> dict[str, Tensor]:
-        """One value per gate of every group, and per unit, on the CPU; empty before the first validation."""
+        """One value per gate of every group, and per unit, on the CPU; empty before the first validation.
+
+        Half of each is a predicted rise of the loss, nats. Branches are ranked by what the loss rises without each,
+        where that was tried: in ``trainer.validate``, and beside `HQPPruning` from the step on that was chosen by it.
+        """
         if not self.state.samples:
             return {}
-        return as_tried(saliency(self.compute(), self.groups, self.estimator, self.units), self.rises)
+        rises = {key: float(rise) for key, rise in fisher.compute(self.rises).items()}
+        return as_tried(saliency(self.compute(), self.groups, self.estimator, self.units), rises)
+
+    def take_over(self, rises: Mapping[str, float]) -> None:
+        """What a search has tried, so that `saliency` gives what it ranked by."""
+        self.rises = fisher.FisherState({key: torch.tensor([rise]) for key, rise in rises.items()}, 1)
 
 
 def shared(

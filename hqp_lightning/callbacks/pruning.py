@@ -185,6 +185,7 @@ class HQPPruning(Portable):
             for refused in steps_(trainer, *of):
                 self._tell(trainer, refused)
             if self.state.pending is not before:
+                self._fisher.take_over(self.state.rises)
                 show_saliency(trainer, self.state.saliency or {})
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -7,6 +7,7 @@ the loss rises by 2.80, 0.52, 0.30, 0.22, 0.58, 0.11 nats. A branch is tried by 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from statistics import median
@@ -15,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hqp_lightning.core.fisher import FisherState, compute
+from hqp_lightning.core.fisher import FisherState
 from hqp_lightning.core.taps import Loss
 from hqp_lightning.records import Unit
 
@@ -47,7 +48,7 @@ def loss_rises(module: nn.Module, branches: Sequence[Unit], loss: Loss) -> Fishe
     return FisherState({k: (_total(x, samples) - _total(whole, samples)).view(1) for k, x in without.items()}, samples)
 
 
-def as_tried(scores: Mapping[str, Tensor], rises: FisherState) -> dict[str, Tensor]:
+def as_tried(scores: Mapping[str, Tensor], rises: Mapping[str, float]) -> dict[str, Tensor]:
     """Scores in which the branches stand to each other as the rises of the loss without them.
 
     ½ *F* is too low for all that is large, for many channels of a layer as for a branch, so that rises are brought to
@@ -56,17 +57,17 @@ def as_tried(scores: Mapping[str, Tensor], rises: FisherState) -> dict[str, Tens
 
     Args:
         scores: Fisher values by name, of which half is a rise of the loss.
-        rises: of `loss_rises`.
+        rises: by how much the loss is higher without each, nats.
 
     Examples:
         >>> scores = {"branch:a": torch.tensor([2.0]), "branch:b": torch.tensor([1.0]), "conv": torch.tensor([5.0])}
-        >>> as_tried(scores, FisherState({"branch:a": torch.tensor([3.0]), "branch:b": torch.tensor([9.0])}, 1))
+        >>> as_tried(scores, {"branch:a": 3.0, "branch:b": 9.0})
         {'branch:a': tensor([0.5714]), 'branch:b': tensor([1.7143]), 'conv': tensor([5.])}
     """
-    seen = {n: 2.0 * rise.to(scores[n]) for n, rise in compute(rises).items() if n in scores}
-    ratios = [float(x / scores[n]) for n, x in seen.items() if x.isfinite() and x > 0 and scores[n] > 0]
+    seen = {n: 2.0 * rise for n, rise in rises.items() if n in scores}
+    ratios = [x / float(scores[n]) for n, x in seen.items() if math.isfinite(x) and x > 0 and scores[n] > 0]
     scale = median(ratios) if ratios else 1.0
-    return {**scores, **{n: torch.maximum(x / scale, LEAST * scores[n]) for n, x in seen.items()}}
+    return {**scores, **{n: torch.full_like(scores[n], x / scale).maximum(LEAST * scores[n]) for n, x in seen.items()}}
 
 
 def _total(losses: Tensor, samples: int) -> Tensor:

@@ -32,6 +32,7 @@ from hqp_lightning.records.report import (
     MethodFigures,
     ModelFigures,
     Report,
+    UnitSensitivity,
 )
 from hqp_lightning.records.units import BRANCH, GATE, UNIT_KINDS, Unit, unit_of
 
@@ -68,6 +69,7 @@ __all__ = [
     "Report",
     "StepRecord",
     "Unit",
+    "UnitSensitivity",
     "Verdict",
     "unit_of",
 ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 __all__ = ["Budget", "ChannelGroup", "Consumer", "Filters", "GroupNote", "PruningStep", "StepRecord", "Verdict"]
 
@@ -151,7 +151,8 @@ class StepRecord:
     what became of BatchNorm's running statistics; empty where there are none. ``units_removed`` are keys of `Unit`.
     ``predicted_ms`` is the latency of the candidate by a table, see `LatencyTable`; None where there is none.
     ``substeps`` are the parts in which it was made, each chosen by the scores of what the one before left.
-    ``healing`` is the best score in each validated epoch from the step to its verdict.
+    ``healing`` is the best score in each validated epoch from the step to its verdict. ``losses`` is what each group
+    and unit that goes was predicted to cost, nats, by the scores that chose it.
     """
 
     index: int
@@ -171,3 +172,4 @@ class StepRecord:
     predicted_ms: float | None = None
     substeps: int = 1
     healing: tuple[float, ...] = ()
+    losses: Mapping[str, float] = field(default_factory=dict)

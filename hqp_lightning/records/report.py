@@ -9,7 +9,15 @@ from hqp_lightning.records.export import ComparedTensor, CompiledEngine, EngineR
 from hqp_lightning.records.latency import LatencyFigures
 from hqp_lightning.records.pruning import Budget, GroupNote, StepRecord
 
-__all__ = ["GroupSensitivity", "LayerChannels", "MethodComparison", "MethodFigures", "ModelFigures", "Report"]
+__all__ = [
+    "GroupSensitivity",
+    "LayerChannels",
+    "MethodComparison",
+    "MethodFigures",
+    "ModelFigures",
+    "Report",
+    "UnitSensitivity",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +58,20 @@ class GroupSensitivity:
 
 
 @dataclass(frozen=True, slots=True)
+class UnitSensitivity:
+    """What a unit of the dense model is worth: predicted rises of the loss, nats.
+
+    ``fisher`` is half its Fisher value. ``rise`` is by how much the loss rose without it, on the samples that it was
+    tried with; None for what was not. ``loss`` is what it was ranked by, on the scale of half the Fisher values.
+    """
+
+    unit: str
+    fisher: float
+    rise: float | None
+    loss: float
+
+
+@dataclass(frozen=True, slots=True)
 class Report:
     """All figures of a run; ``report.json`` is this record, field by field.
 
@@ -86,6 +108,7 @@ class Report:
     schema_version: int = 1
     units_removed: tuple[str, ...] = ()
     reference: float | None = None
+    units: tuple[UnitSensitivity, ...] = ()
 
     @property
     def held_to(self) -> float:

@@ -18,6 +18,7 @@ from hqp_lightning.records import (
     QuantizedLayer,
     Report,
     StepRecord,
+    UnitSensitivity,
 )
 
 __all__ = ["assemble", "fastest_within", "speed_pair", "twin", "worsening"]
@@ -129,6 +130,7 @@ def assemble(
     units_removed: Iterable[str] = (),
     latency: LatencyFigures | None = None,
     reference: float | None = None,
+    units: Iterable[UnitSensitivity] = (),
 ) -> Report:
     """Put the facts of a run into one `Report`, with the figures that follow from them.
 
@@ -153,6 +155,7 @@ def assemble(
         units_removed: keys of the units that the pruned model is without.
         latency: what a latency table predicted, if one ranked the channels.
         reference: the score that drops are measured from, if it is not the dense model's.
+        units: what the units of the dense model are worth.
 
     Returns:
         The report. A drop is positive when the INT8 artifact is worse, whatever ``budget.mode``;
@@ -206,4 +209,5 @@ def assemble(
         units_removed=tuple(units_removed),
         latency=latency,
         reference=None if held_to == baseline.accuracy else held_to,
+        units=tuple(units),
     )

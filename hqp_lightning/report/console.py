@@ -10,6 +10,7 @@ from rich.text import Text
 from hqp_lightning.records import Report
 from hqp_lightning.report.assemble import speed_pair
 from hqp_lightning.report.compiled import advice, compiler_line
+from hqp_lightning.report.gone import unit_line
 from hqp_lightning.report.predicted import predicted_line
 from hqp_lightning.report.rows import conditions, model_rows
 from hqp_lightning.report.sentences import (
@@ -18,7 +19,6 @@ from hqp_lightning.report.sentences import (
     key_figures,
     other_drops,
     steps_summary,
-    unit_line,
     verdict,
 )
 from hqp_lightning.report.units import ABSENT, count, fraction, latency, ms, node, size

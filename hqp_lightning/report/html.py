@@ -10,11 +10,13 @@ from pathlib import Path
 from hqp_lightning.board.files import write_whole
 from hqp_lightning.records import Report
 from hqp_lightning.report.compiled import compiler_html
+from hqp_lightning.report.gone import unit_line
 from hqp_lightning.report.html_sections import channels, latencies, models, quantization, sensitivity, steps, trajectory
 from hqp_lightning.report.predicted import predicted_line
-from hqp_lightning.report.sentences import against, group_lines, key_figures, other_drops, unit_line, unpruned
+from hqp_lightning.report.sentences import against, group_lines, key_figures, other_drops, unpruned
 from hqp_lightning.report.tensors import tensors_html
 from hqp_lightning.report.units import fraction
+from hqp_lightning.report.worth import units_html
 
 __all__ = ["page", "render_html", "section", "write_html"]
 
@@ -56,6 +58,7 @@ def render_html(report: Report) -> str:
         section("Latency table", "".join(f"<p>{escape(text)}</p>" for text in filter(None, [predicted_line(report)]))),
         section("NVIDIA's compiler", compiler_html(report)),
         section("Steps", steps(report)),
+        section("Gates and blocks of the dense model", units_html(report)),
         section("Removed as a whole", f"<p>{escape(unit_line(report))}</p>" if report.units_removed else ""),
         section("Groups of channels", "".join(f"<p>{escape(text)}</p>" for text in group_lines(report))),
         section("Notes", "".join(f"<p>{escape(note)}</p>" for note in report.notes)),

@@ -7,6 +7,7 @@ from html import escape
 
 from hqp_lightning.records import EngineReport, GroupSensitivity, LayerChannels, QuantizedLayer, Report
 from hqp_lightning.report.assemble import worsening
+from hqp_lightning.report.gone import lost_line
 from hqp_lightning.report.rows import conditions, model_rows
 from hqp_lightning.report.sentences import fastest, outcome_words, steps_summary, unit_counts
 from hqp_lightning.report.units import change, count, decibel, factor, fraction, latency, ms, node, size
@@ -167,6 +168,6 @@ def steps(report: Report) -> str:
             f'<tr class="{escape(s.outcome)}"><td>{s.index}</td><td class="mark">{MARKS.get(s.outcome, "")} '
             f"{escape(outcome_words(s.outcome))}</td>{''.join(f'<td>{escape(c)}</td>' for c in cells)}"
             f'</tr>\n<tr class="why"><td></td><td class="text" colspan="{len(headers) - 1}">'
-            f"<span>{escape(s.reason)}</span></td></tr>\n"
+            f"<span>{'; '.join(escape(text) for text in (s.reason, lost_line(s)) if text)}</span></td></tr>\n"
         )
     return table(headers, lines, {"outcome": "mark"}) if lines else ""

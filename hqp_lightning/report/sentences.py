@@ -18,7 +18,6 @@ __all__ = [
     "step_line",
     "steps_summary",
     "unit_counts",
-    "unit_line",
     "unpruned",
     "verdict",
 ]
@@ -81,14 +80,6 @@ def unit_counts(keys: Sequence[str]) -> str:
     kinds = [key.partition(":")[0] for key in keys]
     counts = {plural if kinds.count(kind) != 1 else kind: kinds.count(kind) for plural, kind in UNIT_KINDS.items()}
     return ", ".join(f"{n} {words}" for words, n in counts.items() if n)
-
-
-def unit_line(report: Report) -> str:
-    """What the pruned model is without as a whole, by name; empty where that is nothing."""
-    if not report.units_removed:
-        return ""
-    names = ", ".join(key.replace(":", " ") for key in report.units_removed)
-    return f"removed as a whole: {unit_counts(report.units_removed)} ({names})"
 
 
 def group_lines(report: Report) -> list[str]:

@@ -156,6 +156,7 @@ def _with(made: StepRecord, substep: Substep, state: PruningState) -> StepRecord
         units_removed=(*outside(made.units_removed, part.units), *part.units),
         substeps=made.substeps + 1,
         predicted_ms=after(substep.shadow, part, state),
+        losses={n: made.losses.get(n, 0.0) + substep.losses.get(n, 0.0) for n in (*made.losses, *substep.losses)},
     )
 
 

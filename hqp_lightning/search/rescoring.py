@@ -15,7 +15,7 @@ from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor, nn
 
 from hqp_lightning.core import fisher
-from hqp_lightning.core.branches import as_tried, loss_rises
+from hqp_lightning.core.branches import loss_rises
 from hqp_lightning.core.calls import Call
 from hqp_lightning.core.saliency import saliency
 from hqp_lightning.errors import LossError, in_words
@@ -88,8 +88,8 @@ def tried(
     shadow: Shadow,
     options: PruningOptions,
     scores: Mapping[str, Tensor],
-) -> Mapping[str, Tensor]:
-    """The saliency with the branches by what the loss rises without each, see `as_tried`; equal on all ranks.
+) -> dict[str, float]:
+    """By how much the loss is higher without each branch that has a score, nats; equal on all ranks.
 
     Args:
         trainer: of the run.
@@ -105,7 +105,7 @@ def tried(
     """
     branches = [u for u in look(shadow, options.units).units if u.kind == BRANCH and u.key in scores]
     if not branches:
-        return scores
+        return {}
 
     def whole() -> fisher.FisherState:
         state = fisher.FisherState()
@@ -118,7 +118,7 @@ def tried(
         return state
 
     _, rises = merged(trainer, (), agreed(trainer, WHAT, whole))
-    return as_tried(scores, rises)
+    return {key: float(rise) for key, rise in fisher.compute(rises).items()}
 
 
 def _calls(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from torch import Tensor
@@ -14,6 +14,7 @@ from hqp_lightning.core.search import Search
 from hqp_lightning.core.verdict import score_drop
 from hqp_lightning.records import GroupNote, LatencyTable, StepRecord
 from hqp_lightning.report.schema import decode, encode
+from hqp_lightning.search.accepted import Accepted
 from hqp_lightning.surgery import Snapshot
 
 __all__ = ["FIT_ENDED", "NO_EPOCHS", "Accepted", "PruningState"]
@@ -21,26 +22,6 @@ __all__ = ["FIT_ENDED", "NO_EPOCHS", "Accepted", "PruningState"]
 FIT_ENDED = "fit ended"
 NO_EPOCHS = "no epochs are left to heal and judge another step"
 _PAUSES = (FIT_ENDED, NO_EPOCHS)
-
-
-@dataclass(frozen=True)
-class Accepted:
-    """A validated model: its score, its costs and a copy of its weights. ``index`` is the step, 0 for the dense one."""
-
-    index: int
-    score: float
-    macs: float
-    params: int
-    snapshot: Snapshot
-
-    def to_plain(self) -> dict[str, Any]:
-        """For a checkpoint."""
-        return {**{f.name: getattr(self, f.name) for f in fields(self)}, "snapshot": self.snapshot.to_plain()}
-
-    @classmethod
-    def from_plain(cls, plain: Mapping[str, Any]) -> Accepted:
-        """Inverse of `to_plain`."""
-        return cls(**{**plain, "snapshot": Snapshot.from_plain(plain["snapshot"])})
 
 
 @dataclass
@@ -64,6 +45,8 @@ class PruningState:
         healing: the pending step's best score in each validated epoch, these counted from the one that it was made in.
         saliency: the scores that the next proposal uses; None until a validation has measured them.
         dense_saliency: the last scores of the dense network, before the first step.
+        rises: by how much the loss rose without each branch when the last step was chosen, nats.
+        dense_rises: the same of the dense network.
         rejected: removals that were judged too expensive since the last kept step; none is tried twice.
         outline: what the pending step leaves, see `hqp_lightning.search.outline`.
         rolled_back: that of every step that was judged too expensive.
@@ -94,6 +77,8 @@ class PruningState:
     rolled_back: list[dict[str, int]] = field(default_factory=list)
     barred: dict[str, float] = field(default_factory=dict)
     healing: dict[int, float] = field(default_factory=dict)
+    rises: dict[str, float] = field(default_factory=dict)
+    dense_rises: dict[str, float] = field(default_factory=dict)
 
     @property
     def predicted_ms(self) -> float | None:
@@ -143,6 +128,12 @@ class PruningState:
         if not self.records:
             self.dense_saliency = self.saliency
 
+    def tried(self, rises: dict[str, float]) -> None:
+        """What the loss does without each branch of the network that the next step is chosen for."""
+        self.rises = rises
+        if not self.records:
+            self.dense_rises = rises
+
     def heals(self, epoch: int, score: float, mode: str) -> None:
         """The pending step's score in an epoch, counted from the one that it was made in; each keeps its best."""
         best = self.healing.get(epoch, math.nan)
@@ -183,6 +174,8 @@ class PruningState:
             "rolled_back": [dict(o) for o in self.rolled_back],
             "barred": dict(self.barred),
             "healing": dict(self.healing),
+            "rises": dict(self.rises),
+            "dense_rises": dict(self.dense_rises),
         }
 
     @classmethod

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 
+from hqp_lightning.core.branches import as_tried
 from hqp_lightning.core.calls import Call
 from hqp_lightning.core.selection import joined
 from hqp_lightning.loop.network import find_network
@@ -33,11 +34,13 @@ class Substep:
         shadow: of the network before it.
         part: what goes now.
         whole: what has gone with it since the step began, in the numbering from before the step.
+        losses: what each group and unit of the part is predicted to cost, nats, by the scores that chose it.
     """
 
     shadow: Shadow
     part: PruningStep
     whole: dict[str, tuple[int, ...]]
+    losses: dict[str, float]
 
 
 def substeps(
@@ -58,13 +61,16 @@ def substeps(
     parts = left.parts(shadow, state, SHARE)
     while True:
         state.note(shadow.notes)
-        scores = tried(trainer, pl_module, network, shadow, options, scores)
+        rises = tried(trainer, pl_module, network, shadow, options, scores)
+        if not whole:
+            state.tried(rises)
+        scores = as_tried(scores, rises)
         proposed = untried(shadow, left.part(parts), state, options, scores, whole)
         part = trainer.strategy.broadcast(proposed)
         if not part.parts:
             return
         whole = joined({n: c for n, c in whole.items() if n in outside(whole, part.units)}, part.parts)
-        yield Substep(shadow, part, whole)
+        yield Substep(shadow, part, whole, {n: _cost(scores[n], channels) for n, channels in part.parts.items()})
         parts -= 1
         if parts < 1:
             return
@@ -73,6 +79,12 @@ def substeps(
         if left.nothing:
             return
         scores = rescored(trainer, pl_module, network, shadow, options)
+
+
+def _cost(scores: Tensor, channels: Sequence[int]) -> float:
+    """Half the scores of the gates of these channels; of a unit, which has none, its own."""
+    gates = sorted({c % len(scores) for c in channels})
+    return 0.5 * float((scores[gates] if gates else scores).double().sum())
 
 
 def outside(parts: Iterable[str], units: Iterable[str]) -> tuple[str, ...]:

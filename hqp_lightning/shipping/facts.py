@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import cast
 
 from torch import nn
 
+from hqp_lightning.core.branches import as_tried
 from hqp_lightning.export.latency import How, comparable, network_ms
-from hqp_lightning.records import GroupSensitivity, LatencyFigures, LayerChannels, OnnxArtifact, unit_of
+from hqp_lightning.records import (
+    GroupSensitivity,
+    LatencyFigures,
+    LayerChannels,
+    OnnxArtifact,
+    UnitSensitivity,
+    unit_of,
+)
 from hqp_lightning.report.latency_table import write_table
 from hqp_lightning.search.state import PruningState
 from hqp_lightning.surgery import Structure, layer_widths
 
-__all__ = ["TABLE", "channels", "foretold", "sensitivity", "units_removed"]
+__all__ = ["TABLE", "channels", "foretold", "sensitivity", "units", "units_removed"]
 
 TABLE = "latency_table.json"
 
@@ -30,6 +39,17 @@ def sensitivity(search: PruningState | None) -> list[GroupSensitivity]:
         half = float(costs[: len(costs) // 2].sum())
         rows.append(GroupSensitivity(name, search.channels.get(name, len(values)), half, float(costs.sum())))
     return rows
+
+
+def units(search: PruningState | None) -> list[UnitSensitivity]:
+    """The worth of the dense network's units, in its order."""
+    if search is None or search.dense_saliency is None:
+        return []
+    rises, values = search.dense_rises, search.dense_saliency
+    ranked = as_tried(values, rises)
+    half = {n: (0.5 * float(values[n].sum()), 0.5 * float(ranked[n].sum())) for n in values if unit_of(n) is not None}
+    finite = {n: pair for n, pair in half.items() if all(map(math.isfinite, pair))}
+    return [UnitSensitivity(n, value, rises.get(n), loss) for n, (value, loss) in finite.items()]
 
 
 def units_removed(search: PruningState | None, shipped: Structure, prefix: str) -> tuple[str, ...]:

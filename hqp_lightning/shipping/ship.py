@@ -20,7 +20,7 @@ from hqp_lightning.report import assemble, versions
 from hqp_lightning.search.judging import still_learning
 from hqp_lightning.search.state import Accepted, PruningState
 from hqp_lightning.shipping.compiling import compile_for_others
-from hqp_lightning.shipping.facts import channels, foretold, sensitivity, units_removed
+from hqp_lightning.shipping.facts import channels, foretold, sensitivity, units, units_removed
 from hqp_lightning.shipping.quantizing import Quantized, with_cost
 from hqp_lightning.shipping.recovering import costs_too_much, recover_
 from hqp_lightning.shipping.run import Exporting
@@ -92,6 +92,7 @@ class _Shipping(Exporting):
             units_removed=units_removed(self.search, shipped.snapshot.structure, self.prefix),
             latency=foretold(self.search, self.network, int8_onnx, dense_onnx, self.dirpath),
             reference=self.baseline,
+            units=units(self.search),
         )
 
     def _models(self) -> tuple[Accepted, list[Accepted]]:

@@ -73,7 +73,6 @@ def test_branches_are_ranked_by_their_rises_on_the_scale_of_their_fisher_values(
     """By hand: rises over half the values are 2, 4 and 20; a loss that falls makes a tenth, no number none."""
     scores = {"a": 2.0, "b": 1.0, "c": 0.1, "d": 1.0, "e": 1.0, "conv": 3.0}
     rises = {"a": 2.0, "b": 2.0, "c": 1.0, "d": -1.0, "e": float("nan")}
-    state = fisher.FisherState({n: torch.tensor([5 * r]) for n, r in rises.items()}, 5)
-    got = as_tried({n: torch.tensor([s]) for n, s in scores.items()}, state)
+    got = as_tried({n: torch.tensor([s]) for n, s in scores.items()}, rises)
     expected = {"a": 1.0, "b": 1.0, "c": 0.5, "d": 0.1, "e": float("nan"), "conv": 3.0}
     assert {n: float(t) for n, t in got.items()} == pytest.approx(expected, nan_ok=True)

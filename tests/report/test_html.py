@@ -6,7 +6,7 @@ import matplotlib
 import pytest
 from report_samples import BASELINE, BUDGET, ENGINES, INT8, PRUNED, STEPS, engine
 
-from hqp_lightning.records import Budget, LayerChannels, Report
+from hqp_lightning.records import Budget, LayerChannels, Report, UnitSensitivity
 from hqp_lightning.report import assemble, write_html
 
 VOID = {"meta", "br", "hr", "img", "link", "input"}
@@ -178,3 +178,20 @@ def test_the_sensitivity_of_every_group_is_drawn_to_one_scale(page, report):
     section = section[: section.index("</section>")]
     assert re.findall(r"width:([\d.]+)%", section) == ["25.00", "6.25", "100.00", "25.00"]  # of 2.0 nats
     assert "Sensitivity" not in page(replace(report, sensitivity=()))[0]
+
+
+def test_why_a_block_went_and_another_did_not(page, sample):
+    """Cheapest first, with what each was ranked by and the step that it went with; the step says what it cost."""
+    block, other, gate = "branch:block<1>", "branch:block2", "gate:gate"
+    steps = (replace(STEPS[0], units_removed=(block,), losses={block: 0.02, "conv1": 0.01}), *STEPS[1:])
+    known = {other: (0.5, 4.0, 1.0), block: (0.08, 0.08, 0.02), gate: (0.5, None, 0.5)}
+    worth = [UnitSensitivity(unit, *values) for unit, values in known.items()]
+    html, _ = page(sample(steps=steps, units=worth, units_removed=(block,)))
+    rows = re.findall(rf"<tr><td>(branch|gate) (.*?)</td>{'<td>(.*?)</td>' * 4}</tr>", html)
+    assert rows == [
+        ("branch", "block&lt;1&gt;", "0.08", "0.08", "0.02", "step 1"),
+        ("gate", "gate", "0.5", "-", "0.5", "-"),
+        ("branch", "block2", "0.5", "4", "1", "-"),
+    ]
+    assert "within the budget; predicted rise of the loss, nats: branch block&lt;1&gt; 0.02, conv1 0.01" in html
+    assert "removed as a whole: 1 branch (branch block&lt;1&gt;, 0.02 nats)" in html

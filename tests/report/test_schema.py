@@ -95,6 +95,7 @@ def test_every_field_is_documented_and_no_other():
         "Latency",
         "LayerChannels",
         "GroupSensitivity",
+        "UnitSensitivity",
         "GroupNote",
         "QuantizedLayer",
         "ComparedTensor",

@@ -17,6 +17,7 @@ from hqp_lightning import FisherAccumulator, HQPPruning, Int8Export, load_pruned
 from hqp_lightning.errors import ConfigurationError
 from hqp_lightning.report import read_json
 from hqp_lightning.search import cutting
+from hqp_lightning.shipping.facts import units
 from hqp_lightning.surgery import record
 
 
@@ -56,17 +57,22 @@ def test_a_rollback_brings_units_back_bit_for_bit(loaders, make_trainer, optimiz
 
 
 class Copied(Callback):
-    """The network that a step is about to be chosen for."""
+    """The network that a step is about to be chosen for, or has been; and the scores of an accumulator by then."""
+
+    def __init__(self, fisher=None):
+        self.fisher = fisher
 
     def on_train_epoch_start(self, trainer, pl_module):
         self.network = copy.deepcopy(pl_module.net)
+        self.scores = self.fisher and self.fisher.saliency()
 
 
 def test_branches_go_by_what_the_loss_rises_without_them(loaders, make_trainer, digits):
     """By hand on the whole validation data, on the scale of half the Fisher values."""
     torch.manual_seed(0)
     before, search = Copied(), pruning(units=("branches",), step=0.01, min_step=0.01, compensate=False, start_epoch=5)
-    make_trainer(6, [before, search]).fit(GatedScripted([0.9], lr=0.02), *loaders)
+    after = Copied(search.own_fisher)
+    make_trainer(6, [before, search, after]).fit(GatedScripted([0.9], lr=0.02), *loaders)
     made, x, y = search.records[0], digits[0][1200:1400], digits[1][1200:1400]
     network, losses = before.network.eval().requires_grad_(False), []
     for gone in ("", "5", "6"):
@@ -78,6 +84,14 @@ def test_branches_go_by_what_the_loss_rises_without_them(loaders, make_trainer, 
     foretold = {n: rises[n] / scale for n in rises}
     assert made.units_removed == (min(foretold, key=foretold.__getitem__),)
     assert made.predicted_loss_increase == pytest.approx(foretold[made.units_removed[0]], rel=1e-4)
+    assert made.losses == pytest.approx({n: foretold[n] for n in made.units_removed}, rel=1e-4)
+    worth = units(search.state)
+    assert [u.unit for u in worth] == list(rises)
+    assert {u.unit: u.fisher for u in worth} == value
+    assert {u.unit: u.rise for u in worth} == pytest.approx(rises, rel=1e-4)
+    assert {u.unit: u.loss for u in worth} == pytest.approx(foretold, rel=1e-4)
+    used = {n: 0.5 * float(after.scores[n]) for n in rises}
+    assert used == pytest.approx(foretold, rel=1e-4)  # what the accumulator has now
     assert made.predicted_loss_increase != pytest.approx(value[made.units_removed[0]], rel=0.01)
 
 
@@ -176,6 +190,9 @@ def test_the_export_is_of_what_is_left_and_the_report_names_it(loaders, make_tra
     assert removed
     assert set(export.report.units_removed) <= set(removed)
     assert read_json(tmp_path / "report.json") == export.report
+    assert {u.unit for u in export.report.units} >= set(removed)
+    for step in export.report.steps:
+        assert sum(step.losses.values()) == pytest.approx(step.predicted_loss_increase, rel=1e-4)
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert "removed as a whole: " in page
     gone = [c.layer for c in export.report.channels if c.after == 0]
