@@ -3,9 +3,11 @@
     pip install -e ".[openvino]" nncf "nvidia-modelopt[onnx]" requests
     python benchmarks/int8.py --data DATA resnet18=r18.pth resnet18=deploy/
     python benchmarks/int8.py --data DATA --imagenet FOLDER --turned mobilenet_v3_small=imagenet.pth
+    python benchmarks/int8.py --imagenet FOLDER efficientnet_lite0 efficientnet_lite1
 
 A model is ``NETWORK=STATE_DICT`` of torchvision, of Imagenette's ten classes or of ImageNet's thousand, or
-``NETWORK=FOLDER``, an export folder of the ``hqp`` command, whose pruned float model is taken. With ``--cut 0.3`` every
+``NETWORK=FOLDER``, an export folder of the ``hqp`` command, whose pruned float model is taken, or one of
+`benchmarks/published.py`, whose weights come in packages. With ``--cut 0.3`` every
 one of ten classes is followed by its form with 30 % of the MACs cut in one shot, compensated, not trained. Every
 quantizer (`benchmarks/int8_peers.py`) gets the same float file (modelopt's torch path: the same network, BatchNorm
 folded) and the same calibration images, in a process of its own:
@@ -153,8 +155,8 @@ def installed(packages: Iterable[str]) -> Iterator[str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("models", nargs="+", metavar="NETWORK=FILE")
-    parser.add_argument("--data", required=True, help="folder that holds imagenette2-160")
+    parser.add_argument("models", nargs="+", metavar="NETWORK[=FILE]")
+    parser.add_argument("--data", help="folder that holds imagenette2-160")
     parser.add_argument("--imagenet", help="folder with calibration/ and test/, of NUMBER_LABEL.jpg of one size")
     parser.add_argument("--turned", action="store_true", help="these scaled to [-1, 1] and turned by 180 degrees")
     parser.add_argument("--cut", type=float, default=0.0, help="part of the MACs that a pruned form lacks")

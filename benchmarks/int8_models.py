@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 import torch
 from compensation import compensated, scores
-from photographs import batches_of, imagenet, photographs
+from photographs import TORCHVISION, TURNED, Prepared, batches_of, imagenet, photographs
+from published import PUBLISHED
 from torch import nn
 from trained import network
 
@@ -41,13 +42,21 @@ def models(args: argparse.Namespace, folder: Path) -> Iterator[Model]:
     """What the command line names; with ``--cut`` the one-shot pruned form of every state dict of ten classes, too."""
 
     @cache
-    def of(classes: int) -> Images:
+    def of(classes: int, prepared: Prepared = TURNED if args.turned else TORCHVISION) -> Images:
+        needed = args.data if classes == 10 else args.imagenet
+        if needed is None:
+            raise SystemExit(f"{classes} classes: give {'--data' if classes == 10 else '--imagenet'}")
         if classes == 10:
-            return photographs(args.data, args.px, args.calibration, args.images)
-        return imagenet(args.imagenet, args.calibration, args.images, args.turned)
+            return photographs(needed, args.px, args.calibration, args.images)
+        return imagenet(needed, args.calibration, args.images, prepared)
 
     for entry in args.models:
         name, _, given = entry.partition("=")
+        if not given:
+            if name not in PUBLISHED:
+                raise SystemExit(f"{entry!r}: NETWORK=FILE, or one of {', '.join(PUBLISHED)}")
+            yield Model(name, name, "", of(1000, PUBLISHED[name]))
+            continue
         if Path(given).is_dir():
             yield Model(f"{name} pruned", name, str(Path(given) / "pruned.ckpt"), of(10))
             continue

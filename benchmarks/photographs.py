@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 
@@ -12,7 +14,21 @@ from PIL import Image
 from hqp_lightning.data import ImagenetteDataModule
 
 _VALIDATION = 3925
-_MEAN, _STD = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """How a network takes photographs: its size, mean and deviation of bytes, and whether upside down."""
+
+    px: int
+    mean: Sequence[float]
+    std: Sequence[float]
+    turned: bool = False
+
+
+TORCHVISION = Prepared(224, (123.675, 116.28, 103.53), (58.395, 57.12, 57.375))
+TURNED = Prepared(224, (127.5,) * 3, (127.5,) * 3, turned=True)
+"""As Google's weights take them whose kernels were turned by 180 degrees so that torch's padding is TensorFlow's."""
 
 
 def photographs(root: str, px: int, calibration: int, images: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -36,17 +52,14 @@ def photographs(root: str, px: int, calibration: int, images: int) -> tuple[np.n
     return first(data.train_dataloader(), calibration)[0], *first(chain(*judging), _VALIDATION)
 
 
-def imagenet(root: str, calibration: int, images: int, turned: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The first images of ``calibration`` and of ``test``, which are ``..._LABEL.jpg`` of one size, with their labels.
-
-    Normalised as torchvision's weights take them; ``turned``: to [-1, 1], and by 180 degrees, as Google's do whose
-    kernels were turned so that torch's padding is TensorFlow's.
-    """
+def imagenet(root: str, calibration: int, images: int, prepared: Prepared) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The first images of ``calibration`` and of ``test``, square ``..._LABEL.jpg`` of one size, with their labels."""
 
     def read(path: Path) -> np.ndarray:
-        pixels = np.asarray(Image.open(path).convert("RGB"), np.float32)
-        ready = pixels[::-1, ::-1] / 127.5 - 1 if turned else (pixels / 255 - _MEAN) / _STD
-        return ready.transpose(2, 0, 1).astype(np.float32)
+        with Image.open(path) as image:
+            pixels = np.asarray(image.convert("RGB").resize((prepared.px,) * 2, Image.Resampling.BICUBIC), np.float32)
+        ready = (pixels - np.float32(prepared.mean)) / np.float32(prepared.std)
+        return np.ascontiguousarray((ready[::-1, ::-1] if prepared.turned else ready).transpose(2, 0, 1))
 
     files = {part: sorted((Path(root) / part).glob("*.jpg")) for part in ("calibration", "test")}
     first, judging = files["calibration"][:calibration], files["test"][:images]

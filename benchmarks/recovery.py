@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import torch
-from photographs import imagenet
+from photographs import TORCHVISION, TURNED, imagenet
 from printing import print_table
 from trained import network
 
@@ -29,7 +29,7 @@ from hqp_lightning.surgery import fake_quantized
 
 def rows(args, folder):
     name, _, weights = args.model.partition("=")
-    calibration, x, y = imagenet(args.imagenet, args.calibration, args.images, args.turned)
+    calibration, x, y = imagenet(args.imagenet, args.calibration, args.images, TURNED if args.turned else TORCHVISION)
     net, example = network(name, weights), torch.from_numpy(calibration[:1])
     teacher = copy.deepcopy(net).requires_grad_(False)
     source, target = folder / "float.onnx", folder / "int8.onnx"

@@ -7,11 +7,17 @@ from pathlib import Path
 
 import torch
 import torchvision
+from published import PUBLISHED, published
 from torch import nn
 
 
 def network(name: str, weights: str) -> nn.Module:
-    """A network of torchvision with a state dict, the ``pruned.ckpt`` of the ``hqp`` command, or a whole ``.pt``."""
+    """A network of torchvision with a state dict, the ``pruned.ckpt`` of the ``hqp`` command, or a whole ``.pt``.
+
+    ``published`` ones bring their weights.
+    """
+    if name in PUBLISHED:
+        return published(name)
     if Path(weights).suffix == ".pt":  # written by this very benchmark
         return torch.load(weights, weights_only=False).eval()
     build = getattr(torchvision.models, name)

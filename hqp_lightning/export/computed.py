@@ -1,4 +1,4 @@
-"""Weights that the network computes from its parameters, stored as what they come to."""
+"""Weights and sizes of paddings that a file computes from stored tensors, stored as what they come to."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ import onnx
 from onnx import helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
-__all__ = ["store_computed_weights_"]
+__all__ = ["drop_unread_", "store_computed_"]
 
-_WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+_FIXED = ("Conv", "ConvTranspose", "Gemm", "MatMul", "Pad")
 
 
-def store_computed_weights_(model: onnx.ModelProto) -> None:
-    """Replace the nodes that make weights and biases of layers out of stored tensors alone by their values.
+def store_computed_(model: onnx.ModelProto) -> None:
+    """Replace the nodes that make weights, biases and sizes of paddings out of stored tensors alone by their values.
 
     Weight standardisation leaves a BatchNormalization in training mode in the file, which TensorRT's parsers refuse;
-    and a weight that is no stored tensor can't be quantized.
+    and a weight that is no stored tensor can't be quantized. Torch writes the sides of a ZeroPad2d as ten nodes.
     """
     graph = model.graph
     constant, writers = {i.name for i in graph.initializer}, {o: n for n in graph.node for o in n.output}
@@ -28,7 +28,7 @@ def store_computed_weights_(model: onnx.ModelProto) -> None:
     wanted = [
         name
         for node in graph.node
-        if node.op_type in _WEIGHTED
+        if node.op_type in _FIXED
         for name in node.input[1:]
         if name in constant and name in writers and writers[name].op_type != "Constant"
     ]
@@ -47,11 +47,11 @@ def store_computed_weights_(model: onnx.ModelProto) -> None:
     part = helper.make_graph(nodes, "weights", [], results, kept)
     made = ReferenceEvaluator(helper.make_model(part, opset_imports=model.opset_import)).run(None, {})
     graph.initializer.extend(numpy_helper.from_array(v, r.name) for r, v in zip(results, made, strict=True))
-    _drop_unread_(graph, made={r.name for r in results})
+    drop_unread_(graph, made={r.name for r in results})
 
 
-def _drop_unread_(graph: onnx.GraphProto, made: set[str]) -> None:
-    """Nodes and stored tensors that nothing reads any more."""
+def drop_unread_(graph: onnx.GraphProto, made: set[str]) -> None:
+    """Take out the makers of some tensors, and the nodes and stored tensors that nothing reads any more."""
     left = [n for n in graph.node if made.isdisjoint(n.output)]
     needed = {o.name for o in graph.output}
     nodes: list[onnx.NodeProto] = []

@@ -20,7 +20,8 @@ from hqp_lightning.core.precision import exact_arithmetic
 from hqp_lightning.core.recomputing import without_reentrance
 from hqp_lightning.errors import ExportError
 from hqp_lightning.export.artifact import BATCH, INPUT, OUTPUT, describe
-from hqp_lightning.export.computed import store_computed_weights_
+from hqp_lightning.export.computed import store_computed_
+from hqp_lightning.export.padding import fold_padding_
 from hqp_lightning.export.sessions import session
 from hqp_lightning.records import OnnxArtifact
 
@@ -83,7 +84,8 @@ def export_onnx(
             _trace(module, examples, path, opset, inputs, outputs)
         model = onnx.load(path)
         _inline_aliases(model.graph)
-        store_computed_weights_(model)
+        store_computed_(model)
+        fold_padding_(model)
         model.ir_version = min(model.ir_version, IR_VERSION)
         onnx.checker.check_model(model, full_check=True)
         onnx.save(model, path)
@@ -159,6 +161,8 @@ def _trace(
         warnings.filterwarnings("ignore", "The feature will be removed", DeprecationWarning)
         # Weights that are standardised by it, which are stored as what they come to.
         warnings.filterwarnings("ignore", "ONNX export mode is set to TrainingMode.EVAL", UserWarning)
+        # The sides of a ZeroPad2d, turned round step by step, are stored as what they come to, too.
+        warnings.filterwarnings("ignore", "Constant folding - Only steps=1", UserWarning)
         # Torch's own checks of shapes, such as GroupNorm's, which are the same for every input.
         warnings.filterwarnings("ignore", category=torch.jit.TracerWarning, module=r"torch\.nn\.functional")
         torch.onnx.export(

@@ -11,6 +11,7 @@ from onnx import helper, inliner
 
 from hqp_lightning.errors import ExportError
 from hqp_lightning.export.artifact import BATCH, INPUT, OUTPUT, describe
+from hqp_lightning.export.padding import fold_padding_
 from hqp_lightning.standalone.batching import free_batch_
 from hqp_lightning.standalone.folding import fold_batchnorm_, fold_constants_, pool_
 from hqp_lightning.standalone.tidying import drop_aliases_, name_nodes_, sort_nodes_, widen_
@@ -81,6 +82,7 @@ def read_model(path: Path, *, size: tuple[int, int] | None = None, quantized: bo
     changes += _counted(fold_constants_(model, opset), "constant node", "made a stored tensor")
     drop_aliases_(model)
     changes += _counted(fold_batchnorm_(model), "BatchNormalization", "folded")
+    changes += _counted(fold_padding_(model), "Pad", "made the convolution's own")
     batch, found = free_batch_(path, model, size)
     changes += found
     changes += _counted(pool_(model), "ReduceMean", "made GlobalAveragePool")

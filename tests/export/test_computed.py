@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from hqp_lightning.export import collect_ranges, export_onnx, quantize
-from hqp_lightning.export.computed import store_computed_weights_
+from hqp_lightning.export.computed import store_computed_
 
 
 class Standardised(nn.Conv2d):
@@ -86,7 +86,7 @@ def test_what_only_a_branch_reads_stays():
         nodes, "g", [info("x", f, [1, 2]), info("which", b, [])], [info("out", f, [1, 2])], stored
     )
     model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)])
-    store_computed_weights_(model)
+    store_computed_(model)
     onnx.checker.check_model(model)
     assert {i.name for i in model.graph.initializer} == {"weight", "outside"}
     given = {"x": np.array([[1.0, 2.0]], np.float32), "which": np.array(True)}
