@@ -29,7 +29,8 @@ class Range:
 
     What is rounded is ``(x - shift) / factor``, and its range is ``[low, high]``. ``factors`` and ``shifts`` have one
     for each channel of an activation, or are empty; the readers take the factors into their weights, the shifts into
-    their biases, see `hqp_lightning.core.equalization`.
+    their biases, see `hqp_lightning.core.equalization`. ``means`` are those of the channels of ``x``, where all readers
+    take what the rounding of their weights adds to them off their biases (`hqp_lightning.core.rounding`).
 
     >>> Range(-0.375, 6.0, "uint8").zero_point, Range(-2.54, 2.54).scale
     (15, 0.02)
@@ -40,6 +41,7 @@ class Range:
     activation_type: str = "int8"
     factors: tuple[float, ...] = ()
     shifts: tuple[float, ...] = ()
+    means: tuple[float, ...] = ()
 
     @classmethod
     def symmetric(cls, amax: float) -> Range:

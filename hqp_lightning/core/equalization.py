@@ -164,7 +164,7 @@ def shifted(affine: Range, low: np.ndarray, high: np.ndarray) -> Range:
         high: ``(channels,)``, the largest.
 
     >>> shifted(Range(-0.5, 2.04, "uint8"), np.array([-0.5, 0.0]), np.array([0.0, 2.04]))
-    Range(low=-1.02, high=1.02, activation_type='int8', factors=(), shifts=(0.0, 1.02))
+    Range(low=-1.02, high=1.02, activation_type='int8', factors=(), shifts=(0.0, 1.02), means=())
     """
     middle = (affine.high + affine.low) / 2
     half = min(float((high - low).max()), affine.high - affine.low) / 2

@@ -71,10 +71,10 @@ def balanced(
         highest, lowest = clip * float((high / factors).max()), clip * float((low / factors).min())
         each = tuple(factors.tolist())
         if given.activation_type == "uint8":
-            found[tensor] = Range(min(lowest, 0.0), max(highest, 0.0), "uint8", factors=each)
+            found[tensor] = Range(min(lowest, 0.0), max(highest, 0.0), "uint8", factors=each, means=given.means)
         else:
             end = max(-lowest, highest)
-            found[tensor] = Range(-end, end, factors=each)
+            found[tensor] = Range(-end, end, factors=each, means=given.means)
     return found
 
 

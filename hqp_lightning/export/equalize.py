@@ -21,7 +21,7 @@ from hqp_lightning.core.calibration import Range
 from hqp_lightning.export.edits import Graph, add_map_, add_to_bias_, attributes, divide_
 from hqp_lightning.export.placement import Placement
 
-__all__ = ["by_tensor", "centrable", "equalizable", "input_channels", "rescale_", "shiftable"]
+__all__ = ["by_tensor", "centrable", "correctable", "equalizable", "input_channels", "rescale_", "shiftable"]
 
 # Kernels that a subtraction joins. Not ReLU: convolutions end with it, and the subtraction would be a kernel more.
 _POINTWISE = ("HardSwish", "Mul", "Elu", "Gelu", "Mish")
@@ -59,6 +59,16 @@ def shiftable(model: onnx.ModelProto, placed: Iterable[Placement]) -> dict[str, 
     return found
 
 
+def correctable(model: onnx.ModelProto, placed: Iterable[Placement]) -> list[str]:
+    """Tensors of which every quantized reader with weights has a bias that is stored, or can have one."""
+    graph, found = Graph(model), []
+    for tensor, places in by_tensor(placed).items():
+        weighted = [graph.nodes[p.node] for p in places if p.weight_axis is not None]
+        if weighted and all(_has_bias(graph, node) for node in weighted):
+            found.append(tensor)
+    return found
+
+
 def rescale_(
     model: onnx.ModelProto, placed: Iterable[Placement], ranges: Mapping[str, Range]
 ) -> tuple[list[Placement], dict[str, Range]]:
@@ -70,7 +80,7 @@ def rescale_(
         ranges: tensor name to range.
 
     Returns:
-        Where quantizers stand now, and the ranges of what they round; none has factors or a shift.
+        Where quantizers stand now, and the ranges of what they round; none has factors or a shift, means are of that.
     """
     placed, ranges = list(placed), dict(ranges)
     for tensor, places in by_tensor(placed).items():
@@ -117,7 +127,8 @@ def rescale_(
                 made = graph.before_(readers, "Mul", made, (1 / factors).reshape(1, -1, *[1] * dims))
         moved = {p.node for p in places}
         placed = [replace(p, tensor=made) if p.tensor == tensor and p.node in moved else p for p in placed]
-        ranges[made] = Range(given.low, given.high, given.activation_type)
+        means = given.means and (np.asarray(given.means) - (given.shifts or 0.0)) / (given.factors or 1.0)
+        ranges[made] = Range(given.low, given.high, given.activation_type, means=tuple(means))
     return placed, ranges
 
 
@@ -141,10 +152,20 @@ def _depthwise_channels(graph: Graph, node: onnx.NodeProto) -> int:
 def _unpadded_channels(graph: Graph, node: onnx.NodeProto, axis: int | None) -> int:
     """Number of channels that a convolution or linear layer reads if it can take shifts into its bias, else 0."""
     given = attributes(node)
-    if len(node.input) > 2 and node.input[2] and node.input[2] not in graph.stored:
-        return 0
     padded = np.any(given.get("pads", [0])) or given.get("auto_pad", b"NOTSET") not in (b"NOTSET", b"VALID")
-    return 0 if padded else input_channels(graph, node, axis)
+    return 0 if padded or not _has_bias(graph, node) else input_channels(graph, node, axis)
+
+
+def _has_bias(graph: Graph, node: onnx.NodeProto) -> bool:
+    """Whether it is stored, or there is none and a place for it."""
+    stored = len(node.input) < 3 or not node.input[2] or node.input[2] in graph.stored
+    return stored and (node.op_type == "Conv" or _plain(node))
+
+
+def _plain(node: onnx.NodeProto) -> bool:
+    given = attributes(node)
+    one = (given.get("alpha", 1.0), given.get("beta", 1.0)) == (1.0, 1.0)
+    return node.op_type == "Gemm" and one and not given.get("transA", 0)
 
 
 def input_channels(graph: Graph, node: onnx.NodeProto, axis: int | None) -> int:
@@ -155,8 +176,7 @@ def input_channels(graph: Graph, node: onnx.NodeProto, axis: int | None) -> int:
     shape = graph.stored[node.input[1]].dims
     if node.op_type == "Conv":
         return 0 if given.get("group", 1) != 1 else shape[1]
-    plain = node.op_type == "Gemm" and (given.get("alpha", 1.0), given.get("beta", 1.0)) == (1.0, 1.0)
-    return shape[1 - axis] if plain and not given.get("transA", 0) else 0
+    return shape[1 - axis] if _plain(node) else 0
 
 
 def _takes_it_back(graph: Graph, tensor: str, places: Iterable[Placement]) -> bool:

@@ -40,7 +40,8 @@ def input_ranges(
         int8_path: what `quantize` made of it.
         network: the module; run once in evaluation mode.
         example: its input, ``(batch, ...)``, on the network's device, or its inputs.
-        ranges: what `quantize` was given; needed where it has factors or shifts, which the file holds in other places.
+        ranges: what `quantize` was given; needed where it has factors, shifts or means, which the file holds in other
+            places.
 
     Returns:
         Layer name to the range of its input; layers that the file leaves in float are not in it.

@@ -23,9 +23,9 @@ def fold_padding_(model: onnx.ModelProto) -> int:
         readers = graph.readers.get(node.output[0], [])
         if node.op_type != "Pad" or node.output[0] in graph.outputs or not readers:
             continue
-        own = [_pads(graph, reader, node.output[0]) for reader in readers]
-        added = _zeros(graph, node)
-        if added is None or any(pads is None or len(pads) != len(added) for pads in own):
+        added = _zeros(graph, node) or []
+        own = [pads for n in readers if len(pads := _pads(graph, n, node.output[0])) == len(added) > 0]
+        if len(own) < len(readers):
             continue
         for reader, pads in zip(readers, own, strict=True):
             kept = [a for a in reader.attribute if a.name not in ("pads", "auto_pad")]
@@ -51,11 +51,11 @@ def _zeros(graph: Graph, node: onnx.NodeProto) -> list[int] | None:
     return None if before[:2].any() or behind[:2].any() else [*before[2:].tolist(), *behind[2:].tolist()]
 
 
-def _pads(graph: Graph, reader: onnx.NodeProto, tensor: str) -> list[int] | None:
-    """Those of a convolution that reads the tensor as its image; None: it is none."""
+def _pads(graph: Graph, reader: onnx.NodeProto, tensor: str) -> list[int]:
+    """Those of a convolution that reads the tensor as its image; empty: it is none."""
     given, weight = attributes(reader), graph.stored.get(reader.input[1]) if len(reader.input) > 1 else None
     if reader.op_type != "Conv" or weight is None or list(reader.input).count(tensor) != 1 or reader.input[0] != tensor:
-        return None
+        return []
     if given.get("auto_pad", b"NOTSET") not in (b"NOTSET", b"VALID"):
-        return None
+        return []
     return list(given.get("pads", [0] * 2 * (len(weight.dims) - 2)))

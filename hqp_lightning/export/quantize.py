@@ -16,8 +16,10 @@ import onnx
 from onnx import helper, numpy_helper
 
 from hqp_lightning.core.calibration import LEAST_SCALE, Range
+from hqp_lightning.core.rounding import mean_drift, rounded
 from hqp_lightning.errors import ExportError
 from hqp_lightning.export.artifact import describe, load_model
+from hqp_lightning.export.edits import Graph
 from hqp_lightning.export.equalize import rescale_
 from hqp_lightning.export.placement import Placement, placements
 from hqp_lightning.records import OnnxArtifact
@@ -41,7 +43,8 @@ def quantize(
     """Write the Q/DQ model: weights symmetric int8 per output channel, stored as int8; float scales and bias.
 
     Activations are of the type of their ranges: symmetric int8 with zero point 0, or affine uint8. The scale of a
-    nearly dead channel is no smaller than it has to be: its bias must fit an int32 in steps of ``s_x * s_w``.
+    nearly dead channel is no smaller than it has to be: its bias must fit an int32 in steps of ``s_x * s_w``. What the
+    rounding of weights adds to an output on average, by the means of the ranges, comes off its bias.
 
     Args:
         onnx_path: a float model.
@@ -87,6 +90,8 @@ def insert_qdq_(model: onnx.ModelProto, placed: Iterable[Placement], ranges: Map
     stored = {i.name: i for i in graph.initializer}
     floors = _bias_floors(graph.node, stored, places, ranges)
     pairs: dict[tuple[str, int | None], str] = {}
+    errors: dict[tuple[str, int | None], np.ndarray] = {}
+    edits = Graph(model)
     nodes: list[onnx.NodeProto] = []
     for node in list(graph.node):
         for place in places.get(node.name, ()):
@@ -97,9 +102,12 @@ def insert_qdq_(model: onnx.ModelProto, placed: Iterable[Placement], ranges: Map
             if place.weight_axis is not None:
                 key = (node.input[1], place.weight_axis)
                 if key not in pairs:
-                    pairs[key] = _add_weight(
-                        graph, nodes, stored[node.input[1]], place.weight_axis, floors.get(key, 0.0)
-                    )
+                    weight = stored[node.input[1]]
+                    pairs[key], errors[key] = _add_weight(graph, nodes, weight, place.weight_axis, floors.get(key, 0.0))
+                if means := ranges[place.tensor].means:
+                    bias = edits.value(node.input[2]) if len(node.input) > 2 and node.input[2] else None
+                    drift = mean_drift(errors[key], np.asarray(means))
+                    edits.store_(node, 2, (0.0 if bias is None else bias) - drift, f"{node.name}_bias")
                 node.input[1] = pairs[key]
         nodes.append(node)
     used = {name for n in nodes for name in n.input} | {o.name for o in graph.output}
@@ -142,7 +150,8 @@ def _bias_floors(
 
 def _add_weight(
     graph: onnx.GraphProto, nodes: list[onnx.NodeProto], weight: onnx.TensorProto, axis: int, floor: np.ndarray | float
-) -> str:
+) -> tuple[str, np.ndarray]:
+    """The dequantized tensor's name, and its errors, of the outputs first."""
     values = numpy_helper.to_array(weight)
     others = tuple(k for k in range(values.ndim) if k != axis)
     amax = np.abs(values).max(axis=others).astype(np.float64)
@@ -151,13 +160,16 @@ def _add_weight(
     # smaller than the largest channel's say nothing that is seen beside it.
     least = max(LEAST_SCALE, min(_LEAST_FLOAT16, _OTHERS * float(scale.max())))
     scale = np.maximum(scale, np.maximum(floor, least)).astype(np.float32)
-    shape = [-1 if k == axis else 1 for k in range(values.ndim)]
-    integers = np.clip(np.round(values / scale.reshape(shape)), -_WEIGHTS, _WEIGHTS)
+    first = np.moveaxis(values, axis, 0)
+    outputs = scale.reshape(-1, *[1] * (values.ndim - 1))
+    integers = rounded(first / outputs, _WEIGHTS)
+    errors = integers * outputs.astype(np.float64) - first
+    integers = np.moveaxis(integers, 0, axis)
     name = f"{weight.name}_axis{axis}"  # tied weights may be read along different axes
     graph.initializer.append(numpy_helper.from_array(integers.astype(np.int8), f"{name}_q"))
     inputs = [f"{name}_q", *_parameters(graph, name, scale, np.zeros(scale.shape, np.int8))]
     nodes.append(helper.make_node("DequantizeLinear", inputs, [f"{name}_dq"], f"{name}_dequantize", axis=axis))
-    return f"{name}_dq"
+    return f"{name}_dq", errors
 
 
 def _parameters(graph: onnx.GraphProto, name: str, scale: np.ndarray, zero_point: np.ndarray) -> list[str]:

@@ -6,6 +6,7 @@ import os
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,11 +17,12 @@ from hqp_lightning.board.arrays import Arrays, bundle, each, joined
 from hqp_lightning.core import equalization, histogram
 from hqp_lightning.core.calibration import Range, compute_range
 from hqp_lightning.core.equalization import offset
+from hqp_lightning.core.rounding import channel_means
 from hqp_lightning.errors import ExportError
 from hqp_lightning.export.artifact import describe, feed, load_model
 from hqp_lightning.export.balancing import balanceable, rescued
 from hqp_lightning.export.choosing import least_noise, rescaled
-from hqp_lightning.export.equalize import centrable, equalizable, shiftable
+from hqp_lightning.export.equalize import centrable, correctable, equalizable, shiftable
 from hqp_lightning.export.logits import centred
 from hqp_lightning.export.placement import placements
 from hqp_lightning.records import OnnxArtifact
@@ -37,6 +39,7 @@ DEFAULT_METHOD = "mse"
 _JUDGED = 16  # samples on which ranges with and without factors are compared
 _OFFSET = 0.25
 _LOOKED = 4  # passes over which the ends of channels are known that few networks need
+_MEANS = 4  # every so manieth sample tells the means of channels
 _ALL = 128  # samples that are counted whole; of what comes then every other one is enough for a shape
 _PASS = 8  # samples whose activations are in memory at a time, however large the batches are
 
@@ -91,6 +94,7 @@ def collect_ranges(
     answers: list[Arrays] = []
     others = [name for name in balanceable(model, placed) if name not in channels]
     seen: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {name: [] for name in others}
+    means: dict[str, list[np.ndarray]] = {name: [] for name in correctable(model, placed)}
 
     def count(values: dict[str, np.ndarray], every: int) -> None:
         for name in names:  # popped, so that the activations are freed as they are counted
@@ -104,6 +108,8 @@ def collect_ranges(
                 ends[name] = np.minimum(low, tensor.min(axes)), np.maximum(high, tensor.max(axes))
             if name in seen and len(seen[name]) < _LOOKED:
                 seen[name].append((tensor.min(axes), tensor.max(axes)))
+            if name in means:
+                means[name].append(channel_means(tensor[::_MEANS]))
 
     asked_for = [name for name in inner if name not in given_back]
     model.graph.output.extend(helper.make_tensor_value_info(n, onnx.TensorProto.FLOAT, None) for n in asked_for)
@@ -142,7 +148,10 @@ def collect_ranges(
     kinds: list[tuple[float, Sequence[str]]] = [(1.0, ()), (0.5, ())]
     if far and activation_type == "int8":
         kinds.insert(0, (1.0, far))
-    candidates = [*(rescaled(plain, channels, histograms, ends, *kind, **given) for kind in kinds), plain]
+    candidates = [
+        {n: replace(r, means=tuple(np.mean(means[n], 0).tolist())) if n in means else r for n, r in ranges.items()}
+        for ranges in (*(rescaled(plain, channels, histograms, ends, *kind, **given) for kind in kinds), plain)
+    ]
     ships = [p for p in placed if p.node not in set(exclude)]
     sample, reference = joined(judged), centred(each(joined(answers)))
     chosen = least_noise(model, ships, candidates, sample, reference, threads)

@@ -28,8 +28,9 @@ def fake_quantized(network: nn.Module, ranges: Mapping[str, Range]) -> Iterator[
     inside the range and zero where it clips (the straight-through estimator; Jacob et al., arXiv 1712.05877). Weights:
     symmetric, for each output channel with ``scale = max |w| / 127`` of the weights as they are at that call. BatchNorm
     behind a layer scales whole output channels, which moves weights and scale alike: folding it first would round to
-    the same integers. It runs on its stored statistics inside, as the INT8 file does; its scale and shift are trained
-    on.
+    the same integers; those of depthwise kernels are as in `hqp_lightning.core.rounding`, and what rounding adds to an
+    output on average, by the means of the range, comes off. BatchNorm runs on its stored statistics inside, as the INT8
+    file does; its scale and shift are trained on.
 
     The steps of the inputs may be learned, too (LSQ; Esser et al., ICLR 2020, arXiv 1902.08153): the gradient of a step
     *s* is that of ``clamp(round(x / s)) · s`` with the rounding passed straight through, times 1 / √(N · Q), N values a
@@ -78,13 +79,24 @@ def _forward(
     factors, shifts = (_of_channels(v, x) for v in (given.factors or (1.0,), given.shifts or (0.0,)))
     even = _rounded((x.float() - shifts) / factors, step.to(x.device), given)
     quantized = (even * factors + shifts).to(x.dtype)
-    parameters = layer._parameters
+    parameters, weight = layer._parameters, layer.get_parameter("weight")
+    on_grid = _on_grid(weight)
     # Not a property or a parametrization of the class: the parameter has to stay what the optimizer holds.
-    layer.__dict__["_parameters"] = {**parameters, "weight": _on_grid(layer.get_parameter("weight"))}
+    layer.__dict__["_parameters"] = {**parameters, "weight": on_grid}
     try:
-        return forward(quantized, *args, **kwargs)
+        made = forward(quantized, *args, **kwargs)
     finally:
         layer.__dict__["_parameters"] = parameters
+    return made - _drift(on_grid.detach() - weight.detach(), given.means, made) if given.means else made
+
+
+def _drift(error: Tensor, means: tuple[float, ...], made: Tensor) -> Tensor:
+    """`mean_drift`, as a bias of what was made."""
+    each = error.float().flatten(2).sum(2) if error.ndim > 2 else error.float()
+    groups = len(means) // each.shape[1]
+    of_inputs = torch.tensor(means, device=error.device).reshape(groups, -1, 1)
+    drift = (each.reshape(groups, -1, each.shape[1]) @ of_inputs).reshape(1, -1, *[1] * (made.ndim - 2))
+    return drift.to(made.dtype)
 
 
 def _rounded(x: Tensor, step: Tensor, given: Range) -> Tensor:
@@ -102,7 +114,24 @@ def _of_channels(values: tuple[float, ...], x: Tensor) -> Tensor:
 
 
 def _on_grid(weight: Tensor) -> Tensor:
-    top = weight.detach().float().flatten(1).abs().amax(1)
-    step = torch.where(top > 0, top, 1.0) / _WEIGHTS
-    zero = torch.zeros_like(step, dtype=torch.int32)
-    return torch.fake_quantize_per_channel_affine(weight.float(), step, zero, 0, -_WEIGHTS, _WEIGHTS).to(weight.dtype)
+    """The gradient passes straight through, since no weight is beyond its channel's grid."""
+    with torch.no_grad():
+        top = weight.float().flatten(1).abs().amax(1).reshape(-1, *[1] * (weight.ndim - 1))
+        step = torch.where(top > 0, top, 1.0) / _WEIGHTS
+        on_grid = _integers(weight.float() / step) * step
+    return weight + (on_grid.to(weight.dtype) - weight).detach()
+
+
+def _integers(steps: Tensor) -> Tensor:
+    """`hqp_lightning.core.rounding.rounded`, where the network is."""
+    near = steps.round().clamp(-_WEIGHTS, _WEIGHTS)
+    if steps.ndim < 3 or steps.shape[1] > 1:
+        return near
+    flat = near.flatten(1)
+    error = flat - steps.flatten(1)
+    total = error.sum(1, keepdim=True)
+    side = total.sign()
+    fits = (error.sign() == side) & ((flat - side).abs() <= _WEIGHTS)
+    rank = torch.where(fits, -error.abs(), 1.0).argsort(dim=1, stable=True).argsort(dim=1, stable=True)
+    moved = fits & (rank < total.abs().round())
+    return (flat - moved * side).reshape(near.shape)

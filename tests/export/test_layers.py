@@ -45,7 +45,7 @@ def files(net, folder, x, activation_type="int8", **options):
     export_onnx(net, x[:1], path)
     given = {"activation_type": activation_type}
     ranges = collect_ranges(path, [x.numpy()], method="percentile", percentile=99.0, threads=1, **given)  # clips
-    return path, quantize(path, ranges, folder / "net.int8.onnx", **options).path
+    return path, quantize(path, ranges, folder / "net.int8.onnx", **options).path, ranges
 
 
 def run(path, x):
@@ -59,8 +59,8 @@ def test_the_fake_quantized_forward_is_the_files(tmp_path, exclude, activation_t
     net, x = prepared(Net()), torch.randn(32, 3, 12, 12)
     export_onnx(net, x[:1], tmp_path / "net.onnx")
     second = placements(tmp_path / "net.onnx")[1].node
-    float_path, int8_path = files(net, tmp_path, x, activation_type, exclude=[second] if exclude else [])
-    found = input_ranges(float_path, int8_path, net, x[:1])
+    float_path, int8_path, ranges = files(net, tmp_path, x, activation_type, exclude=[second] if exclude else [])
+    found = input_ranges(float_path, int8_path, net, x[:1], ranges)
     assert list(found) == ["body.0", *([] if exclude else ["body.3"]), "body.5", "head"]
     with torch.no_grad(), fake_quantized(net, found):
         ours = net(x).numpy()
@@ -74,7 +74,7 @@ def test_the_fake_quantized_forward_is_the_files(tmp_path, exclude, activation_t
 
 def test_factors_and_shifts_are_those_of_the_file(tmp_path):
     net, x = prepared(Net()), torch.randn(32, 3, 12, 12)
-    path, _ = files(net, tmp_path, x)
+    path, *_ = files(net, tmp_path, x)
     ranges = collect_ranges(path, [x.numpy()], threads=1)
     tensors = {p.node: p.tensor for p in placements(path)}
     depthwise, pointwise = (tensors[n] for n in list(tensors)[1:3])
@@ -95,7 +95,7 @@ def test_factors_and_shifts_are_those_of_the_file(tmp_path):
 def test_squeeze_excite_and_fifty_layers(tmp_path):
     torch.manual_seed(0)
     net = prepared(mobilenet_v3_small(num_classes=4))
-    float_path, int8_path = files(net, tmp_path, torch.randn(2, 3, 32, 32))
+    float_path, int8_path, _ = files(net, tmp_path, torch.randn(2, 3, 32, 32))
     found = input_ranges(float_path, int8_path, net, torch.zeros(1, 3, 32, 32))
     names = {n for n, m in net.named_modules() if isinstance(m, (nn.Conv2d, nn.Linear))}
     assert set(found) == names
@@ -126,14 +126,14 @@ class Functional(Twice):
 def test_what_can_not_be_matched_is_refused(net, message, tmp_path):
     torch.manual_seed(0)
     net, x = net(), torch.randn(8, 4)
-    paths = files(net, tmp_path, x)
+    *paths, _ = files(net, tmp_path, x)
     with pytest.raises(ExportError, match=message):
         input_ranges(*paths, net, x)
 
 
 def test_files_of_other_weights_are_refused(tmp_path):
     net, x = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 3)), torch.randn(8, 4)
-    paths = files(net, tmp_path, x)
+    *paths, _ = files(net, tmp_path, x)
     with torch.no_grad():
         net[2].weight[1] *= -2  # one factor for a whole channel is what BatchNorm does
     assert list(input_ranges(*paths, net, x)) == ["0", "2"]

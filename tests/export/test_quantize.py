@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import onnx
@@ -183,16 +184,21 @@ def _by_onnxruntime(path, ranges, activations):
     return QDQQuantizer(*arguments).quantize_model()
 
 
+def _without_means(ranges):
+    """With which biases stay as they are, as theirs do."""
+    return {name: replace(r, means=()) for name, r in ranges.items()}
+
+
 def test_agrees_with_onnxruntimes_quantizer_where_both_can_write_the_graph(tmp_path):
     torch.manual_seed(0)
     module = nn.Sequential(
-        nn.Conv2d(3, 8, 3, bias=False), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 3, groups=8), nn.Hardswish(),
+        nn.Conv2d(3, 8, 3, bias=False), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 3, groups=4), nn.Hardswish(),
         nn.Flatten(), nn.Linear(8 * 16, 10),
     )  # fmt: skip
     path = tmp_path / "m.onnx"
     export_onnx(module, torch.zeros(1, 3, 8, 8), path)
     batches = _batches(shape=(3, 8, 8))
-    ranges = collect_ranges(path, batches, threads=1)
+    ranges = _without_means(collect_ranges(path, batches, threads=1))
     ours = quantize(path, ranges, tmp_path / "ours.onnx")
     theirs = _by_onnxruntime(path, ranges, QuantType.QInt8)
     batch = batches[0]
@@ -206,12 +212,12 @@ def test_uint8_against_onnxruntimes_quantizer(tmp_path):
     """The same file, but for the pairs that only theirs has; and by hand what stands on the hard-swish."""
     torch.manual_seed(0)
     module = nn.Sequential(
-        nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3, groups=8), nn.Hardswish(), nn.Flatten(), nn.Linear(128, 10),
+        nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3, groups=4), nn.Hardswish(), nn.Flatten(), nn.Linear(128, 10),
     )  # fmt: skip
     path = tmp_path / "m.onnx"
     export_onnx(module, torch.zeros(1, 3, 8, 8), path)
     batches = _batches(shape=(3, 8, 8))
-    ranges = collect_ranges(path, batches, threads=1, activation_type="uint8")
+    ranges = _without_means(collect_ranges(path, batches, threads=1, activation_type="uint8"))
     lows = [r.low for r in ranges.values()]
     assert lows[0] < -1  # the image
     assert lows[1] == 0  # behind the ReLU
@@ -365,11 +371,29 @@ def test_matmul_of_a_linear_on_sequences(tmp_path):
     assert np.abs(got - expected).max() < 0.1
 
 
+def test_what_the_rounding_of_weights_adds_on_average_comes_off(tmp_path):
+    """Activations of whole steps, which are exact, so that only the weights are rounded."""
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Conv2d(6, 6, 1, groups=2), nn.Conv2d(6, 5, 1, bias=False))
+    path, x = tmp_path / "m.onnx", np.random.default_rng(0).integers(0, 128, (1, 6, 9, 9)).astype(np.float32)
+    export_onnx(module, torch.from_numpy(x), path)
+    ranges = collect_ranges(path, [x], method="max", threads=1)
+    assert ranges["input"].means == pytest.approx(x.mean((0, 2, 3)), rel=1e-6)
+    for exclude, exactly in (("/1/Conv", True), ("/0/Conv", False)):  # what the second one reads is rounded, too
+        got, plain = (
+            _session(quantize(path, given, tmp_path / "q.onnx", exclude=[exclude]).path).run(None, {"input": x})[0]
+            for given in (ranges, _without_means(ranges))
+        )
+        expected = module(torch.from_numpy(x)).detach().numpy()
+        error, before = (np.abs((y - expected).mean((0, 2, 3))).mean() for y in (got, plain))
+        assert error < (1e-3 if exactly else 0.5) * before
+
+
 def test_a_dead_tensor_gets_a_usable_scale(tmp_path):
     path = tmp_path / "m.onnx"
     export_onnx(nn.Linear(4, 2), torch.zeros(1, 4), path)
     ranges = collect_ranges(path, [np.zeros((2, 4), np.float32)], threads=1)
-    assert ranges == {"input": Range.symmetric(0.0)}
+    assert ranges == {"input": Range(0.0, 0.0, means=(0.0,) * 4)}
     artifact = quantize(path, ranges, tmp_path / "q.onnx")
     scales = [numpy_helper.to_array(i) for i in onnx.load(artifact.path).graph.initializer if i.name == "input_scale"]
     assert scales[0] == pytest.approx(1 / 254)

@@ -1,5 +1,7 @@
 """The noise of one quantized layer, against torch's own fake quantization of that layer."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -13,7 +15,7 @@ class Net(nn.Module):
     def __init__(self):
         super().__init__()
         self.a = nn.Conv2d(3, 8, 3)
-        self.b = nn.Conv2d(8, 8, 3, groups=8)
+        self.b = nn.Conv2d(8, 8, 3, groups=4)
         self.head = nn.Linear(8, 5)
         with torch.no_grad():
             self.b.weight[0] *= 50  # one loud channel makes the next layer's input coarse for all others
@@ -44,7 +46,8 @@ def case(tmp_path):
     x = torch.randn(16, 3, 10, 10)
     path = tmp_path / "net.onnx"
     export_onnx(net, x[:1], path)
-    return net, path, x, collect_ranges(path, [x.numpy()], method="max")
+    ranges = collect_ranges(path, [x.numpy()], method="max")
+    return net, path, x, {name: replace(r, means=()) for name, r in ranges.items()}  # torch leaves biases as they are
 
 
 def test_equals_torchs_fake_quantization_of_that_layer_alone(case):
