@@ -9,17 +9,17 @@ __all__ = ["by_worth", "fewest", "regions", "taken_out"]
 _TOGETHER = 4
 
 
-def by_worth(noise: Mapping[str, float], costs: Mapping[Sequence[str], float], floor: float) -> list[str]:
+def by_worth(noise: Mapping[str, float], costs: Mapping[Sequence[str], float], coin: float) -> list[str]:
     """Order layers by the noise that they win for what they cost, best first; a pair may come before its members.
 
     The worth of a unit (one layer, or some that are cheaper together) is the noise of those of its layers that are not
-    in float yet, over what they add to the cost; no layer is taken as cheaper than ``floor``, so that the clock's own
-    error decides nothing and noise does, where layers cost next to nothing.
+    in float yet, over what they add to the cost. Costs are counted in whole coins, and no layer is taken as cheaper
+    than one: so the clock's own error decides nothing, and among layers that cost about alike their noise does.
 
     Args:
         noise: layer to the noise that it puts into the logits.
         costs: unit to what its layers cost together in float; every layer is a unit of its own, too.
-        floor: above 0, in the unit of the costs.
+        coin: above 0, in the unit of the costs.
 
     >>> by_worth({"a": 4, "b": 3, "c": 2}, {("a",): 4, ("b",): 4, ("c",): 1, ("a", "b"): 3}, 0.5)
     ['a', 'b', 'c']
@@ -29,7 +29,7 @@ def by_worth(noise: Mapping[str, float], costs: Mapping[Sequence[str], float], f
     def worth(unit: Sequence[str]) -> float:
         left = [layer for layer in unit if layer not in order]
         spent = max((costs[u] for u in costs if set(u) < set(unit) and set(u) <= set(order)), default=0.0)
-        return sum(noise[layer] for layer in left) / max(costs[unit] - spent, floor * len(left))
+        return sum(noise[layer] for layer in left) / max(round((costs[unit] - spent) / coin), len(left))
 
     while len(order) < len(noise):
         best = max((u for u in costs if not set(u) <= set(order)), key=worth)

@@ -37,19 +37,19 @@ def rounded(steps: np.ndarray, largest: int) -> np.ndarray:
     return even
 
 
-def mean_drift(error: np.ndarray, means: np.ndarray) -> np.ndarray:
+def mean_drift(errors: np.ndarray, means: np.ndarray) -> np.ndarray:
     """What rounding adds to each output on average.
 
     Args:
-        error: of the weights, ``(outputs, inputs of a group, *kernel)``.
+        errors: of the weights, summed over kernels, ``(outputs, inputs of a group)``.
         means: of the input channels, of all groups, ``(groups * inputs,)``.
 
     Returns:
         ``(outputs,)``.
     """
-    each = error.reshape(*error.shape[:2], -1).sum(2)
-    groups = len(means) // each.shape[1]
-    drift: np.ndarray = np.einsum("goi,gi->go", each.reshape(groups, -1, each.shape[1]), means.reshape(groups, -1))
+    inputs = errors.shape[1]
+    of_groups = errors.reshape(len(means) // inputs, -1, inputs)
+    drift: np.ndarray = np.einsum("goi,gi->go", of_groups, means.reshape(-1, inputs))
     return drift.reshape(-1)
 
 

@@ -22,8 +22,8 @@ from hqp_lightning.export.quantize import quantize
 __all__ = ["float_costs_ms", "float_order", "in_a_row"]
 
 _TIMED = 2  # candidates for each layer that may stay in float
-_SHARE = 0.01  # of a call: two readings of the same file differ by as much
-_TURNS, _WARM = 15, 3
+_COIN = 0.05  # of a call: readings of the same file differ by less, and for less no layer is worth passing over
+_TURNS, _WARM = 25, 3
 
 
 def float_order(
@@ -42,7 +42,8 @@ def float_order(
     """The order in which layers should go to float: most noise won for a millisecond first.
 
     The noisiest ``2 * limit`` layers are timed, each alone and each pair of them that stands in a row, which saves a
-    quantizer; the others follow by their noise.
+    quantizer; the others follow by their noise. Times count in twentieths of a call: what costs about alike goes by
+    its noise, so that the order does not depend on what else the machine did meanwhile.
 
     Args:
         onnx_path: a float model.
@@ -77,7 +78,7 @@ def float_order(
         finally:
             for engine in engines.values():
                 engine.close()
-    order = by_worth({name: noise[name] for name in timed}, costs, max(_SHARE * call, 1e-6))
+    order = by_worth({name: noise[name] for name in timed}, costs, max(_COIN * call, 1e-6))
     return [*order, *loudest[len(timed) :]], {name: costs[name,] for name in timed}
 
 
@@ -86,17 +87,19 @@ def float_costs_ms(
 ) -> tuple[dict[Sequence[str], float], float]:
     """Processor time that each unit adds to a call, and that of the call of ``engines[()]``, ms.
 
-    Medians over turns in which all run, each in another order: other programs and the clock change slowly.
+    Medians over turns in which all run, each in another order, and each turn is scaled to the median of its calls:
+    other programs, which share the caches, and the clock make whole turns slower.
     """
-    spent: dict[tuple[str, ...], list[float]] = {unit: [] for unit in engines}
     order, rng = list(engines), np.random.default_rng(0)
-    for turn in range(_WARM + _TURNS):
+    spent = np.empty((_WARM + _TURNS, len(order)))
+    for turn in spent:
         for at in rng.permutation(len(order)):
             start = time.process_time()
             engines[order[at]].run(batch)
-            if turn >= _WARM:
-                spent[order[at]].append(1e3 * (time.process_time() - start))
-    median = {unit: float(np.median(times)) for unit, times in spent.items()}
+            turn[at] = 1e3 * (time.process_time() - start)
+    speed = np.maximum(np.median(spent, axis=1, keepdims=True), 1e-9)[_WARM:]
+    typical = np.median(spent[_WARM:] / speed, axis=0) * np.median(speed)
+    median = dict(zip(order, typical.tolist(), strict=True))
     return {unit: ms - median[()] for unit, ms in median.items() if unit}, median[()]
 
 

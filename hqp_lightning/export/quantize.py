@@ -151,7 +151,7 @@ def _bias_floors(
 def _add_weight(
     graph: onnx.GraphProto, nodes: list[onnx.NodeProto], weight: onnx.TensorProto, axis: int, floor: np.ndarray | float
 ) -> tuple[str, np.ndarray]:
-    """The dequantized tensor's name, and its errors, of the outputs first."""
+    """The dequantized tensor's name, and its errors summed over kernels, of the outputs first."""
     values = numpy_helper.to_array(weight)
     others = tuple(k for k in range(values.ndim) if k != axis)
     amax = np.abs(values).max(axis=others).astype(np.float64)
@@ -163,7 +163,7 @@ def _add_weight(
     first = np.moveaxis(values, axis, 0)
     outputs = scale.reshape(-1, *[1] * (values.ndim - 1))
     integers = rounded(first / outputs, _WEIGHTS)
-    errors = integers * outputs.astype(np.float64) - first
+    errors = (integers * outputs - first).reshape(*first.shape[:2], -1).sum(2, dtype=np.float64)
     integers = np.moveaxis(integers, 0, axis)
     name = f"{weight.name}_axis{axis}"  # tied weights may be read along different axes
     graph.initializer.append(numpy_helper.from_array(integers.astype(np.int8), f"{name}_q"))

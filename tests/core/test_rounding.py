@@ -38,7 +38,7 @@ def test_the_drift_is_what_a_convolution_of_the_means_gives():
     np.testing.assert_allclose(means, x.mean((0, 2, 3)), atol=1e-6)
     image = torch.from_numpy(means).reshape(1, 4, 1, 1).expand(1, 4, 3, 3)
     expected = torch.nn.functional.conv2d(image, torch.from_numpy(error), groups=2).flatten()
-    np.testing.assert_allclose(mean_drift(error, means), expected.numpy(), atol=1e-9)
+    np.testing.assert_allclose(mean_drift(error.sum((2, 3)), means), expected.numpy(), atol=1e-9)
 
 
 def test_torch_rounds_alike():
