@@ -27,10 +27,9 @@ _CANDIDATES, _FINER = 256, 32
 class Range:
     """``[low, high]``, that holds zero, on an equidistant grid: ``x ≈ factor * scale * (q - zero_point) + shift``.
 
-    What is rounded is ``(x - shift) / factor``, and its range is ``[low, high]``. ``factors`` and ``shifts`` have one
-    for each channel of an activation, or are empty; the readers take the factors into their weights, the shifts into
-    their biases, see `hqp_lightning.core.equalization`. ``means`` are those of the channels of ``x``, where all readers
-    take what the rounding of their weights adds to them off their biases (`hqp_lightning.core.rounding`).
+    What is rounded is ``(x - shift) / factor``, and its range is ``[low, high]``. ``factors``, ``shifts`` and the
+    ``means`` of ``x`` have one for each channel, or are empty; the readers take the factors into their weights, the
+    shifts into their biases (`hqp_lightning.core.equalization`), the means for `hqp_lightning.core.rounding`.
 
     >>> Range(-0.375, 6.0, "uint8").zero_point, Range(-2.54, 2.54).scale
     (15, 0.02)
