@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from typing import Any
 
 import torch
@@ -79,8 +79,8 @@ def prepared(
         loader = copy.copy(loader)
         loader._iterator = None
     loader = loader if samples is None else spread(loader, samples, limit)
-    with _rewound(loader, seed):
-        for i, batch in enumerate(_told(loader, stage)):
+    with _rewound(loader, seed), closing(_told(loader, stage)) as told:
+        for i, batch in enumerate(told):
             if i == limit:
                 return
             batch = trainer.precision_plugin.convert_input(batch)
@@ -89,10 +89,14 @@ def prepared(
 
 
 def _told(loader: Any, stage: str) -> Iterator[Any]:
+    iterator = None
     try:
-        yield from loader
+        iterator = iter(loader)
+        yield from iterator
     except Exception as error:
         raise LoaderError(f"the {stage} loader failed: {type(error).__name__}: {error}") from error
+    finally:  # left to the garbage collection, each of its workers is waited for, for five seconds
+        getattr(iterator, "_shutdown_workers", lambda: None)()
 
 
 @contextmanager

@@ -298,7 +298,19 @@ def test_configure_callbacks_brings_the_pruning(loaders, make_trainer):
     assert steps(pruning) == STORY
 
 
-def test_loaders_with_persistent_workers_lose_no_batch(loaders, make_trainer):
+class Held(DataLoader):
+    """Somebody else has its iterators, too."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.held = []
+
+    def _get_iterator(self):
+        self.held.append(super()._get_iterator())
+        return self.held[-1]
+
+
+def test_loaders_with_persistent_workers_lose_no_batch_and_their_workers_end(loaders, make_trainer):
     class Seen(Callback):
         def __init__(self):
             self.rows = []
@@ -307,12 +319,14 @@ def test_loaders_with_persistent_workers_lose_no_batch(loaders, make_trainer):
             self.rows.append(batch[0].clone())
 
     train, val = loaders
-    workers = DataLoader(train.dataset, 16, num_workers=1, persistent_workers=True)
+    workers = Held(train.dataset, 16, num_workers=1, persistent_workers=True)
     pruning, seen = HQPPruning("val_acc", 0.02, step=0.2, recalibrate_batches=2), Seen()
     make_trainer(2, [pruning, seen]).fit(Scripted([0.9]), workers, val)
     assert len(pruning.records) == 2
     epoch = torch.cat(list(b[0] for b in train))
     assert torch.equal(torch.cat(seen.rows), torch.cat([epoch, epoch]))
+    assert len(workers.held) > 2  # the epochs' and those that the pruning looked with
+    assert all(iterator._shutdown for iterator in workers.held)
 
 
 @pytest.mark.slow
