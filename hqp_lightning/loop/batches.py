@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import closing, contextmanager
 from typing import Any
 
@@ -88,7 +88,7 @@ def prepared(
             yield pl_module._apply_batch_transfer_handler(batch, device=pl_module.device, dataloader_idx=0)
 
 
-def _told(loader: Any, stage: str) -> Iterator[Any]:
+def _told(loader: Any, stage: str) -> Generator[Any, None, None]:
     iterator = None
     try:
         iterator = iter(loader)
