@@ -8,6 +8,7 @@ range of channel *c* and w_c its largest weight, each output's row by its own la
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
@@ -16,6 +17,7 @@ from onnx import numpy_helper
 
 from hqp_lightning.board.arrays import Arrays, cut
 from hqp_lightning.core.calibration import Range
+from hqp_lightning.export.artifact import load_model
 from hqp_lightning.export.choosing import least_noise, measured_noise
 from hqp_lightning.export.edits import Graph
 from hqp_lightning.export.equalize import by_tensor, input_channels
@@ -79,7 +81,7 @@ def balanced(
 
 
 def rescued(
-    model: onnx.ModelProto,
+    onnx_path: str | os.PathLike[str],
     placed: Sequence[Placement],
     ranges: Mapping[str, Range],
     candidates: Sequence[Mapping[str, Range]],
@@ -93,23 +95,23 @@ def rescued(
     ``candidates`` are what ``ranges`` were chosen from, the last of them plain. Each is tried anew with the factors:
     where the file was drowned by what they take away, the choice was by chance.
     """
-    uneven = balanced(model, placed, candidates[-1], ends)
+    uneven = balanced(load_model(onnx_path), placed, candidates[-1], ends)
     if not uneven:
         return dict(ranges)
     few = cut(sample, 0, _LOOK), tuple(x[:_LOOK] for x in reference)
-    if measured_noise(model, placed, ranges, *few, threads) <= _FAR:
+    if measured_noise(onnx_path, placed, ranges, *few, threads) <= _FAR:
         return dict(ranges)
-    before = measured_noise(model, placed, ranges, sample, reference, threads)
-    tried = least_noise(model, placed, [{**c, **uneven} for c in candidates], sample, reference, threads)
-    after = measured_noise(model, placed, tried, sample, reference, threads)
+    before = measured_noise(onnx_path, placed, ranges, sample, reference, threads)
+    tried = least_noise(onnx_path, placed, [{**c, **uneven} for c in candidates], sample, reference, threads)
+    after = measured_noise(onnx_path, placed, tried, sample, reference, threads)
     return tried if after < _WORTH * before else dict(ranges)
 
 
 def _columns(graph: Graph, place: Placement) -> np.ndarray:
     """The largest weight of every input channel, each output's row by its own largest."""
-    weight = numpy_helper.to_array(graph.stored[graph.nodes[place.node].input[1]]).astype(np.float64)
+    weight = numpy_helper.to_array(graph.stored[graph.nodes[place.node].input[1]])
     rows = np.abs(np.moveaxis(weight, place.weight_axis or 0, 0))
-    rows = rows.reshape(*rows.shape[:2], -1).max(2)
+    rows = rows.reshape(*rows.shape[:2], -1).max(2).astype(np.float64)
     top = rows.max(1, keepdims=True)
     columns: np.ndarray = (rows / np.where(top > 0, top, 1.0)).max(0)
     return columns

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import onnx
 
 from hqp_lightning.board.arrays import Arrays
 from hqp_lightning.core import equalization
 from hqp_lightning.core.calibration import Range, compute_range
 from hqp_lightning.core.equalization import ChannelHistogram
 from hqp_lightning.core.histogram import Histogram
+from hqp_lightning.export.artifact import load_model
 from hqp_lightning.export.logits import Logits, answered, fed, noise
 from hqp_lightning.export.placement import Placement
 from hqp_lightning.export.quantize import insert_qdq_
+from hqp_lightning.export.sessions import return_memory
 
 __all__ = ["least_noise", "measured_noise", "rescaled"]
 
@@ -52,7 +54,7 @@ def rescaled(
 
 
 def least_noise(
-    model: onnx.ModelProto,
+    onnx_path: str | os.PathLike[str],
     placed: Sequence[Placement],
     candidates: Sequence[Mapping[str, Range]],
     sample: Arrays,
@@ -65,7 +67,7 @@ def least_noise(
         return dict(unlike[0])
 
     def measured(ranges: Mapping[str, Range]) -> float:
-        return measured_noise(model, placed, ranges, sample, reference, threads)
+        return measured_noise(onnx_path, placed, ranges, sample, reference, threads)
 
     best, least = unlike[0], measured(unlike[0])
     for other in reversed(unlike[1:]):  # without factors first: what is far better than that needs no further look
@@ -78,19 +80,17 @@ def least_noise(
 
 
 def measured_noise(
-    model: onnx.ModelProto,
+    onnx_path: str | os.PathLike[str],
     placed: Sequence[Placement],
     ranges: Mapping[str, Range],
     sample: Arrays,
     reference: Logits,
     threads: int | None,
 ) -> float:
-    """Of the logits of the model, quantized with these ranges."""
-    return noise(answered(_written(model, placed, ranges), fed(model, sample), threads), reference)
-
-
-def _written(model: onnx.ModelProto, placed: Sequence[Placement], ranges: Mapping[str, Range]) -> bytes:
-    """The quantized copy, whose float weights are freed before anything runs."""
-    changed = onnx.ModelProto()
-    changed.CopyFrom(model)
-    return insert_qdq_(changed, placed, ranges).SerializeToString()
+    """Of the logits of the float model, quantized with these ranges; its weights are freed before anything runs."""
+    model = load_model(onnx_path)
+    feed = fed(model, sample)
+    content = insert_qdq_(model, placed, ranges).SerializeToString()
+    del model
+    return_memory()
+    return noise(answered(content, feed, threads), reference)

@@ -25,6 +25,7 @@ from hqp_lightning.export.choosing import least_noise, rescaled
 from hqp_lightning.export.equalize import centrable, correctable, equalizable, shiftable
 from hqp_lightning.export.logits import centred
 from hqp_lightning.export.placement import placements
+from hqp_lightning.export.sessions import return_memory
 from hqp_lightning.records import OnnxArtifact
 
 if TYPE_CHECKING:
@@ -117,7 +118,9 @@ def collect_ranges(
         written = os.path.join(folder, "model.onnx")
         onnx.save(model, written, save_as_external_data=True)
         del model  # its weights would be in memory beside the session's; it is read again below
+        return_memory()
         session = _session(written, threads)
+        return_memory()
     with ThreadPoolExecutor(1) as beside:  # one part is counted while the model runs on the next
         counting, passed = None, 0
         for fed in _parts(batches, artifact):
@@ -138,13 +141,13 @@ def collect_ranges(
             )
         counting.result()
     del session
-    model = load_model(onnx_path)
+    return_memory()
     plain = {
         name: compute_range(hist, method, percentile=percentile, activation_type=activation_type)
         for name, hist in histograms.items()
     }
     given: dict[str, Any] = {"activation_type": activation_type, "method": method, "percentile": percentile}
-    far = [n for n, h in channels.items() if offset(h) > _OFFSET and centrable(model, placed, n)]
+    far = [n for n, h in channels.items() if offset(h) > _OFFSET and centrable(load_model(onnx_path), placed, n)]
     kinds: list[tuple[float, Sequence[str]]] = [(1.0, ()), (0.5, ())]
     if far and activation_type == "int8":
         kinds.insert(0, (1.0, far))
@@ -154,9 +157,9 @@ def collect_ranges(
     ]
     ships = [p for p in placed if p.node not in set(exclude)]
     sample, reference = joined(judged), centred(each(joined(answers)))
-    chosen = least_noise(model, ships, candidates, sample, reference, threads)
+    chosen = least_noise(onnx_path, ships, candidates, sample, reference, threads)
     whole = {n: (np.min([e[0] for e in v], 0), np.max([e[1] for e in v], 0)) for n, v in seen.items()}
-    return rescued(model, ships, chosen, candidates, whole, sample, reference, threads)
+    return rescued(onnx_path, ships, chosen, candidates, whole, sample, reference, threads)
 
 
 def _parts(batches: Iterable[Arrays], artifact: OnnxArtifact) -> Iterator[dict[str, np.ndarray]]:

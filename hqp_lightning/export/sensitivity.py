@@ -45,12 +45,11 @@ def quantization_noise(
     Raises:
         ExportError: a range is missing, or the batch has another shape than the model's input.
     """
-    model = load_model(onnx_path)
     feed(describe(onnx_path).inputs, batch)  # raises where it does not fit
-    reference = logits(model, batch, threads)
+    reference = logits(load_model(onnx_path), batch, threads)
     placed = placements(onnx_path, quantize_hardswish=quantize_hardswish, quantize_se=quantize_se)
     return {
-        node: measured_noise(model, [p for p in placed if p.node == node], ranges, batch, reference, threads)
+        node: measured_noise(onnx_path, [p for p in placed if p.node == node], ranges, batch, reference, threads)
         for node in dict.fromkeys(p.node for p in placed)
     }
 
@@ -76,7 +75,6 @@ def look(
         quantize_hardswish: see `hqp_lightning.export.placements`; as for `collect_ranges`.
         quantize_se: see there.
     """
-    model = load_model(onnx_path)
-    reference = logits(model, batch, threads)
+    reference = logits(load_model(onnx_path), batch, threads)
     placed = placements(onnx_path, exclude=exclude, quantize_hardswish=quantize_hardswish, quantize_se=quantize_se)
-    return measured_noise(model, placed, ranges, batch, reference, threads)
+    return measured_noise(onnx_path, placed, ranges, batch, reference, threads)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
+import sys
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import onnx
@@ -10,7 +13,7 @@ import onnx
 if TYPE_CHECKING:
     import onnxruntime
 
-__all__ = ["session"]
+__all__ = ["return_memory", "session"]
 
 
 def session(
@@ -38,3 +41,14 @@ def session(
     content = model.SerializeToString() if isinstance(model, onnx.ModelProto) else model
     content = content if isinstance(content, bytes) else os.fspath(content)
     return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+
+
+def return_memory() -> None:
+    """Hand freed memory back to the system now.
+
+    glibc keeps blocks of some MiB for later, as those of weights that were read: they would count, and are no use to a
+    session, which asks the system for its own.
+    """
+    if sys.platform == "linux":
+        with suppress(AttributeError):  # another C library
+            ctypes.CDLL(None).malloc_trim(0)
