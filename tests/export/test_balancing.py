@@ -53,7 +53,7 @@ def path(request, tmp_path):
 def test_planted_spreads_cost_nothing_in_front_of_any_layer(path, activation_type, tmp_path, monkeypatch):
     ranges = collect_ranges(path, [_batch(0)], activation_type=activation_type, threads=1)
     assert _decibels(path, ranges, tmp_path) >= 20
-    monkeypatch.setattr("hqp_lightning.export.ranges.rescued", lambda _model, _placed, ranges, *_rest: dict(ranges))
+    monkeypatch.setattr("hqp_lightning.export.ranges.rescued", lambda _path, _placed, ranges, *_rest: dict(ranges))
     assert _decibels(path, collect_ranges(path, [_batch(0)], activation_type=activation_type), tmp_path) < 15
 
 

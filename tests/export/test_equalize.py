@@ -98,7 +98,7 @@ def test_factors_that_drowned_in_other_noise_come_back_with_the_rescue(tmp_path,
         net.project.weight.div_(gains[None, :, None, None])
     export_onnx(net, torch.zeros(1, 8, 12, 12), path)
     by_chance = "hqp_lightning.export.ranges.least_noise"
-    monkeypatch.setattr(by_chance, lambda _model, _placed, candidates, *_rest: dict(candidates[-1]))
+    monkeypatch.setattr(by_chance, lambda _path, _placed, candidates, *_rest: dict(candidates[-1]))
     assert _sqnr(path, collect_ranges(path, _batches(), threads=1), tmp_path) >= 20
 
 
