@@ -210,7 +210,10 @@ class Int8Export(Portable):
         pruning = self._pruning(trainer)
         if pruning is not None:
             if loose(trainer).callbacks.index(pruning) > loose(trainer).callbacks.index(self):
-                raise ConfigurationError("Int8Export must come after HQPPruning in Trainer(callbacks=[...]).")
+                raise ConfigurationError(
+                    "Int8Export must come after HQPPruning in Trainer(callbacks=[...]); beside one that "
+                    "configure_callbacks brings, which Lightning puts last, it has to come from there, too."
+                )
             return pruning.budget
         if self._left is not None and self.monitor is None:
             return self._left[0]

@@ -137,7 +137,8 @@ def _restore_optimizer_(
             optimizer.state.pop(p, None)
             continue
         optimizer.state[p] = {k: _placed(v, p) for k, v in saved["state"][key].items()}
-    for group, values in zip(optimizer.param_groups, saved["groups"], strict=True):
+    # Groups that came later, as when a backbone is unfrozen, stay, and begin without a state.
+    for group, values in zip(optimizer.param_groups, saved["groups"], strict=False):
         group.update(copy.deepcopy(values))
 
 

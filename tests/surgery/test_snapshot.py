@@ -5,6 +5,7 @@ import pytest
 import torch
 from networks import build
 from surgery_samples import plan
+from torch import nn
 from torch.nn import functional as F
 
 from hqp_lightning.errors import SurgeryError
@@ -186,3 +187,25 @@ def test_another_network_is_refused():
     with pytest.raises(SurgeryError, match="another model"):
         restore_(snapshot, network)
     assert_same(dict(network.state_dict()), dict(before))
+
+
+def test_a_group_of_parameters_that_came_later_stays_and_begins_anew():
+    """As a callback adds it that unfreezes a backbone, between a step and what takes it back."""
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+    optimizer = torch.optim.SGD(network[2].parameters(), 0.1, momentum=0.9)
+
+    def train():
+        network(torch.randn(4, 4)).square().sum().backward()
+        optimizer.step()
+
+    train()
+    before, expected = take(network, [optimizer]), copy.deepcopy(optimizer.state_dict())
+    optimizer.add_param_group({"params": network[0].parameters(), "lr": 0.01})
+    train()
+    optimizer.param_groups[0]["lr"] = 0.05
+    restore_(before, network, [optimizer])
+    found = optimizer.state_dict()
+    assert found["param_groups"][0] == expected["param_groups"][0]
+    assert [g["lr"] for g in found["param_groups"]] == [0.1, 0.01]
+    torch.testing.assert_close(found["state"], expected["state"], rtol=0, atol=0)
