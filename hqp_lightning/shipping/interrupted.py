@@ -50,7 +50,7 @@ def keep_accepted(
     last = search.accepted[-1] if search.accepted else None
     if last is None or search.left or trainer.state.fn != "fit" or not trainer.is_global_zero:
         return
-    ended = f"the training ended in epoch {trainer.current_epoch}: {reason_of(error)}"
+    ended = f"the training ended in epoch {trainer.current_epoch}: {' '.join(reason_of(error).split())}"
     before = [(m, take(m)) for m in dict.fromkeys((pl_module, scored(trainer, pl_module)))]
     try:
         dirpath.mkdir(parents=True, exist_ok=True)

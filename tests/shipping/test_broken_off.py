@@ -77,11 +77,12 @@ def test_the_last_accepted_model_and_the_way_on(small_loaders, make_trainer, tmp
 def test_pruning_alone_leaves_the_model_where_the_trainer_writes(small_loaders, make_trainer, tmp_path, caplog):
     """Under averaging, what was accepted is the average."""
     model, average = Scripted([0.9], [0.9]), EMAWeightAveraging(decay=0.5)
-    pruning, _ = fit(make_trainer, small_loaders, model, RuntimeError("out of memory"), average)
+    pruning, _ = fit(make_trainer, small_loaders, model, RuntimeError("out of\nmemory"), average)
     loaded = load_pruned(Scripted([0.9], [0.9]), tmp_path / "pruned.ckpt")
     wanted = pruning.state.accepted[0].snapshot
     assert wanted.is_of(loaded)
     assert all(torch.equal(t, wanted.to_plain()["tensors"][n]) for n, t in loaded.state_dict().items())
+    assert "RuntimeError: out of memory. The last accepted model (step 1 " in caplog.text
     assert "To train on: fit on what load_pruned gives of it." in caplog.text
 
 
