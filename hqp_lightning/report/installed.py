@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+from functools import cache
 from importlib import metadata
 
 __all__ = ["versions"]
@@ -30,6 +31,11 @@ def versions() -> dict[str, str]:
     Returns:
         Distribution name to version, ``"python"`` first; what is not installed is left out.
     """
+    return dict(_found())
+
+
+@cache  # a search of all folders of the path for each package, several times in a run
+def _found() -> dict[str, str]:
     found = {"python": platform.python_version()}
     for name in PACKAGES:
         try:

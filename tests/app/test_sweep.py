@@ -134,14 +134,22 @@ def test_help_and_cfg_need_no_more_than_they_say(hqp, capsys):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("launcher", ["joblib", "submitit"])
-def test_other_launchers_make_real_runs(launcher, tmp_path):
-    pytest.importorskip(f"hydra_plugins.hydra_{launcher}_launcher")
-    command = [sys.executable, "-m", "hqp_lightning.app", "-m", f"sweep={launcher}", "recipe=resnet18_digits"]
-    command += [QUICK, *SMALL, "control=false,maybe", "hydra.sweep.dir=s"]  # the second run fails, and imports no torch
+def test_other_launchers_make_real_runs(tmp_path):
     paths = os.pathsep.join(map(str, (app.CONFIG_DIR.parent, Path(networks.__file__).parent)))
     environment = {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1", "HOME": str(tmp_path)}
-    result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=600)
-    assert result.returncode == 1, result.stderr
-    assert read_json(tmp_path / "s" / "0_resnet18_digits" / "deploy" / "report.json").budget.max_drop == 0.99
-    assert "failed: 1_resnet18_digits control=maybe: ConfigurationError: control must be of" in result.stdout
+
+    def start(launcher):
+        pytest.importorskip(f"hydra_plugins.hydra_{launcher}_launcher")
+        command = [sys.executable, "-m", "hqp_lightning.app", "-m", f"sweep={launcher}", "recipe=resnet18_digits"]
+        command += [QUICK, *SMALL, "control=false,maybe", f"hydra.sweep.dir={launcher}"]
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        return subprocess.Popen(command, cwd=tmp_path, env=environment, **pipes)
+
+    sweeps = {launcher: start(launcher) for launcher in ("joblib", "submitit")}  # most of it is their imports
+    for launcher, process in sweeps.items():
+        out, err = process.communicate(timeout=600)
+        assert process.returncode == 1, err
+        first = tmp_path / launcher / "0_resnet18_digits"
+        assert read_json(first / "deploy" / "report.json").budget.max_drop == 0.99
+        # The second run fails, and imports no torch.
+        assert "failed: 1_resnet18_digits control=maybe: ConfigurationError: control must be of" in out

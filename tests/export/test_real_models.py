@@ -34,19 +34,19 @@ def _images(split, count):
 
 @pytest.fixture(scope="module")
 def images():
-    return _images("train", 128)[0], *_images("val", 400)
+    return _images("train", 64)[0], *_images("val", 200)
 
 
 @pytest.mark.parametrize(
     ("name", "max_drop"), [("resnet18", 0.01), ("mobilenet_v3_small", 0.02)]
-)  # one image of 400 is 0.0025
+)  # one image of 200 is 0.005
 def test_int8_keeps_the_accuracy(name, max_drop, images, tmp_path):
     calibration, x, y = images
     module = getattr(torchvision.models, name)(num_classes=10)
     module.load_state_dict(torch.load(SHARED / "weights" / f"{name}_imagenette128.pth", weights_only=True))
     path = tmp_path / "float.onnx"
     export_onnx(module, torch.zeros(1, 3, 128, 128), path)
-    int8 = quantize(path, collect_ranges(path, np.split(calibration, 4), threads=1), tmp_path / "int8.onnx")
+    int8 = quantize(path, collect_ranges(path, np.split(calibration, 2), threads=1), tmp_path / "int8.onnx")
 
     def accuracy(backend, file, precision):
         with backend.build(file, precision, tmp_path, threads=1, batch_size=50) as engine:

@@ -132,7 +132,7 @@ def test_cut_undo_save_load_export(tmp_path_factory, drawn, eighths, random):
 
     restore_(undo, network, [optimizer])
     assert record(network) == before
-    for name, t in network.state_dict().items():
-        assert torch.equal(t, dense.state_dict()[name])
+    was = dense.state_dict()
+    assert all(torch.equal(t, was[name]) for name, t in network.state_dict().items())
     for p in network.parameters():
         assert torch.equal(optimizer.state[p]["exp_avg"], 2 * p.detach())

@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from importlib import metadata
 from pathlib import Path
 
@@ -44,12 +45,17 @@ KEEP = {"MALLOC_MMAP_THRESHOLD_": "4000000000", "MALLOC_TRIM_THRESHOLD_": "40000
 
 
 def compile_all(forms):
-    """``[(layer table, layers that are asked to be INT8), ...]``."""
-    command = [sys.executable, "-c", PROGRAM, json.dumps([[str(f) for f in forms], CAPABILITIES])]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, **KEEP})
-    assert done.returncode == 0, done.stderr
-    tables = [f.with_suffix(".layers.json").read_text() for f in forms]
-    return list(zip(tables, map(json.loads, done.stdout.splitlines()), strict=True))
+    """``[(layer table, layers that are asked to be INT8), ...]``, by two processes."""
+
+    def compiled(some):
+        command = [sys.executable, "-c", PROGRAM, json.dumps([[str(f) for f in some], CAPABILITIES])]
+        done = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, **KEEP})
+        assert done.returncode == 0, done.stderr
+        return dict(zip(some, map(json.loads, done.stdout.splitlines()), strict=True))
+
+    with ThreadPoolExecutor(2) as pool:
+        first, second = pool.map(compiled, (forms[::2], forms[1::2]))
+    return [(f.with_suffix(".layers.json").read_text(), {**first, **second}[f]) for f in forms]
 
 
 def write_int8(module, folder, px):
