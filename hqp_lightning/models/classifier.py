@@ -15,9 +15,10 @@ from torchmetrics import Metric
 from torchmetrics.classification import MulticlassAccuracy
 
 from hqp_lightning.errors import ConfigurationError
+from hqp_lightning.models.distillation import FeatureDistance, distillation_loss, feature_reader, with_features
 from hqp_lightning.models.factory import load_weights_
 
-__all__ = ["ImageClassifier", "distillation_loss", "lr_factor"]
+__all__ = ["ImageClassifier", "lr_factor"]
 
 
 def lr_factor(progress: float, schedule: str, warmup: float, decay: float, restarts: float = 1) -> float:
@@ -51,24 +52,6 @@ def lr_factor(progress: float, schedule: str, warmup: float, decay: float, resta
     return 1.0 if decay <= 0.0 else min(1.0, max(0.0, (1.0 - progress) / decay))
 
 
-def distillation_loss(logits: Tensor, teacher: Tensor, temperature: float) -> Tensor:
-    """``T**2 * KL(softmax(teacher / T) || softmax(logits / T))``, mean over batch and pixels (arXiv 1503.02531).
-
-    Args:
-        logits: of the student, ``[B, num_classes, ...]``.
-        teacher: logits of the teacher, ``[B, num_classes, ...]``.
-        temperature: ``T``; the factor ``T**2`` keeps the gradient's scale.
-
-    Examples:
-        >>> x = torch.tensor([[1.0, 2.0]])
-        >>> float(distillation_loss(x, x + 5, 2.0))
-        0.0
-    """
-    student, target = (F.log_softmax(x.float() / temperature, dim=1) for x in (logits, teacher))
-    pixels = logits.shape[2:].numel()
-    return temperature**2 * F.kl_div(student, target, reduction="batchmean", log_target=True) / pixels
-
-
 class ImageClassifier(L.LightningModule):
     """Cross-entropy training of a network; logs ``train_loss``, ``val_loss``, ``val_acc``, ``test_loss``, ``test_acc``.
 
@@ -89,6 +72,10 @@ class ImageClassifier(L.LightningModule):
             the dense one's soft labels. The loss is ``(1 - d) * CE + d * T**2 * KL(teacher || student)``, the
             divergence of outputs softened by the temperature ``T`` (G. Hinton et al., arXiv 1503.02531).
         temperature: of the distillation.
+        feature_distillation: weight of a further part of the training loss: how much of the features that the dense
+            network's classifier reads no linear function of the pruned one's explains, in [0, 1] about
+            (`hqp_lightning.models.distillation.FeatureDistance`). Ten classes say little of a picture, hundreds of
+            features more. Needs ``distillation``.
         channels_last: keep weights and inputs in that memory format (quicker convolutions on most processors).
         checkpoint: file with a state dict of ``net``, loaded at once.
 
@@ -113,6 +100,7 @@ class ImageClassifier(L.LightningModule):
         label_smoothing: float = 0.0,
         distillation: float = 0.0,
         temperature: float = 4.0,
+        feature_distillation: float = 0.0,
         channels_last: bool = False,
         checkpoint: str | Path | None = None,
     ) -> None:
@@ -132,12 +120,17 @@ class ImageClassifier(L.LightningModule):
             raise ConfigurationError(
                 f"expected distillation in [0, 1] and temperature > 0, got {distillation=}, {temperature=}"
             )
+        if feature_distillation < 0 or (feature_distillation and not distillation):
+            raise ConfigurationError(f"{feature_distillation=} with {distillation=}: not below 0, and beside the other")
+        if feature_distillation:
+            feature_reader(net)
         self.save_hyperparameters(ignore=["net", "checkpoint"])
         if checkpoint is not None:
             load_weights_(net, checkpoint)
         self.net = net.to(memory_format=torch.channels_last) if channels_last else net
         # In a tuple, so that it is no submodule: neither trained, pruned nor saved.
         self._teacher = (copy.deepcopy(self.net).eval().requires_grad_(False),) if distillation else ()
+        self._distance = FeatureDistance()
         self.val_accuracy, self.test_accuracy = self._metric(num_classes), self._metric(num_classes)
 
     def _metric(self, num_classes: int) -> Metric:
@@ -154,6 +147,11 @@ class ImageClassifier(L.LightningModule):
         """Logits ``[B, num_classes]`` of normalised images ``[B, 3, H, W]``."""
         return self._logits(self.net, images)
 
+    def _with_features(self, net: nn.Module, images: Tensor) -> tuple[Tensor, Tensor | None]:
+        if not self.hparams["feature_distillation"]:
+            return self._logits(net, images), None
+        return with_features(net, lambda: self._logits(net, images))
+
     def on_fit_start(self) -> None:
         """Put the teacher where the network is."""
         for teacher in self._teacher:
@@ -162,13 +160,15 @@ class ImageClassifier(L.LightningModule):
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         """Return the loss of a batch."""
         images, labels = batch
-        logits = self(images)
+        logits, features = self._with_features(self.net, images)
         loss = self._loss(logits, labels, label_smoothing=self.hparams["label_smoothing"])
         for teacher in self._teacher:
             with torch.no_grad():
-                soft = self._logits(teacher, images)
+                soft, wanted = self._with_features(teacher, images)
             part, t = self.hparams["distillation"], self.hparams["temperature"]
             loss = (1 - part) * loss + part * distillation_loss(logits, soft, t)
+            if features is not None and wanted is not None:
+                loss = loss + self.hparams["feature_distillation"] * self._distance(features, wanted)
         self.log("train_loss", loss, prog_bar=True)
         return loss
 

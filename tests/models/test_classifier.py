@@ -141,6 +141,8 @@ def test_checkpoint_is_loaded(tmp_path):
         ({"label_smoothing": 1.0}, "label_smoothing=1.0"),
         ({"distillation": 1.5}, "distillation=1.5"),
         ({"distillation": 0.5, "temperature": 0.0}, "temperature=0.0"),
+        ({"distillation": 0.5, "feature_distillation": -1.0}, "feature_distillation=-1.0"),
+        ({"feature_distillation": 1.0}, "feature_distillation=1.0 with distillation=0.0"),
     ],
 )
 def test_refuses(kwargs, message):

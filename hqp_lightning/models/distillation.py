@@ -1,0 +1,125 @@
+"""How a pruned network follows the dense one: by its logits, and by the features that its classifier reads."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from hqp_lightning.errors import ConfigurationError
+
+__all__ = ["FeatureDistance", "distillation_loss", "feature_reader", "with_features"]
+
+_WINDOW = 50  # batches over which the regression looks back
+_RIDGE = 1e-2  # of the mean square of a feature
+
+
+def distillation_loss(logits: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+    """``T**2 * KL(softmax(teacher / T) || softmax(logits / T))``, mean over batch and pixels (arXiv 1503.02531).
+
+    Args:
+        logits: of the student, ``[B, num_classes, ...]``.
+        teacher: logits of the teacher, ``[B, num_classes, ...]``.
+        temperature: ``T``; the factor ``T**2`` keeps the gradient's scale.
+
+    Examples:
+        >>> x = torch.tensor([[1.0, 2.0]])
+        >>> float(distillation_loss(x, x + 5, 2.0))
+        0.0
+    """
+    student, target = (F.log_softmax(x.float() / temperature, dim=1) for x in (logits, teacher))
+    pixels = logits.shape[2:].numel()
+    return temperature**2 * F.kl_div(student, target, reduction="batchmean", log_target=True) / pixels
+
+
+def feature_reader(net: nn.Module) -> str:
+    """Name of the layer whose input the features are: the first linear one behind all convolutions.
+
+    Raises:
+        ConfigurationError: no linear layer comes after the last convolution.
+
+    Examples:
+        >>> feature_reader(nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(4, 8), nn.Linear(8, 2)))
+        '2'
+    """
+    found = ""
+    for name, module in net.named_modules():
+        if isinstance(module, nn.Conv2d):
+            found = ""
+        elif isinstance(module, nn.Linear) and not found:
+            found = name
+    if not found:
+        raise ConfigurationError(
+            "feature_distillation compares what the first linear layer behind the convolutions reads; "
+            f"{type(net).__name__} has none: leave feature_distillation at 0"
+        )
+    return found
+
+
+def with_features(net: nn.Module, run: Callable[[], Tensor]) -> tuple[Tensor, Tensor]:
+    """What ``run`` returns, and the features ``[B, C]`` that the classifier of ``net`` read meanwhile."""
+    seen: list[Tensor] = []
+
+    def see(_: nn.Module, args: tuple[Any, ...]) -> None:
+        seen.append(args[0].flatten(1))
+
+    handle = net.get_submodule(feature_reader(net)).register_forward_pre_hook(see)
+    try:
+        return run(), seen[-1]
+    finally:
+        handle.remove()
+
+
+class FeatureDistance:
+    """How much of the teacher's features no linear function of the student's explains, as part of their variance.
+
+    The function is a ridge regression on the batches before (running sums of the last fifty or so), so that nothing
+    has to be trained and the student's features may have any number of channels, fewer after each pruning step. Hints
+    of A. Romero et al. (arXiv 1412.6550) with a regressor in closed form. It begins as soon as twice as many samples
+    were seen as the student has features, and again after each change of their number.
+    """
+
+    def __init__(self) -> None:
+        self._restart()
+
+    def _restart(self) -> None:
+        self._batches, self._samples = 0, 0
+        self._gram = self._cross = self._square = torch.zeros(())
+
+    def __call__(self, student: Tensor, teacher: Tensor) -> Tensor:
+        """Distance, a scalar; 0 until enough samples were seen.
+
+        Args:
+            student: features ``[B, C]``, with their graph.
+            teacher: features ``[B, D]`` of the same samples.
+        """
+        with torch.autocast(student.device.type, enabled=False):
+            s, t = (
+                torch.cat([x.float(), x.new_ones(len(x), 1, dtype=torch.float32)], 1)
+                for x in (student, teacher.detach())
+            )
+            if self._gram.shape != (s.shape[1], s.shape[1]):
+                self._restart()
+            distance = s.new_zeros(())
+            if self._samples >= 2 * s.shape[1]:
+                means = self._square[-1] / self._square[-1, -1]
+                variance = (self._square.diagonal() - means.square())[:-1].mean().clamp_min(1e-12)
+                distance = (s @ self._map() - t[:, :-1]).square().mean() / variance
+            self._see(s.detach(), t.detach())
+        return distance
+
+    def _map(self) -> Tensor:
+        """``[C + 1, D]``; the constant is not shrunk."""
+        strength = _RIDGE * self._gram.diagonal()[:-1].mean().clamp_min(1e-12)
+        ridge = torch.diag(torch.cat([strength.expand(len(self._gram) - 1), strength.new_zeros(1)]))
+        return torch.linalg.solve(self._gram + ridge, self._cross)
+
+    def _see(self, s: Tensor, t: Tensor) -> None:
+        self._batches, self._samples = self._batches + 1, self._samples + len(s)
+        new = (s.mT @ s / len(s), s.mT @ t[:, :-1] / len(s), t.mT @ t / len(s))
+        share = 1.0 / min(self._batches, _WINDOW)
+        old = (self._gram, self._cross, self._square)
+        self._gram, self._cross, self._square = (o + share * (n - o) for o, n in zip(old, new, strict=True))

@@ -1,0 +1,91 @@
+import lightning as L
+import pytest
+import torch
+from sklearn.linear_model import Ridge
+from torch import nn
+
+from hqp_lightning.errors import ConfigurationError
+from hqp_lightning.models import ImageClassifier, build_network
+from hqp_lightning.models.distillation import FeatureDistance, feature_reader, with_features
+
+
+def _batches(count, student=6, teacher=9, size=32, noise=0.0):
+    torch.manual_seed(0)
+    mix, offset = torch.randn(student, teacher), torch.randn(teacher)
+    for _ in range(count):
+        s = torch.randn(size, student) * 2 + 1
+        yield s, s @ mix + offset + noise * torch.randn(size, teacher)
+
+
+def test_what_a_linear_function_explains_is_no_distance():
+    distance, found = FeatureDistance(), []
+    for s, t in _batches(12):
+        found.append(float(distance(s, t)))
+    assert found[0] == 0.0  # 32 samples would be explained by chance
+    assert max(found[1:]) < 1e-3  # what the ridge shrinks
+
+
+def test_the_rest_is_that_of_a_ridge_regression_on_the_batches_before():
+    batches = list(_batches(9, noise=3.0))
+    distance = FeatureDistance()
+    *_, (s, t) = batches
+    found = [float(distance(x, y)) for x, y in batches][-1]
+    before, wanted = (torch.cat(part).numpy() for part in zip(*batches[:-1], strict=True))
+    alpha = 1e-2 * float((before**2).mean()) * len(before)
+    expected = Ridge(alpha).fit(before, wanted)
+    residual = ((expected.predict(s.numpy()) - t.numpy()) ** 2).mean() / wanted.var(0).mean()
+    assert found == pytest.approx(residual, rel=2e-2)  # scikit-learn's ridge is centred, ours has a free constant
+    assert found > 0.1
+
+
+def test_the_gradient_goes_to_the_student_alone_and_a_narrower_one_begins_anew():
+    distance = FeatureDistance()
+    for s, t in _batches(4, noise=1.0):
+        s.requires_grad_()
+        t.requires_grad_()
+        last = distance(s, t)
+    last.backward()
+    assert float(s.grad.abs().max()) > 0
+    assert t.grad is None or float(t.grad.abs().max()) == 0
+    assert float(distance(s.detach()[:, :4], t.detach())) == 0.0
+
+
+@pytest.mark.parametrize(
+    ("name", "reader", "width"), [("resnet18", "fc", 512), ("mobilenet_v3_small", "classifier.0", 576)]
+)
+def test_features_are_what_the_classifier_reads(name, reader, width):
+    net = build_network(name, num_classes=10).eval()
+    assert feature_reader(net) == reader
+    logits, features = with_features(net, lambda: net(torch.zeros(2, 3, 32, 32)))
+    assert (logits.shape, features.shape) == ((2, 10), (2, width))
+    assert not net.get_submodule(reader)._forward_pre_hooks
+
+
+def test_training_pulls_the_features_back(tmp_path):
+    """Labels and logits that say nothing: the features alone bring a disturbed network back to its teacher's."""
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(32, 5)
+    )  # fmt: skip
+    model = ImageClassifier(net, 5, lr=0.05, distillation=1e-6, feature_distillation=1.0, weight_decay=0.0)
+    with torch.no_grad():
+        net[0].weight[:6] = 0.0
+    images = torch.randn(64, 3, 8, 8)
+    data = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(images, torch.arange(64) % 5), 64)
+    (teacher,) = model._teacher
+
+    def unexplained():
+        with torch.no_grad():
+            s, t = (n[:4](images).double() for n in (net, teacher))
+        s1 = torch.cat([s, torch.ones(64, 1, dtype=s.dtype)], 1)
+        return float((s1 @ torch.linalg.lstsq(s1, t, driver="gelsd").solution - t).square().mean() / t.var(0).mean())
+
+    before = unexplained()
+    options = {"limit_val_batches": 0, "logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+    L.Trainer(max_epochs=60, accelerator="cpu", enable_model_summary=False, **options).fit(model, data, data)
+    assert unexplained() < 0.7 * before
+
+
+def test_a_network_without_such_a_layer_is_refused():
+    with pytest.raises(ConfigurationError, match="feature_distillation compares"):
+        ImageClassifier(nn.Sequential(nn.Linear(4, 8), nn.Conv2d(8, 2, 1)), 2, distillation=0.5, feature_distillation=1)
