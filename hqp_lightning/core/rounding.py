@@ -55,4 +55,6 @@ def mean_drift(errors: np.ndarray, means: np.ndarray) -> np.ndarray:
 
 def channel_means(values: np.ndarray) -> np.ndarray:
     """The mean of each channel of ``(batch, channels, ...)``, float64."""
-    return values.reshape(*values.shape[:2], -1).mean(2).mean(0, dtype=np.float64)
+    sums = np.einsum("nci->nc", values.reshape(*values.shape[:2], -1))
+    found: np.ndarray = sums.mean(0, dtype=np.float64) / (values[0, 0].size if values.ndim > 2 else 1)
+    return found

@@ -41,7 +41,7 @@ _JUDGED = 16  # samples on which ranges with and without factors are compared
 _OFFSET = 0.25
 _LOOKED = 4  # passes over which the ends of channels are known that few networks need
 _MEANS = 4  # every so manieth sample tells the means of channels
-_ALL = 128  # samples that are counted whole; of what comes then every other one is enough for a shape
+_ALL, _LATER = 128, 4  # samples that are all counted; of what comes then one of four is enough for a shape
 _PASS = 8  # samples whose activations are in memory at a time, however large the batches are
 
 
@@ -134,7 +134,7 @@ def collect_ranges(
             values |= fed
             if counting is not None:
                 counting.result()
-            counting = beside.submit(count, values, 1 if passed <= _ALL else 2)
+            counting = beside.submit(count, values, 1 if passed <= _ALL else _LATER)
         if counting is None:
             raise ExportError(
                 "no calibration batches: pass an iterable that yields at least one (is it used up already?)"
