@@ -105,11 +105,11 @@ class Watch(Callback):
             self.seen[trainer.current_epoch] = copy.deepcopy(self.average._average_model.state_dict())
 
 
-def test_a_rollback_restores_the_average_bit_for_bit(loaders, make_trainer):
+def test_a_rollback_restores_the_average_bit_for_bit(small_loaders, make_trainer):
     average = EMAWeightAveraging(decay=DECAY)
     before, after = Watch(average, 1, 2), Watch(average, 2, 3)
     pruning = HQPPruning("val_acc", 0.02, step=0.2, min_step=0.2)
-    make_trainer(3, [average, before, pruning, after]).fit(Scripted([0.9, 0.89, 0.5]), *loaders)
+    make_trainer(3, [average, before, pruning, after]).fit(Scripted([0.9, 0.89, 0.5]), *small_loaders)
     assert [r.outcome for r in pruning.records] == ["kept", "rolled_back"]
     a, b = before.seen[1], after.seen[2]
     assert int(a["n_averaged"]) == 5
@@ -155,7 +155,7 @@ def test_batchnorm_of_the_average_follows_the_cut_by_itself(loaders, make_traine
 
 @pytest.mark.filterwarnings("ignore:Checkpoint directory")
 @pytest.mark.parametrize("last", in_both_orders())
-def test_straight_and_resumed_runs_agree_exactly(loaders, make_trainer, tmp_path, last):
+def test_straight_and_resumed_runs_agree_exactly(small_loaders, make_trainer, tmp_path, last):
     def run(ckpt=None):
         torch.manual_seed(0)
         pruning, average = HQPPruning("val_acc", 0.2, step=0.2, min_step=0.05), EMAWeightAveraging(decay=DECAY)
@@ -163,7 +163,7 @@ def test_straight_and_resumed_runs_agree_exactly(loaders, make_trainer, tmp_path
         callbacks = [pruning, average] if last else [average, pruning]
         model = Classifier()
         trainer = make_trainer(4, [*callbacks, checkpoint], enable_checkpointing=True)
-        trainer.fit(model, *loaders, ckpt_path=ckpt, weights_only=True)
+        trainer.fit(model, *small_loaders, ckpt_path=ckpt, weights_only=True)
         return model, pruning
 
     straight, first = run()

@@ -14,6 +14,12 @@ from hqp_lightning.shipping.later import export_later
 from hqp_lightning.surgery import record
 
 
+@pytest.fixture
+def loaders(small_loaders):
+    """Nothing need be learnt here."""
+    return small_loaders
+
+
 class Mixed(PrunedCheckpointMixin, Classifier):
     pass
 

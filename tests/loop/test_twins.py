@@ -15,6 +15,12 @@ from hqp_lightning.loop.network import find_network
 DECAY = 0.9
 
 
+@pytest.fixture
+def loaders(small_loaders):
+    """Nothing need be learnt here."""
+    return small_loaders
+
+
 def lerp_(average, module):
     with torch.no_grad():
         for a, p in zip(average.parameters(), module.parameters(), strict=True):
