@@ -34,6 +34,11 @@ def loaders(digits):
     return DataLoader(train, 16), DataLoader(val, 16)
 
 
+def few(*args, **kwargs):
+    """A pruning that looks at few images after a cut: what it learns from them is not the matter here."""
+    return HQPPruning(*args, **{"compensate": False, "recalibrate_batches": 1, **kwargs})
+
+
 def steps(pruning):
     return [(r.epoch, r.outcome) for r in pruning.records]
 
@@ -53,7 +58,7 @@ CALLBACKS = {
 @pytest.mark.parametrize("first", [True, False])
 @pytest.mark.parametrize("name", CALLBACKS)
 def test_beside_other_callbacks_in_either_order(loaders, make_trainer, name, first):
-    pruning, other = HQPPruning("val_acc", 0.02, step=0.2, min_step=0.05), CALLBACKS[name]()
+    pruning, other = few("val_acc", 0.02, step=0.2, min_step=0.05), CALLBACKS[name]()
     settings = {"enable_progress_bar": True} if "bar" in name else {}
     settings |= {"enable_model_summary": True} if "summary" in name else {}
     make_trainer(3, [other, pruning] if first else [pruning, other], **settings).fit(Scripted(SCORES), *loaders)
@@ -62,7 +67,7 @@ def test_beside_other_callbacks_in_either_order(loaders, make_trainer, name, fir
 
 def test_a_step_is_told_above_the_progress_bar_in_its_own_way(loaders, make_trainer, capsys):
     def told(bar):
-        pruning = HQPPruning("val_acc", 0.02, step=0.2, min_step=0.05)
+        pruning = few("val_acc", 0.02, step=0.2, min_step=0.05)
         make_trainer(2, [bar, pruning], enable_progress_bar=bar is not None).fit(Scripted(SCORES), *loaders)
         return capsys.readouterr().out
 
@@ -76,7 +81,7 @@ def test_a_step_is_told_above_the_progress_bar_in_its_own_way(loaders, make_trai
 
 
 def test_early_stopping_ends_with_the_last_accepted_model(loaders, make_trainer):
-    pruning, model = HQPPruning("val_acc", 0.02, step=0.2, min_step=0.05), Scripted(SCORES)
+    pruning, model = few("val_acc", 0.02, step=0.2, min_step=0.05), Scripted(SCORES)
     trainer = make_trainer(9, [pruning, EarlyStopping("val_acc", mode="max", patience=1)])
     trainer.fit(model, *loaders)
     assert trainer.current_epoch == 2
@@ -95,7 +100,7 @@ class Watch(Callback):
 
 
 def test_loggers_get_the_steps_and_the_learning_rate(loaders, make_trainer, tmp_path):
-    pruning, logger = HQPPruning("val_acc", 0.02, step=0.2, min_step=0.05), CSVLogger(tmp_path)
+    pruning, logger = few("val_acc", 0.02, step=0.2, min_step=0.05), CSVLogger(tmp_path)
     callbacks = [LearningRateMonitor("step"), pruning]
     make_trainer(3, callbacks, logger=logger, log_every_n_steps=1).fit(Scripted(SCORES), *loaders)
     assert steps(pruning) == STORY
@@ -108,7 +113,7 @@ def test_what_tensorboard_reads(loaders, make_trainer, tmp_path):
     accumulator = pytest.importorskip(
         "tensorboard.backend.event_processing.event_accumulator", reason="TensorBoard is not installed"
     )
-    pruning, logger = HQPPruning("val_acc", 0.02, step=0.2, min_step=0.05), TensorBoardLogger(tmp_path)
+    pruning, logger = few("val_acc", 0.02, step=0.2, min_step=0.05), TensorBoardLogger(tmp_path)
     callbacks = [watch := Watch(pruning), LearningRateMonitor("step"), pruning]
     make_trainer(3, callbacks, logger=logger, log_every_n_steps=1).fit(Scripted(SCORES), *loaders)
     assert steps(pruning) == STORY
@@ -158,7 +163,7 @@ class Recorder(TensorBoardLogger):
 
 
 def test_tensorboard_gets_a_histogram_of_the_saliency_at_every_step(loaders, make_trainer):
-    pruning, logger = HQPPruning("val_acc", 0.02, step=0.2, min_step=0.05), Recorder()
+    pruning, logger = few("val_acc", 0.02, step=0.2, min_step=0.05), Recorder()
     watch = Watch(pruning)
     make_trainer(3, [watch, pruning], logger=logger).fit(Scripted(SCORES), *loaders)
     assert [(tag, step) for tag, _, step in logger.histograms] == [("hqp/log10_saliency", 5 * e) for e in range(3)]
@@ -171,7 +176,7 @@ def test_tensorboard_gets_a_histogram_of_the_saliency_at_every_step(loaders, mak
 
 def test_several_validations_an_epoch(loaders, make_trainer):
     # 5 batches: validation after the 2nd and the 4th; the epoch's end has none of its own, so the next one judges.
-    pruning = HQPPruning("val_acc", 0.02, step=0.2, min_step=0.05)
+    pruning = few("val_acc", 0.02, step=0.2, min_step=0.05)
     model = Scripted([0.9, 0.1, 0.1, 0.89, 0.5, 0.885])
     make_trainer(3, [pruning], val_check_interval=0.4).fit(model, *loaders)
     assert steps(pruning)[0] == (0, "kept")
@@ -179,13 +184,13 @@ def test_several_validations_an_epoch(loaders, make_trainer):
 
 
 def test_a_validation_every_second_epoch(loaders, make_trainer):
-    pruning = HQPPruning("val_acc", 0.02, step=0.2, min_step=0.05)
+    pruning = few("val_acc", 0.02, step=0.2, min_step=0.05)
     make_trainer(6, [pruning], check_val_every_n_epoch=2).fit(Scripted(SCORES), *loaders)
     assert steps(pruning) == [(0, "kept"), (2, "rolled_back"), (4, "kept")]
 
 
 def test_a_limited_validation(loaders, make_trainer, digits):
-    pruning = HQPPruning("val_acc", 0.9, step=0.2)
+    pruning = few("val_acc", 0.9, step=0.2)
     model = Classifier()
     make_trainer(1, [pruning], limit_val_batches=1).fit(model, *loaders)
     x, y = digits[0][1200:1216], digits[1][1200:1216]
@@ -201,7 +206,7 @@ def test_a_learning_rate_that_was_searched_gives_the_run_of_one_set_by_hand(load
 
     def run(how, lr=3e-3):
         torch.manual_seed(0)
-        pruning, model = HQPPruning("val_acc", 0.3, step=0.2), Classifier(lr)
+        pruning, model = few("val_acc", 0.3, step=0.2), Classifier(lr)
         search = {"max_lr": 0.1, "early_stop_threshold": None}
         finder = [LearningRateFinder(num_training_steps=20, **search)] * (how in ("before", "after"))
         trainer = make_trainer(2, [*finder, pruning] if how == "before" else [pruning, *finder])
@@ -241,7 +246,7 @@ def test_several_validation_loaders_are_scored_on_the_first_and_judged_by_the_na
 
 @pytest.mark.filterwarnings("ignore:You requested to overfit:UserWarning")
 def test_overfit_batches(loaders, make_trainer):
-    pruning = HQPPruning("val_acc", 0.02, step=0.2, min_step=0.05)
+    pruning = few("val_acc", 0.02, step=0.2, min_step=0.05)
     make_trainer(3, [pruning], overfit_batches=2).fit(Scripted(SCORES), *loaders)
     assert steps(pruning) == STORY
 
@@ -258,7 +263,7 @@ def test_fast_dev_run_touches_nothing(loaders, make_trainer, tmp_path, batches):
 
 @pytest.mark.parametrize("sanity", [1, -1])
 def test_a_sanity_check_is_no_measurement(loaders, make_trainer, sanity):
-    pruning = HQPPruning("val_acc", 0.02, step=0.2, min_step=0.05)
+    pruning = few("val_acc", 0.02, step=0.2, min_step=0.05)
     make_trainer(3, [pruning], num_sanity_val_steps=sanity).fit(Scripted(SCORES), *loaders)
     assert steps(pruning) == STORY
     assert pruning.state.dense.score == pytest.approx(0.9)
@@ -280,7 +285,7 @@ class Late(Scripted):
 
 
 def test_configure_model_builds_the_network_later(loaders, make_trainer):
-    pruning, model = HQPPruning("val_acc", 0.02, step=0.2, min_step=0.05), Late(SCORES)
+    pruning, model = few("val_acc", 0.02, step=0.2, min_step=0.05), Late(SCORES)
     make_trainer(3, [pruning]).fit(model, *loaders)
     assert steps(pruning) == STORY
 
@@ -293,7 +298,7 @@ def test_a_wrong_path_is_refused_even_if_the_network_is_built_later(loaders, mak
 
 
 def test_configure_callbacks_brings_the_pruning(loaders, make_trainer):
-    pruning = HQPPruning("val_acc", 0.02, step=0.2, min_step=0.05)
+    pruning = few("val_acc", 0.02, step=0.2, min_step=0.05)
     make_trainer(3, []).fit(Late(SCORES, [pruning]), *loaders)
     assert steps(pruning) == STORY
 
@@ -369,7 +374,7 @@ def test_a_network_inside_a_compiled_wrapper(loaders, make_trainer, tmp_path):
 
 
 def test_checkpoints_in_the_middle_of_an_epoch(loaders, make_trainer, tmp_path):
-    pruning = HQPPruning("val_acc", 0.02, step=0.2, min_step=0.05)
+    pruning = few("val_acc", 0.02, step=0.2, min_step=0.05)
     checkpoint = ModelCheckpoint(tmp_path / "a", "{step}", every_n_train_steps=2, save_top_k=-1)
     make_trainer(2, [pruning, checkpoint], enable_checkpointing=True).fit(Scripted(SCORES), *loaders)
     for path in (tmp_path / "a").iterdir():
@@ -394,7 +399,7 @@ class TwoNetworks(Scripted):
 def test_one_of_two_networks_is_pruned(loaders, make_trainer):
     model = TwoNetworks(SCORES)
     before = {n: t.clone() for n, t in model.teacher.state_dict().items()}
-    pruning = HQPPruning("val_acc", 0.02, step=0.2, min_step=0.05, module="net")
+    pruning = few("val_acc", 0.02, step=0.2, min_step=0.05, module="net")
     make_trainer(3, [pruning]).fit(model, *loaders)
     assert steps(pruning) == STORY
     assert all(torch.equal(t, before[n]) for n, t in model.teacher.state_dict().items())
@@ -422,7 +427,7 @@ class IsTheNetwork(Classifier):
 
 
 def test_the_module_itself_is_the_network(loaders, make_trainer):
-    pruning, model = HQPPruning("val_acc", 0.9, step=0.2), IsTheNetwork()
+    pruning, model = few("val_acc", 0.9, step=0.2), IsTheNetwork()
     make_trainer(2, [pruning]).fit(model, *loaders)
     assert [r.outcome for r in pruning.records] == ["kept", "kept"]
     assert model.stem.out_channels + model.deep.out_channels < 64
@@ -433,7 +438,7 @@ def test_a_frozen_backbone_stays_frozen_and_is_pruned_consistently(loaders, make
     model = Scripted(SCORES)
     model.net[:6].requires_grad_(False)
     frozen = {n for n, p in model.named_parameters() if not p.requires_grad}
-    pruning = HQPPruning("val_acc", 0.02, step=0.2, min_step=0.05)
+    pruning = few("val_acc", 0.02, step=0.2, min_step=0.05)
     make_trainer(3, [pruning]).fit(model, *loaders)
     assert steps(pruning) == STORY
     assert {n for n, p in model.named_parameters() if not p.requires_grad} == frozen
@@ -458,7 +463,7 @@ class Sized(LightningDataModule):
 def test_a_batch_size_that_was_searched_gives_the_run_of_one_set_by_hand(loaders, make_trainer, how):
     def run(how, batch_size):
         torch.manual_seed(0)
-        pruning, model, data = HQPPruning("val_acc", 0.3, step=0.2), Classifier(), Sized(loaders, batch_size)
+        pruning, model, data = few("val_acc", 0.3, step=0.2), Classifier(), Sized(loaders, batch_size)
         search = {"steps_per_trial": 1, "init_val": 8, "max_trials": 3}
         finder = [BatchSizeFinder(**search)] * (how in ("before", "after"))
         trainer = make_trainer(2, [*finder, pruning] if how == "before" else [pruning, *finder])
