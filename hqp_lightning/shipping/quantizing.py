@@ -77,7 +77,7 @@ def quantize_within(
     noisiest = sorted(set(noise) - set(rule), key=lambda name: noise[name], reverse=True)
 
     looked = export.look(float_onnx.path, ranges, sample, exclude=rule, threads=threads, **where)
-    warning = _warning(looked, noisiest, noise)
+    warning = _warning(looked, noisiest, noise, _hint(options, max_float_layers))
     if warning is not None:
         _log.warning("hqp: %s", warning)
 
@@ -121,15 +121,26 @@ def with_cost(layer: QuantizedLayer) -> str:
     return layer.layer + ("" if layer.float_cost_ms is None else f" ({layer.float_cost_ms:+.3f} ms)")
 
 
-def _warning(noise: float, noisiest: Sequence[str], alone: Mapping[str, float]) -> str | None:
+def _warning(noise: float, noisiest: Sequence[str], alone: Mapping[str, float], hint: str) -> str | None:
     """One line, if the logits of the INT8 file are far from the float ones: before anybody reads a score."""
     if noise <= _LOUD:
         return None
     layers = ", ".join(f"{name} ({_decibels(alone[name]):.1f} dB alone)" for name in noisiest[:_NAMED])
     return (
         f"INT8 logits have an SQNR of only {_decibels(noise):.1f} dB on calibration images, expect a drop. "
-        f"The noisiest layers: {layers}."
+        f"The noisiest layers: {layers}. {hint} (docs/int8.md, When the score falls)"
     )
+
+
+def _hint(options: FileOptions, max_float_layers: int) -> str:
+    """What most likely helps, by what was chosen: a default that was given up first, as going back to it costs nothing."""
+    if options.method != "mse":
+        return f'The ranges are of method="{options.method}": try "mse", the default.'
+    if options.placement == "all":
+        return 'placement="all" quantizes thin and depthwise layers, too: try "paying", the default.'
+    if max_float_layers == 0:
+        return "With max_float_layers=0 no layer may go back to float."
+    return f"Over the budget up to max_float_layers={max_float_layers} of them go back to float."
 
 
 def _decibels(noise: float) -> float:

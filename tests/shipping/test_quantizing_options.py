@@ -69,13 +69,24 @@ def test_uint8_is_refused_where_tensorrt_is_asked_for(tmp_path):
         Int8Export(tmp_path, activation_type="int4")
 
 
-@pytest.mark.parametrize("ruined", [False, True])
-def test_a_ruined_file_is_told_before_its_score(ruined, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("ruined", "given", "in_float", "hint"),
+    [
+        (False, {"placement": "all"}, 0, None),
+        (True, {"placement": "all", "method": "max"}, 8, 'method="max": try "mse"'),
+        (True, {"placement": "all"}, 8, 'placement="all" quantizes thin and depthwise layers, too: try "paying"'),
+        (True, {}, 0, "With max_float_layers=0 no layer may go back"),
+        (True, {}, 8, "up to max_float_layers=8 of them go back to float"),
+    ],
+)
+def test_a_ruined_file_is_told_before_its_score(ruined, given, in_float, hint, tmp_path, monkeypatch):
     torch.manual_seed(0)
     network = _network()
     nn.init.zeros_(network[-1].bias)  # the logits are what the image makes of them
     artifact = export_onnx(network, torch.zeros(1, 3, 8, 8), tmp_path / "model.onnx")
     batch = np.random.default_rng(0).normal(size=(8, 3, 8, 8)).astype(np.float32)
+    # all layers of this network are thin: by the default placement none would be INT8
+    monkeypatch.setattr("hqp_lightning.shipping.quantizing.left_in_float", lambda *_: ())
     if ruined:  # all that is below 300 / 254 is zero
         true = export.collect_ranges
         monkeypatch.setattr(
@@ -85,10 +96,12 @@ def test_a_ruined_file_is_told_before_its_score(ruined, tmp_path, monkeypatch):
     def measure(int8):
         return OnnxRuntimeBackend().build(int8.path, "int8", tmp_path), Verdict(True, 1.0, 1.0, 0.0, 0.01, "")
 
-    options = Int8Export(tmp_path, threads=1, placement="all").options
-    made = quantize_within(artifact, lambda: iter([batch]), measure, tmp_path / "int8.onnx", options, 0)
+    options = Int8Export(tmp_path, threads=1, **given).options
+    made = quantize_within(artifact, lambda: iter([batch]), measure, tmp_path / "int8.onnx", options, in_float)
     made.engine.close()
     assert (made.warning is not None) == ruined
     if made.warning is not None:
         assert "dB on calibration images" in made.warning
         assert "/5/Gemm (" in made.warning
+        assert hint in made.warning
+        assert "docs/int8.md" in made.warning
