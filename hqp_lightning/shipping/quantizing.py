@@ -133,7 +133,7 @@ def _warning(noise: float, noisiest: Sequence[str], alone: Mapping[str, float], 
 
 
 def _hint(options: FileOptions, max_float_layers: int) -> str:
-    """What most likely helps, by what was chosen: a default that was given up first, as going back to it costs nothing."""
+    """What most likely helps, by what was chosen; first a default that was given up, as going back is free."""
     if options.method != "mse":
         return f'The ranges are of method="{options.method}": try "mse", the default.'
     if options.placement == "all":
