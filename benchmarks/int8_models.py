@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import torch
 from compensation import compensated, scores
+from efficientnet_lite import PUBLISHED
 from photographs import TORCHVISION, TURNED, Prepared, batches_of, imagenet, photographs
-from published import PUBLISHED
 from torch import nn
 from trained import network
 

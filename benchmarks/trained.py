@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 import torchvision
-from published import PUBLISHED, published
+from efficientnet_lite import PUBLISHED, published
 from torch import nn
 
 

@@ -382,7 +382,10 @@ def test_check_against_the_logits_of_the_export(release, board, folder, capsys):
     sqnr = 10 * np.log10((float_**2).sum() / ((found - float_) ** 2).sum())
     agree = (found.argmax(1) == float_.argmax(1)).mean()
     assert f"8 reference images: {agree:.1%} of the classes as float on the training machine, {sqnr:.1f} dB" in said
-    assert "8 reference images: 100.0% of the classes as int8 on the training machine" in said
+    int8 = np.load(folder / "references.npz")["int8"]
+    alike = (found.argmax(1) == int8.argmax(1)).mean()  # those of float16 may decide a tie otherwise
+    assert alike >= 7 / 8
+    assert f"8 reference images: {alike:.1%} of the classes as int8 on the training machine" in said
     assert re.search(r"one image repeated 5 times: rows differ by \d", said)
 
 
