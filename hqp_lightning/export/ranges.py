@@ -147,7 +147,11 @@ def collect_ranges(
         for name, hist in histograms.items()
     }
     given: dict[str, Any] = {"activation_type": activation_type, "method": method, "percentile": percentile}
-    far = [n for n, h in channels.items() if offset(h) > _OFFSET and centrable(load_model(onnx_path), placed, n)]
+    far = [n for n, h in channels.items() if offset(h) > _OFFSET]
+    if far:
+        model = load_model(onnx_path)
+        far = [n for n in far if centrable(model, placed, n)]
+        del model
     kinds: list[tuple[float, Sequence[str]]] = [(1.0, ()), (0.5, ())]
     if far and activation_type == "int8":
         kinds.insert(0, (1.0, far))

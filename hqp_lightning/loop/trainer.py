@@ -129,7 +129,7 @@ def schedulers(trainer: Trainer) -> list[Any]:
 def schedules_kept(trainer: Trainer) -> Iterator[None]:
     """Inside, schedules may be stepped and what they set of the optimizers; afterwards they have not been."""
     optimizers, plans = trainer.strategy.optimizers, schedulers(trainer)
-    groups = [{k: v for k, v in g.items() if k != "params"} for o in optimizers for g in o.param_groups]
+    groups = [(g, {k: v for k, v in g.items() if k != "params"}) for o in optimizers for g in o.param_groups]
     states = copy.deepcopy([s.state_dict() for s in plans])
     try:
         with warnings.catch_warnings():
@@ -139,5 +139,5 @@ def schedules_kept(trainer: Trainer) -> Iterator[None]:
     finally:
         for plan, state in zip(plans, states, strict=True):
             plan.load_state_dict(state)
-        for group, settings in zip((g for o in optimizers for g in o.param_groups), groups, strict=True):
+        for group, settings in groups:
             group.update(settings)

@@ -21,7 +21,8 @@ from hqp_lightning.records import Latency
 __all__ = ["Backend", "Engine", "lacks_vnni", "latencies", "processor_name"]
 
 _CPUINFO = Path("/proc/cpuinfo")
-_SETTLED_MS = 50.0
+_ROW = 10  # timed calls of an engine before the next has its turn
+_SETTLED_MS = 50.0  # of untimed calls are enough
 
 
 class Engine(ABC):
@@ -125,10 +126,8 @@ class Backend(ABC):
             raise ExportError(f"{self.name} could not build {onnx} as {precision}: {error}") from error
 
 
-def latencies(
-    engines: Mapping[str, Engine], batch: Arrays, *, warmup: int = 10, runs: int = 100, row: int = 10
-) -> dict[str, Latency]:
-    """Time engines against each other: a row of calls of each in turn, so that the machine's drift hits all alike.
+def latencies(engines: Mapping[str, Engine], batch: Arrays, *, warmup: int = 10, runs: int = 100) -> dict[str, Latency]:
+    """Time engines against each other: a row of ten calls of each in turn, so that the machine's drift hits all alike.
 
     An engine that has just taken over finds the caches full of another's weights and AMX units asleep: its first calls
     take up to twice as long (docs/how-it-works.md). A deployed engine is called in a row, and so it is timed. The order
@@ -140,23 +139,22 @@ def latencies(
         batch: one input for all of them.
         warmup: untimed calls before each row, fewer of an engine that takes long: no further after 50 ms.
         runs: timed calls.
-        row: timed calls of an engine before the next has its turn.
 
     Returns:
         Median and 95th percentile of one call's time, milliseconds; see `Engine.latency_ms`.
 
     Raises:
-        ConfigurationError: ``warmup`` is negative, or ``runs`` or ``row`` below 1.
+        ConfigurationError: ``warmup`` is negative or ``runs`` below 1.
     """
-    if warmup < 0 or runs < 1 or row < 1:
-        raise ConfigurationError(f"warmup={warmup}, runs={runs}, row={row}: expected at least 0, 1 and 1")
+    if warmup < 0 or runs < 1:
+        raise ConfigurationError(f"warmup={warmup}, runs={runs}: expected at least 0 and 1")
     times: dict[str, list[float]] = {key: [] for key in engines}
     order, generator = list(engines), random.Random(0)
-    for begun in range(0, runs, row):
+    for begun in range(0, runs, _ROW):
         generator.shuffle(order)
         for key in order:
             _settle(engines[key], batch, warmup)
-            times[key] += [engines[key].latency_ms(batch) for _ in range(min(row, runs - begun))]
+            times[key] += [engines[key].latency_ms(batch) for _ in range(min(_ROW, runs - begun))]
     return {
         key: Latency(median=float(np.median(t)), p95=float(np.percentile(t, 95)), runs=runs) for key, t in times.items()
     }
