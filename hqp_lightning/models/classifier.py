@@ -121,7 +121,9 @@ class ImageClassifier(L.LightningModule):
                 f"expected distillation in [0, 1] and temperature > 0, got {distillation=}, {temperature=}"
             )
         if feature_distillation < 0 or (feature_distillation and not distillation):
-            raise ConfigurationError(f"{feature_distillation=} with {distillation=}: not below 0, and beside the other")
+            raise ConfigurationError(
+                f"{feature_distillation=} with {distillation=}: at least 0, and it needs distillation, such as 0.9"
+            )
         if feature_distillation:
             feature_reader(net)
         self.save_hyperparameters(ignore=["net", "checkpoint"])
