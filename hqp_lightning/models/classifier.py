@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import math
 from pathlib import Path
+from typing import Any
 
 import lightning as L
 import torch
@@ -78,18 +80,24 @@ class ImageClassifier(L.LightningModule):
             raise ConfigurationError(f"optimizer must be 'sgd' or 'adamw', got {optimizer!r}")
         if schedule not in ("cosine", "constant", "restarts"):
             raise ConfigurationError(f"schedule must be 'cosine', 'constant' or 'restarts', got {schedule!r}")
-        if lr <= 0 or weight_decay < 0 or warmup_epochs < 0 or decay_epochs < 0 or not 0 <= label_smoothing < 1:
+        if (
+            not 0 < lr < math.inf
+            or weight_decay < 0
+            or warmup_epochs < 0
+            or decay_epochs < 0
+            or not 0 <= label_smoothing < 1
+        ):
             raise ConfigurationError(
                 "expected lr > 0, weight_decay, warmup_epochs, decay_epochs >= 0 and label_smoothing in [0, 1), got "
                 f"{lr=}, {weight_decay=}, {warmup_epochs=}, {decay_epochs=}, {label_smoothing=}"
             )
         if restart_epochs < 1:
             raise ConfigurationError(f"restart_epochs must be at least 1, got {restart_epochs}")
-        if not 0 <= distillation <= 1 or temperature <= 0:
+        if not 0 <= distillation <= 1 or not 0 < temperature < math.inf:
             raise ConfigurationError(
                 f"expected distillation in [0, 1] and temperature > 0, got {distillation=}, {temperature=}"
             )
-        if feature_distillation < 0 or (feature_distillation and not distillation):
+        if not 0 <= feature_distillation < math.inf or (feature_distillation and not distillation):
             raise ConfigurationError(
                 f"{feature_distillation=} with {distillation=}: at least 0, and it needs distillation, such as 0.9"
             )
@@ -117,6 +125,16 @@ class ImageClassifier(L.LightningModule):
     def forward(self, images: Tensor) -> Tensor:
         """Logits ``[B, num_classes]`` of normalised images ``[B, 3, H, W]``."""
         return self._logits(self.net, images)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep what the regression of features has seen, so that a resumed run goes on as if it had not stopped."""
+        if self.hparams["feature_distillation"]:
+            checkpoint["feature_distance"] = self._distance.state_dict()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take it up again."""
+        if "feature_distance" in checkpoint:
+            self._distance.load_state_dict(checkpoint["feature_distance"])
 
     def _with_features(self, net: nn.Module, images: Tensor) -> tuple[Tensor, Tensor | None]:
         if not self.hparams["feature_distillation"]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ from hqp_lightning.errors import ConfigurationError
 __all__ = ["FeatureDistance", "distillation_loss", "feature_reader", "with_features"]
 
 _WINDOW = 50  # batches over which the regression looks back
+_STATE = ("_batches", "_samples", "_gram", "_cross", "_square")
 _RIDGE = 1e-2  # of the mean square of a feature
 
 
@@ -89,6 +90,15 @@ class FeatureDistance:
         self._batches, self._samples = 0, 0
         self._gram = self._cross = self._square = torch.zeros(())
 
+    def state_dict(self) -> dict[str, Any]:
+        """What was seen, for a checkpoint; on several devices that of this one."""
+        return {name: getattr(self, name) for name in _STATE}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from there."""
+        for name in _STATE:
+            setattr(self, name, state[name])
+
     def __call__(self, student: Tensor, teacher: Tensor) -> Tensor:
         """Distance, a scalar; 0 until enough samples were seen.
 
@@ -103,6 +113,7 @@ class FeatureDistance:
             )
             if self._gram.shape != (s.shape[1], s.shape[1]):
                 self._restart()
+            self._gram, self._cross, self._square = (x.to(s) for x in (self._gram, self._cross, self._square))
             distance = s.new_zeros(())
             if self._samples >= 2 * s.shape[1]:
                 means = self._square[-1] / self._square[-1, -1]
@@ -118,8 +129,10 @@ class FeatureDistance:
         return torch.linalg.solve(self._gram + ridge, self._cross)
 
     def _see(self, s: Tensor, t: Tensor) -> None:
-        self._batches, self._samples = self._batches + 1, self._samples + len(s)
         new = (s.mT @ s / len(s), s.mT @ t[:, :-1] / len(s), t.mT @ t / len(s))
+        if not all(bool(x.isfinite().all()) for x in new):
+            return  # of a step that diverged and will be taken back: it would stay in the sums
+        self._batches, self._samples = self._batches + 1, self._samples + len(s)
         share = 1.0 / min(self._batches, _WINDOW)
         old = (self._gram, self._cross, self._square)
         self._gram, self._cross, self._square = (o + share * (n - o) for o, n in zip(old, new, strict=True))

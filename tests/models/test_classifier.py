@@ -142,6 +142,9 @@ def test_checkpoint_is_loaded(tmp_path):
         ({"distillation": 1.5}, "distillation=1.5"),
         ({"distillation": 0.5, "temperature": 0.0}, "temperature=0.0"),
         ({"distillation": 0.5, "feature_distillation": -1.0}, "feature_distillation=-1.0"),
+        ({"distillation": 0.5, "temperature": float("nan")}, "temperature=nan"),
+        ({"distillation": 0.5, "feature_distillation": float("inf")}, "feature_distillation=inf"),
+        ({"lr": float("nan")}, "lr=nan"),
         ({"feature_distillation": 1.0}, "feature_distillation=1.0 with distillation=0.0"),
     ],
 )

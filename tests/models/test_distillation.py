@@ -50,6 +50,35 @@ def test_the_gradient_goes_to_the_student_alone_and_a_narrower_one_begins_anew()
     assert float(distance(s.detach()[:, :4], t.detach())) == 0.0
 
 
+def test_what_diverged_leaves_nothing_behind():
+    clean, spoiled = FeatureDistance(), FeatureDistance()
+    for i, (s, t) in enumerate(_batches(6, noise=1.0)):
+        if i == 3:
+            assert not spoiled(s * float("nan"), t).isfinite()
+        assert float(spoiled(s, t)) == float(clean(s, t))
+
+
+def test_a_resumed_training_is_the_uninterrupted_one(tmp_path):
+    def run(epochs, **kwargs):
+        torch.manual_seed(0)
+        net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 5))
+        model = ImageClassifier(net, 5, lr=0.05, schedule="constant", distillation=0.5, feature_distillation=1.0)
+        data = torch.utils.data.TensorDataset(torch.randn(64, 3, 8, 8), torch.arange(64) % 5)
+        options = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+        trainer = L.Trainer(
+            max_epochs=epochs, accelerator="cpu", enable_model_summary=False, limit_val_batches=0, **options
+        )
+        loader = torch.utils.data.DataLoader(data, 16)
+        trainer.fit(model, loader, loader, **kwargs)
+        return trainer, model.state_dict()
+
+    half, _ = run(2)
+    half.save_checkpoint(tmp_path / "half.ckpt")
+    _, straight = run(4)
+    _, resumed = run(4, ckpt_path=tmp_path / "half.ckpt")
+    assert all(torch.equal(v, straight[k]) for k, v in resumed.items())
+
+
 @pytest.mark.parametrize(
     ("name", "reader", "width"), [("resnet18", "fc", 512), ("mobilenet_v3_small", "classifier.0", 576)]
 )
