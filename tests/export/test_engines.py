@@ -1,6 +1,7 @@
 """Runtimes on this machine's CPU against torch, and the timing loop against a clock that we drive."""
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from torch import nn
@@ -200,3 +201,27 @@ def test_bfloat16_is_offered_where_the_processor_has_it_and_is_not_float32(model
         assert 1e-5 < difference < 0.05  # eight bits of a mantissa
     monkeypatch.setattr(openvino, "_capabilities", lambda: [c for c in has if c != "BF16"])
     assert backend.offered() == ("fp32", "int8")
+
+
+def test_float_parts_of_int8_are_bfloat16_where_the_processor_has_it(model, tmp_path, monkeypatch):
+    runtime = pytest.importorskip("openvino")
+    _, path, _ = model
+    backend, batch = OpenVINOBackend(), np.random.default_rng(1).normal(size=(8, 3, 16, 16)).astype(np.float32)
+    ranges = collect_ranges(path, [batch], threads=1)
+    half = quantize(path, ranges, tmp_path / "half.onnx", exclude=[n.name for n in _convolutions(path)][1:]).path
+
+    def alone(precision):  # the runtime, without our engine
+        options = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": 1, "INFERENCE_PRECISION_HINT": precision}
+        return runtime.Core().compile_model(half, "CPU", options)(batch)[0]
+
+    has = openvino._capabilities()
+    for has_it in {"BF16" in has, False}:
+        monkeypatch.setattr(openvino, "_capabilities", lambda k=has_it: ["BF16"] * k)
+        with backend.build(half, "int8", tmp_path, threads=1, batch_size=8) as engine:
+            np.testing.assert_array_equal(engine.run(batch), alone("bf16" if has_it else "f32"))
+    if "BF16" in has:
+        assert 1e-5 < np.abs(alone("bf16") - alone("f32")).max() < 0.05
+
+
+def _convolutions(path):
+    return [n for n in onnx.load(path).graph.node if n.op_type == "Conv"]

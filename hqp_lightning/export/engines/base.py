@@ -30,7 +30,7 @@ class Engine(ABC):
 
     Attributes:
         backend: name of the runtime.
-        precision: ``"fp32"``, ``"fp16"``, ``"bf16"`` or ``"int8"``.
+        precision: ``"fp32"``, ``"fp16"``, ``"bf16"`` or ``"int8"``, of which float parts may be in a half precision.
         device: name of the processor, for people.
         threads: CPU threads it uses; 0 on a GPU.
         path: the file it runs from.

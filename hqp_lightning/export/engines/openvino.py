@@ -12,11 +12,15 @@ from hqp_lightning.board.arrays import Arrays, bundle, each
 from hqp_lightning.errors import ExportError
 from hqp_lightning.export.engines.base import Backend, Engine, lacks_vnni, processor_name
 
-__all__ = ["OpenVINOBackend", "device_name"]
+__all__ = ["OpenVINOBackend", "device_name", "inference_precision"]
 
 
 class OpenVINOBackend(Backend):
-    """Latency-tuned; float32 is float32 even where OpenVINO would rather use bfloat16, a precision of its own here."""
+    """Latency-tuned; float32 is float32 even where OpenVINO would rather use bfloat16, a precision of its own here.
+
+    The float parts of an INT8 model are in bfloat16 where the processor has it, as OpenVINO runs the file without being
+    asked, and as TensorRT's INT8 engines have theirs in float16: what is scored is what is deployed.
+    """
 
     name = "openvino"
     precisions = ("fp32", "bf16", "int8")
@@ -67,9 +71,7 @@ class _OpenVINOEngine(Engine):
         options = {
             "PERFORMANCE_HINT": "LATENCY",
             "INFERENCE_NUM_THREADS": self.threads,
-            # Without it bfloat16 sneaks in on AVX512-BF16 and AMX machines: the "float" model would be twice as
-            # fast as float32 and not as exact, and the float parts of an INT8 model would lose accuracy.
-            "INFERENCE_PRECISION_HINT": "bf16" if self.precision == "bf16" else "f32",
+            "INFERENCE_PRECISION_HINT": inference_precision(self.precision),
         }
         return self._core.compile_model(model, "CPU", options).create_infer_request()
 
@@ -91,6 +93,16 @@ class _OpenVINOEngine(Engine):
     def close(self) -> None:
         self._requests.clear()
         self._core, self._given = None, []
+
+
+def inference_precision(precision: str) -> str:
+    """OpenVINO's name of what floats are computed in; it has to be said, or "float" is bfloat16 on some machines.
+
+    Args:
+        precision: of an engine, one of `OpenVINOBackend.precisions`.
+    """
+    half = precision == "bf16" or (precision == "int8" and "BF16" in _capabilities())
+    return "bf16" if half else "f32"
 
 
 def device_name(core: Any = None) -> str:
