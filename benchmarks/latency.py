@@ -2,11 +2,11 @@
 
     python benchmarks/latency.py --threads 1 outputs/RECIPE/TIME/deploy [another ...]
 
-The folders are those that ``Int8Export`` filled; ``model.uint8.onnx`` is timed where it was made (docs/int8.md). Every
-repeat builds the engines anew and calls them in a new random order every turn, a row of calls each: as many untimed as
-timed ones, since the first calls after another engine's find cold caches (``--row 1 --warmup 0`` times exactly those).
-Of each call the wall time and the processor time of the whole process are taken: on a busy machine trust the latter,
-with one thread.
+The folders are those that ``Int8Export`` filled; ``model.uint8.onnx`` is timed where it was made, and the INT8 file
+once more with its float parts in bfloat16 where the processor has it (docs/int8.md). Every repeat builds the engines
+anew and calls them in a new random order every turn, a row of calls each: as many untimed as timed ones, since the
+first calls after another engine's find cold caches (``--row 1 --warmup 0`` times exactly those). Of each call the wall
+time and the processor time of the whole process are taken: on a busy machine trust the latter, with one thread.
 """
 
 from __future__ import annotations
@@ -25,7 +25,14 @@ from printing import print_table
 from hqp_lightning.export import describe
 from hqp_lightning.export.engines import Engine, OpenVINOBackend
 
-FILES = {"dense": "model.dense.onnx", "pruned": "model.onnx", "int8": "model.int8.onnx", "uint8": "model.uint8.onnx"}
+FILES = {
+    "dense": ("model.dense.onnx", "fp32"),
+    "pruned": ("model.onnx", "fp32"),
+    "int8": ("model.int8.onnx", "int8"),
+    "int8+bf16": ("model.int8.onnx", "int8+bf16"),
+    "uint8": ("model.uint8.onnx", "int8"),
+}
+QUANTIZED = [k for k in FILES if "int8" in k]
 CLOCKS = {"wall": time.perf_counter, "processor": time.process_time}
 
 Key = tuple[str, str]
@@ -50,24 +57,33 @@ def timed(engines: Mapping[Key, Engine], batch: np.ndarray, args: argparse.Names
 
 def rows(folders: Sequence[str], args: argparse.Namespace) -> Iterator[Sequence[str]]:
     backend = OpenVINOBackend()
-    paths = {(f, key): path for f in folders for key, file in FILES.items() if (path := Path(f) / file).is_file()}
+    paths = {
+        (f, key): path
+        for f in folders
+        for key, (file, precision) in FILES.items()
+        if precision in backend.offered() and (path := Path(f) / file).is_file()
+    }
     shape = describe(paths[folders[0], "dense"]).inputs[0].shape
     batch = np.random.default_rng(0).normal(size=(args.batch_size, *shape)).astype(np.float32)
     for _ in range(args.repeats):
         with tempfile.TemporaryDirectory() as cache:
-            engines = {
-                k: backend.build(p, "int8" if "int8" in k[1] else "fp32", Path(cache), threads=args.threads)
-                for k, p in paths.items()
-            }
+            engines = {k: backend.build(p, FILES[k[1]][1], Path(cache), threads=args.threads) for k, p in paths.items()}
             times = timed(engines, batch, args)
             for engine in engines.values():
                 engine.close()
         for folder in folders:
             for clock, of in times.items():
-                dense, first = of[folder, "dense"], of[folders[0], "int8"]
+                dense = of[folder, "dense"]
                 cells = [f"{of[folder, k]:.3f}" if (folder, k) in of else "" for k in FILES]
-                faster = [f"{dense / of[folder, k]:.2f}x" if (folder, k) in of else "" for k in ("int8", "uint8")]
-                yield folder, clock, *cells, *faster, f"{first / of[folder, 'int8']:.2f}x"
+                faster = [f"{dense / of[folder, k]:.2f}x" if (folder, k) in of else "" for k in QUANTIZED]
+                alike = [k for k in QUANTIZED if (folder, k) in of and (folders[0], k) in of]
+                yield (
+                    folder,
+                    clock,
+                    *cells,
+                    *faster,
+                    " ".join(f"{of[folders[0], k] / of[folder, k]:.2f}x" for k in alike),
+                )
 
 
 def main() -> None:
@@ -78,7 +94,7 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     about = f"batch {args.batch_size}, threads {args.threads}; ms: median of {args.runs} calls, {args.row} in a row"
-    header = ("run", "time", *FILES, "dense over int8", "dense over uint8", "the first run's int8 over int8")
+    header = ("run", "time", *FILES, *(f"dense over {k}" for k in QUANTIZED), "the first run's over these")
     print_table(about, header, rows(args.folders, args))
 
 

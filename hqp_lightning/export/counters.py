@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 
 from hqp_lightning.board.arrays import Arrays, each
-from hqp_lightning.export.engines.openvino import inference_precision
 
 __all__ = ["Executed", "openvino_counters"]
 
@@ -30,8 +29,7 @@ def openvino_counters(
 
     The engine gives a mean over all calls, in which one interruption shows, and the first one, that packs weights: the
     latter is taken off, and the median of a few engines taken, each scaled to the others: machines have slow moments.
-    What the engine put in by itself (layouts, scales) goes with what it stands behind, or before. Floats are computed
-    as the float parts of an INT8 engine are.
+    What the engine put in by itself (layouts, scales) goes with what it stands behind, or before.
 
     Args:
         paths: float or Q/DQ models.
@@ -75,7 +73,7 @@ def _turn(
     options = {
         "PERFORMANCE_HINT": "LATENCY",
         "INFERENCE_NUM_THREADS": threads,
-        "INFERENCE_PRECISION_HINT": inference_precision("int8"),
+        "INFERENCE_PRECISION_HINT": "f32",
         "PERF_COUNT": True,
     }
     request = (compiled := core.compile_model(model, "CPU", options)).create_infer_request()

@@ -106,7 +106,9 @@ class Latency:
 
 @dataclass(frozen=True, slots=True)
 class EngineReport:
-    """A timed engine. ``model`` is ``"dense"`` or ``"pruned"``; ``precision`` ``"fp32"``, ``"fp16"`` or ``"int8"``.
+    """A timed engine. ``model`` is ``"dense"`` or ``"pruned"``.
+
+    ``precision`` is ``"fp32"``, ``"fp16"``, ``"bf16"``, ``"int8"``, or ``"int8+bf16"``: float parts in bfloat16.
 
     ``images_per_s`` is the batch over the median latency; ``accuracy`` is the engine's own score, where it was scored.
     """

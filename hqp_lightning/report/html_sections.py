@@ -114,7 +114,7 @@ def latencies(report: Report) -> str:
     longest = max(max(e.latency_ms.p95, e.latency_ms.median) for e in report.engines)
 
     def bar(e: EngineReport) -> str:
-        kind = "int8" if e.precision == "int8" else "dense" if e.model == "dense" else "pruned"
+        kind = "int8" if e.precision.startswith("int8") else "dense" if e.model == "dense" else "pruned"
         median, p95 = (100 * value / longest for value in (e.latency_ms.median, e.latency_ms.p95))
         rate = "" if e.images_per_s is None else f"<br>{count(e.images_per_s)} images/s"
         whisker = f'<i class="whisker" style="left:{median:.2f}%;width:{max(p95 - median, 0):.2f}%"></i>'

@@ -143,8 +143,9 @@ def fastest(report: Report) -> str:
     int8 = twin(report.engines, best, best.model, "int8")
     if best.precision == "int8" or int8 is None:
         return line
+    name = "INT8 with its float parts in float32" if best.precision.startswith("int8") else "INT8"
     state = "slower" if int8.latency_ms.median > best.latency_ms.median else "over the budget"
-    return f"{line} INT8 is {state} here: {ms(int8.latency_ms.median)} ms, {fraction(int8.accuracy)}."
+    return f"{line} {name} is {state} here: {ms(int8.latency_ms.median)} ms, {fraction(int8.accuracy)}."
 
 
 def _interval(

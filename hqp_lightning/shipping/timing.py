@@ -80,11 +80,12 @@ def time_engines(
     for backend in usable:
         first = backend is usable[0]
         wanted = {("dense", "fp32"): models["dense"]}
-        wanted |= {(deployed, p): models[deployed] for p in backend.offered() if p != "int8"}
-        if not first:
-            wanted[deployed, "int8"] = int8.artifact
-        engines = _built(backend, wanted, note, dirpath, options)
+        for p in backend.offered():
+            wanted[deployed, p] = int8.artifact if p.startswith("int8") else models[deployed]
         if first:  # what was scored is what is timed, and stays in the folder
+            del wanted[deployed, "int8"]
+        engines = _built(backend, wanted, note, dirpath, options)
+        if first:
             engines[deployed, "int8"] = int8.engine
         with _closing(engines):
             for row, engine in zip(_time(engines, example, dirpath, options), engines.values(), strict=True):

@@ -192,7 +192,7 @@ def test_bfloat16_is_offered_where_the_processor_has_it_and_is_not_float32(model
     backend, batch = OpenVINOBackend(), np.random.default_rng(1).normal(size=(8, 3, 16, 16)).astype(np.float32)
     has = openvino._capabilities()
     if "BF16" in has:
-        assert backend.offered() == ("fp32", "bf16", "int8")
+        assert backend.offered() == ("fp32", "bf16", "int8", "int8+bf16")
         with (
             backend.build(path, "fp32", tmp_path, threads=1) as exact,
             backend.build(path, "bf16", tmp_path, threads=1) as coarse,
@@ -203,7 +203,7 @@ def test_bfloat16_is_offered_where_the_processor_has_it_and_is_not_float32(model
     assert backend.offered() == ("fp32", "int8")
 
 
-def test_float_parts_of_int8_are_bfloat16_where_the_processor_has_it(model, tmp_path, monkeypatch):
+def test_float_parts_of_int8_are_in_the_type_that_the_precision_names(model, tmp_path):
     runtime = pytest.importorskip("openvino")
     _, path, _ = model
     backend, batch = OpenVINOBackend(), np.random.default_rng(1).normal(size=(8, 3, 16, 16)).astype(np.float32)
@@ -214,12 +214,10 @@ def test_float_parts_of_int8_are_bfloat16_where_the_processor_has_it(model, tmp_
         options = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": 1, "INFERENCE_PRECISION_HINT": precision}
         return runtime.Core().compile_model(half, "CPU", options)(batch)[0]
 
-    has = openvino._capabilities()
-    for has_it in {"BF16" in has, False}:
-        monkeypatch.setattr(openvino, "_capabilities", lambda k=has_it: ["BF16"] * k)
-        with backend.build(half, "int8", tmp_path, threads=1, batch_size=8) as engine:
-            np.testing.assert_array_equal(engine.run(batch), alone("bf16" if has_it else "f32"))
-    if "BF16" in has:
+    for precision in [p for p in backend.offered() if p.startswith("int8")]:
+        with backend.build(half, precision, tmp_path, threads=1, batch_size=8) as engine:
+            np.testing.assert_array_equal(engine.run(batch), alone("bf16" if precision == "int8+bf16" else "f32"))
+    if "int8+bf16" in backend.offered():
         assert 1e-5 < np.abs(alone("bf16") - alone("f32")).max() < 0.05
 
 

@@ -30,7 +30,7 @@ class Engine(ABC):
 
     Attributes:
         backend: name of the runtime.
-        precision: ``"fp32"``, ``"fp16"``, ``"bf16"`` or ``"int8"``, of which float parts may be in a half precision.
+        precision: ``"fp32"``, ``"fp16"``, ``"bf16"``, ``"int8"`` or ``"int8+bf16"``.
         device: name of the processor, for people.
         threads: CPU threads it uses; 0 on a GPU.
         path: the file it runs from.
@@ -98,7 +98,7 @@ class Backend(ABC):
         """Build an engine.
 
         Args:
-            onnx: float model for ``"fp32"``, ``"fp16"`` and ``"bf16"``, Q/DQ model for ``"int8"``.
+            onnx: float model for ``"fp32"``, ``"fp16"`` and ``"bf16"``, Q/DQ model for the others.
             precision: one of `precisions`.
             engine_dir: folder for what the runtime writes; created.
             threads: CPU threads, at least 1.
