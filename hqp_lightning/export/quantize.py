@@ -8,6 +8,7 @@ Add only; the input of a pooling but not the gate beside it). Where both can exp
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -84,6 +85,7 @@ def insert_qdq_(model: onnx.ModelProto, placed: Iterable[Placement], ranges: Map
     if missing:
         raise ExportError(f"no range for tensor {missing[0]!r} ({len(missing)} missing): collect_ranges on this file")
     placed, ranges = rescale_(model, placed, ranges)
+    ranges |= _of_maxima(graph.node, placed, ranges)
     places: dict[str, list[Placement]] = {}
     for place in placed:
         places.setdefault(place.node, []).append(place)
@@ -117,6 +119,22 @@ def insert_qdq_(model: onnx.ModelProto, placed: Iterable[Placement], ranges: Map
     del graph.initializer[:]
     graph.initializer.extend(kept)
     return model
+
+
+def _of_maxima(
+    nodes: Iterable[onnx.NodeProto], placed: Iterable[Placement], ranges: Mapping[str, Range]
+) -> dict[str, Range]:
+    """Ranges of what is quantized for a MaxPool alone: those of what it writes.
+
+    The largest of rounded values is the rounded largest one: with one range the second quantizer changes nothing, and
+    runtimes leave it out.
+    """
+    readers = Counter(p.tensor for p in placed)
+    found: dict[str, Range] = {}
+    for node in reversed(list(nodes)):  # pools of pools, from the last one
+        if node.op_type == "MaxPool" and readers[node.input[0]] == 1 and readers[node.output[0]]:
+            found[node.input[0]] = found.get(node.output[0], ranges[node.output[0]])
+    return found
 
 
 def _add_activation(graph: onnx.GraphProto, nodes: list[onnx.NodeProto], tensor: str, given: Range) -> str:

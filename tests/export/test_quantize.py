@@ -389,6 +389,31 @@ def test_what_the_rounding_of_weights_adds_on_average_comes_off(tmp_path):
         assert error < (1e-3 if exactly else 0.5) * before
 
 
+@pytest.mark.parametrize("activation_type", ["int8", "uint8"])
+def test_what_a_maximum_alone_reads_loses_nothing_more(activation_type, tmp_path):
+    """Two maxima in a row, of what no other reads: the file without the quantizers before them computes the same."""
+    torch.manual_seed(0)
+    pools = nn.MaxPool2d(2), nn.MaxPool2d(3, stride=1, padding=1)
+    module = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), *pools, nn.Conv2d(8, 4, 3))
+    path = tmp_path / "m.onnx"
+    export_onnx(module, torch.zeros(1, 3, 16, 16), path)
+    x = _batches(1, 4, (3, 16, 16))[0]
+    ranges = collect_ranges(path, [x], activation_type=activation_type, threads=1)
+    files = [quantize(path, ranges, tmp_path / f"{k}.onnx", exclude=e).path for k, e in enumerate(((), _maxima(path)))]
+    assert [[n.op_type for n in onnx.load(f).graph.node].count("QuantizeLinear") for f in files] == [4, 2]
+    got, expected = (_session(f).run(None, {"input": x})[0] for f in files)
+    np.testing.assert_array_equal(got, expected)
+    assert len({v.item() for n, v in _stored(files[0]).items() if n.endswith("_scale") and v.size == 1}) == 2
+
+
+def _maxima(path):
+    return [n.name for n in onnx.load(path).graph.node if n.op_type == "MaxPool"]
+
+
+def _stored(path):
+    return {i.name: numpy_helper.to_array(i) for i in onnx.load(path).graph.initializer}
+
+
 def test_a_dead_tensor_gets_a_usable_scale(tmp_path):
     path = tmp_path / "m.onnx"
     export_onnx(nn.Linear(4, 2), torch.zeros(1, 4), path)
