@@ -10,7 +10,8 @@ network's time is
 
     T = a·Σ t + b
 
-with *a* and *b* fitted to the networks as a whole: counters slow an engine down, and a call has a cost of its own.
+with *a* and *b* fitted likewise to the networks as a whole: counters slow an engine down, and a call has a cost of its
+own.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ Widths = Mapping[str, tuple[float, ...]]
 
 _STEPS = (1, 8, 16, 32)
 _FLOOR_MS = 1e-3  # what counters tell: an error beyond it counts as such, not as its square
+_FLOOR = 0.05  # of a network's time: as they differ from build to build
 _ROUNDS = 8
 _ABOUT, _NOTHING = 1.03, 1e-9
 
@@ -106,8 +108,8 @@ class Price:
         known = [n for n in self.table.networks if n.precision == "int8"]
         rows = np.array([[self.of(self.table.parts, n.widths), 1.0] for n in known])
         ms = np.array([n.ms for n in known])
-        a, b = _nonnegative(rows / ms[:, None], np.ones(len(ms)))
-        return float(a), float(b)
+        (a, b), _ = _least_deviations(rows, ms, _FLOOR * float(np.median(ms)))
+        return a, b
 
     @cached_property
     def _touched(self) -> dict[str, tuple[str, ...]]:
@@ -152,12 +154,8 @@ class Price:
         known = [n for n in self.table.networks if n.precision == "int8" and self._there(name, n.widths)]
         rows = np.array([self._features(name, n.widths, step) for n in known])
         ms = np.array([n.parts.get(name, 0.0) for n in known])  # in some it may be fused with another
-        weight = np.ones(len(ms))
-        for _ in range(_ROUNDS):
-            found = _nonnegative(rows * weight[:, None], ms * weight)
-            errors = np.abs(rows @ found - ms)
-            weight = np.sqrt(_FLOOR_MS / np.maximum(errors, _FLOOR_MS))
-        return tuple(map(float, found)), float(errors.sum() / (ms.mean() + _FLOOR_MS))
+        found, errors = _least_deviations(rows, ms, _FLOOR_MS)
+        return found, float(errors.sum() / (ms.mean() + _FLOOR_MS))
 
 
 def price_of(table: LatencyTable, widths: Widths, source: str = "the latency table") -> Price:
@@ -188,6 +186,19 @@ def price_of(table: LatencyTable, widths: Widths, source: str = "the latency tab
                 f"{source} is of another network: layer {name!r} is {there} there and {i}→{o} here."
             )
     return price
+
+
+def _least_deviations(rows: np.ndarray, values: np.ndarray, floor: float) -> tuple[tuple[float, ...], np.ndarray]:
+    """Coefficients, none negative, with the least sum of absolute errors, and these; below ``floor`` their squares.
+
+    Least squares would follow the one value that was measured wrong.
+    """
+    weight = np.ones(len(values))
+    for _ in range(_ROUNDS):
+        found = _nonnegative(rows * weight[:, None], values * weight)
+        errors = np.abs(rows @ found - values)
+        weight = np.sqrt(floor / np.maximum(errors, floor))
+    return tuple(map(float, found)), errors
 
 
 def _nonnegative(rows: np.ndarray, values: np.ndarray) -> np.ndarray:
