@@ -71,10 +71,9 @@ def test_the_step_of_the_stairs_and_the_time_of_every_part_are_found_in_networks
     assert (price.measured("fp32"), price.measured("int8")) == (30.0, network("", DENSE).ms)
 
 
-@pytest.mark.parametrize("read", [0.1, 3.0])
-def test_one_network_that_was_timed_wrong_does_not_count(read):
+def test_one_network_that_was_timed_wrong_does_not_count():
     first, *others = TABLE.networks[1:]
-    wrong = replace(others[0], ms=read * others[0].ms)
+    wrong = replace(others[0], ms=0.1 * others[0].ms)
     price = Price(replace(TABLE, networks=(TABLE.networks[0], first, wrong, *others[1:])))
     assert price.dense_ms == pytest.approx(network("", DENSE).ms, rel=0.01)
 

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from hqp_lightning.errors import ConfigurationError, ExportError
-from hqp_lightning.export import collect_ranges, quantize
+from hqp_lightning.export import collect_ranges, latency, quantize
 from hqp_lightning.export import engines as engines_module
 from hqp_lightning.export.engines import OnnxRuntimeBackend, OpenVINOBackend, base, latencies, openvino
 from hqp_lightning.export.onnx import export_onnx
@@ -219,6 +219,18 @@ def test_float_parts_of_int8_are_in_the_type_that_the_precision_names(model, tmp
             np.testing.assert_array_equal(engine.run(batch), alone("bf16" if precision == "int8+bf16" else "f32"))
     if "int8+bf16" in backend.offered():
         assert 1e-5 < np.abs(alone("bf16") - alone("f32")).max() < 0.05
+
+
+def test_calls_that_a_clock_misses_are_no_times(monkeypatch):
+    clock, calls = [0.0], []
+
+    class Stub:
+        def run(self, _):
+            calls.append(len(calls))
+            clock[0] += 1e-4 if len(calls) in (7, 50) else 2e-3 if len(calls) % 3 else 1e-3
+
+    monkeypatch.setattr(latency.time, "process_time", lambda: clock[0])
+    assert latency._in_turn([Stub()], [None], latency.How(), 20) == [pytest.approx(1.0)]
 
 
 def _convolutions(path):
