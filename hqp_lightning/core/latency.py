@@ -21,8 +21,8 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-from scipy.optimize import nnls
 
+from hqp_lightning.core.deviations import least_deviations
 from hqp_lightning.errors import ConfigurationError
 from hqp_lightning.records import ChannelGroup, LatencyTable, NetworkTime
 
@@ -34,7 +34,6 @@ Widths = Mapping[str, tuple[float, ...]]
 _STEPS = (1, 8, 16, 32)
 _FLOOR_MS = 1e-3  # what counters tell: an error beyond it counts as such, not as its square
 _FLOOR = 0.05  # of a network's time: as they differ from build to build
-_ROUNDS = 8
 _ABOUT, _NOTHING = 1.03, 1e-9
 
 
@@ -108,7 +107,7 @@ class Price:
         known = [n for n in self.table.networks if n.precision == "int8"]
         rows = np.array([[self.of(self.table.parts, n.widths), 1.0] for n in known])
         ms = np.array([n.ms for n in known])
-        (a, b), _ = _least_deviations(rows, ms, _FLOOR * float(np.median(ms)))
+        (a, b), _ = least_deviations(rows, ms, _FLOOR * float(np.median(ms)))
         return a, b
 
     @cached_property
@@ -154,7 +153,7 @@ class Price:
         known = [n for n in self.table.networks if n.precision == "int8" and self._there(name, n.widths)]
         rows = np.array([self._features(name, n.widths, step) for n in known])
         ms = np.array([n.parts.get(name, 0.0) for n in known])  # in some it may be fused with another
-        found, errors = _least_deviations(rows, ms, _FLOOR_MS)
+        found, errors = least_deviations(rows, ms, _FLOOR_MS)
         return found, float(errors.sum() / (ms.mean() + _FLOOR_MS))
 
 
@@ -186,26 +185,6 @@ def price_of(table: LatencyTable, widths: Widths, source: str = "the latency tab
                 f"{source} is of another network: layer {name!r} is {there} there and {i}→{o} here."
             )
     return price
-
-
-def _least_deviations(rows: np.ndarray, values: np.ndarray, floor: float) -> tuple[tuple[float, ...], np.ndarray]:
-    """Coefficients, none negative, with the least sum of absolute errors, and these; below ``floor`` their squares.
-
-    Least squares would follow the one value that was measured wrong.
-    """
-    weight = np.ones(len(values))
-    for _ in range(_ROUNDS):
-        found = _nonnegative(rows * weight[:, None], values * weight)
-        errors = np.abs(rows @ found - values)
-        weight = np.sqrt(floor / np.maximum(errors, floor))
-    return tuple(map(float, found)), errors
-
-
-def _nonnegative(rows: np.ndarray, values: np.ndarray) -> np.ndarray:
-    """Least squares without negative coefficients; columns differ by the square of a width."""
-    scale = np.maximum(np.abs(rows).max(0), 1e-30)
-    found: np.ndarray = nnls(rows / scale, values)[0] / scale
-    return found
 
 
 def _some(what: str, names: Sequence[str]) -> str:
