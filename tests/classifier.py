@@ -11,7 +11,7 @@ from torchmetrics.classification import MulticlassAccuracy
 
 def small_net():
     return nn.Sequential(
-        nn.Conv2d(1, 32, 3, padding=1, bias=False),
+        nn.Conv2d(1, 32, 3, stride=2, padding=1, bias=False),
         nn.BatchNorm2d(32),
         nn.ReLU(),
         nn.Conv2d(32, 64, 3, padding=1, bias=False),

@@ -14,6 +14,7 @@ from sklearn.datasets import load_digits
 from torch.utils.data import DataLoader, TensorDataset
 
 from hqp_lightning import HQPPruning, Int8Export, load_pruned
+from hqp_lightning.loop import batches
 from hqp_lightning.report import read_json
 from hqp_lightning.shipping import run
 
@@ -77,6 +78,7 @@ def test_every_line_of_the_table_is_run():
 def test_a_line_of_the_table_with_both_callbacks(make_trainer, tmp_path, digits, monkeypatch, row, habit):
     pages = sys.modules["hqp_lightning.report.publish"]  # the package gives its function that name
     monkeypatch.setattr(pages, "write_html", lambda *_: None)  # a second, and the same for all
+    monkeypatch.setattr(batches, "IMAGES", 32)  # of the regression after a cut, which is the same for all, too
     if habit.fails:
         monkeypatch.setattr(run.Exporting, "engines", None)  # no function
     x, y = habit.data(*digits)

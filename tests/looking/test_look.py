@@ -112,8 +112,8 @@ def test_prices_are_half_the_fisher_values_of_samples_that_are_evenly_spread(loo
 def test_costs_are_those_counted_by_hand(looked):
     found, *_ = looked
     prices = {p.name: p for p in found.parts}
-    # 8 x 8 pixels: 1 -> 32 and 32 -> 64; 4 x 4: 64 -> 64; then 64 -> 10.
-    first, second, third, head = 64 * 9 * 32, 64 * 9 * 32 * 64, 16 * 9 * 64 * 64, 640
+    # 4 x 4 pixels: 1 -> 32 and 32 -> 64; 2 x 2: 64 -> 64; then 64 -> 10.
+    first, second, third, head = 16 * 9 * 32, 16 * 9 * 32 * 64, 4 * 9 * 64 * 64, 640
     assert found.macs == first + second + third + head
     assert prices["0"].macs == first + second
     assert prices["3"].macs == second + third

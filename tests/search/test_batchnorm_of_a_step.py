@@ -39,6 +39,7 @@ def steps(make_trainer, model, loaders, **options):
 def folded(model):
     """BatchNorm's work done by the convolutions: an identity is left in its place."""
     torch.manual_seed(0)
+    model.net[0].stride = (1, 1)  # at a quarter of the positions all errors are rounding's
     for conv in (0, 3):
         model.net[conv].weight.data.mul_(3)
     return model

@@ -40,7 +40,7 @@ def by_hand(network, cut, x):
     """The compensated network, from the functions of the surgery alone."""
     twin = copy.deepcopy(network)
     with collecting(network, readers(network, cut)) as seen:
-        for batch in x.split(64):
+        for batch in x.split(16):
             seen.run((batch,))
     apply_cut_(twin, cut)
     add_(twin, seen.solve())
