@@ -109,7 +109,7 @@ def _quietly(content):
 
 def main(moments, seed):
     """Kill so many runs, each once, before their end; prints how many came out as the run that nobody killed."""
-    context.set_forkserver_preload([*PRELOAD, *IMPORTED])
+    context.set_forkserver_preload([*PRELOAD, *IMPORTED, "settled"])
     chance, hit, tried, equal, failures = random.Random(seed), dict.fromkeys(SIGNALS, 0), 0, 0, []
     with tempfile.TemporaryDirectory() as root:
         straight = Path(root) / "straight"

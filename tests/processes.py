@@ -15,7 +15,7 @@ PRELOAD = (
     *("hqp_lightning", "hqp_lightning.callbacks", "hqp_lightning.export", "hqp_lightning.export.onnx"),
 )
 context = multiprocessing.get_context("forkserver")
-context.set_forkserver_preload(list(PRELOAD))
+context.set_forkserver_preload([*PRELOAD, "settled"])
 
 
 def exit_codes(work, environments=({},), timeout=240):
