@@ -19,6 +19,8 @@ from hqp_lightning.surgery import Structure, apply_structure_, record
 __all__ = ["STRUCTURE_KEY", "PrunedCheckpointMixin", "carry_structure", "load_pruned"]
 
 STRUCTURE_KEY = "hqp_structure"
+_LIGHTNINGS = {"cls", "checkpoint", "checkpoint_path", "map_location"}
+"""Names that ``load_from_checkpoint`` passes on itself: an argument of the constructor can't go by them, too."""
 
 T = TypeVar("T", bound=LightningModule)
 
@@ -96,15 +98,23 @@ def load_pruned(model: type[T] | T, ckpt_path: str | Path, *, weights_only: bool
         ckpt_path: a Lightning checkpoint saved while `HQPPruning` or `Int8Export` was attached.
         weights_only: read tensors and plain data alone, which cannot run code; False, for a file that you trust, reads
             other objects, too (a ``Path`` among the hyperparameters is one).
-        **kwargs: constructor arguments that override the saved hyperparameters.
+        **kwargs: constructor arguments that override the saved hyperparameters; those that Lightning's loading takes
+            for its own (``checkpoint``, ``map_location``) are given to an instance instead.
 
     Returns:
         The module with the pruned structure and the checkpoint's weights, on the CPU.
 
     Raises:
-        ConfigurationError: the file carries no structure, or holds more than plain data.
+        ConfigurationError: the file carries no structure, or holds more than plain data, or an argument has a name that
+            Lightning's loading keeps for itself.
         SurgeryError: the structure is of another architecture.
     """
+    if isinstance(model, type) and (taken := sorted(_LIGHTNINGS & kwargs.keys())):
+        raise ConfigurationError(
+            f"load_pruned can't pass {taken[0]}={kwargs[taken[0]]!r} on to {model.__name__}: Lightning's "
+            f"load_from_checkpoint has an argument {taken[0]!r} of its own. The weights come from the file, on the "
+            f"CPU; what {model.__name__} is to get, give to an instance: load_pruned({model.__name__}(...), path)"
+        )
     try:
         checkpoint = torch.load(ckpt_path, map_location="cpu", weights_only=weights_only)
     except UnpicklingError as error:

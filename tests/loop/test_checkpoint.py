@@ -218,6 +218,14 @@ def test_arguments_that_the_file_does_not_hold_are_named(loaders, digits, make_t
     assert f"load_pruned(Given, {str(tmp_path / 'pruned.ckpt')!r}, net=net)" in code
 
 
+@pytest.mark.parametrize("name", ["checkpoint", "map_location"])
+def test_an_argument_by_a_name_of_lightnings_own_goes_to_an_instance(name, tmp_path):
+    with pytest.raises(
+        ConfigurationError, match=rf"pass {name}='cpu' on to Classifier: .*\(Classifier\(\.\.\.\), path"
+    ):
+        load_pruned(Classifier, tmp_path / "x.ckpt", **{name: "cpu"})
+
+
 def test_load_pruned_reads_the_files_of_lightning_cli(loaders, digits, make_trainer, tmp_path, monkeypatch):
     pytest.importorskip("jsonargparse")
     from lightning.pytorch.cli import LightningCLI
