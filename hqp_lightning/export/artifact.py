@@ -15,7 +15,7 @@ from hqp_lightning.board.arrays import Arrays, each
 from hqp_lightning.errors import ExportError
 from hqp_lightning.records import ModelTensor, OnnxArtifact
 
-__all__ = ["BATCH", "INPUT", "OUTPUT", "describe", "entries", "feed", "load_model"]
+__all__ = ["BATCH", "INPUT", "OUTPUT", "check_batch", "describe", "entries", "feed", "load_model"]
 
 INPUT, OUTPUT, BATCH = "input", "logits", "batch"  # names in the files that the export writes
 
@@ -76,6 +76,16 @@ def feed(inputs: Sequence[ModelTensor], batch: Arrays) -> dict[str, np.ndarray]:
     Raises:
         ExportError: a shape is not that of the input, or there are more or fewer arrays.
     """
+    check_batch(inputs, batch)
+    return {t.name: np.ascontiguousarray(x, dtype=t.dtype) for t, x in zip(inputs, each(batch), strict=True)}
+
+
+def check_batch(inputs: Sequence[ModelTensor], batch: Arrays) -> None:
+    """Refuse a batch that is not what a model takes; a few microseconds.
+
+    Raises:
+        ExportError: a shape is not that of the input, or there are more or fewer arrays.
+    """
     given = each(batch)
     if len(given) != len(inputs):
         raise ExportError(f"{len(given)} arrays in a batch, expected one for each input: {[t.name for t in inputs]}")
@@ -85,7 +95,6 @@ def feed(inputs: Sequence[ModelTensor], batch: Arrays) -> dict[str, np.ndarray]:
             raise ExportError(
                 f"the batch{of} has shape {x.shape}, expected (batch, {', '.join(map(str, tensor.shape))})"
             )
-    return {t.name: np.ascontiguousarray(x, dtype=t.dtype) for t, x in zip(inputs, given, strict=True)}
 
 
 def _tensor(info: onnx.ValueInfoProto) -> ModelTensor:

@@ -1,5 +1,7 @@
 """Runtimes on this machine's CPU against torch, and the timing loop against a clock that we drive."""
 
+import re
+
 import numpy as np
 import onnx
 import pytest
@@ -88,6 +90,19 @@ def test_results_do_not_share_a_buffer(backend, model, tmp_path):
         kept = first.copy()
         engine.run(np.ones((1, 3, 16, 16), np.float32))
     np.testing.assert_array_equal(first, kept)
+
+
+@pytest.mark.parametrize("backend", CPU)
+def test_a_batch_of_another_shape_is_told_with_the_one_that_is_expected(backend, model, tmp_path):
+    with backend.build(model[1], "fp32", tmp_path, threads=1) as engine:
+        for shape in ((1, 3, 15, 16), (3, 16, 16)):
+            with pytest.raises(
+                ExportError, match=re.escape(f"the batch has shape {shape}, expected (batch, 3, 16, 16)")
+            ):
+                engine.run(np.zeros(shape, np.float32))
+        with pytest.raises(ExportError, match="2 arrays in a batch, expected one for each input"):
+            engine.run((np.zeros((1, 3, 16, 16), np.float32),) * 2)
+        assert engine.run(np.zeros((1, 3, 16, 16), np.float32)).shape[0] == 1  # goes on
 
 
 @pytest.mark.parametrize("backend", CPU)

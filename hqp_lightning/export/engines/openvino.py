@@ -10,7 +10,9 @@ import numpy as np
 
 from hqp_lightning.board.arrays import Arrays, bundle, each
 from hqp_lightning.errors import ExportError
+from hqp_lightning.export.artifact import check_batch
 from hqp_lightning.export.engines.base import Backend, Engine, lacks_vnni, processor_name
+from hqp_lightning.records import ModelTensor
 
 __all__ = ["OpenVINOBackend", "device_name"]
 
@@ -62,7 +64,7 @@ class _OpenVINOEngine(Engine):
 
     def _compile(self, batch: int) -> Any:
         model = self._core.read_model(self.path)
-        self._dtypes = [entry.get_element_type().to_dtype() for entry in model.inputs]
+        self._inputs = [_tensor(entry) for entry in model.inputs]
         self._outputs = len(model.outputs)
         shapes = {entry: entry.get_partial_shape() for entry in model.inputs}
         for shape in shapes.values():
@@ -80,12 +82,13 @@ class _OpenVINOEngine(Engine):
     def run(self, batch: Arrays) -> Arrays:
         if self._core is None:
             raise ExportError(f"the engine of {self.path} is closed: build it again")
+        check_batch(self._inputs, batch)
         key = self._batch_size if len(each(batch)[0]) == self._batch_size else -1  # -1: OpenVINO's dynamic dimension
         if key not in self._requests:
             self._requests[key] = self._compile(key)
         request = self._requests[key]
         # infer(inputs) does the same with a dictionary before and one after: a sixth of a small engine's call.
-        self._given = [np.require(x, t, ("C", "W")) for x, t in zip(each(batch), self._dtypes, strict=True)]
+        self._given = [np.require(x, t.dtype, ("C", "W")) for x, t in zip(each(batch), self._inputs, strict=True)]
         for k, x in enumerate(self._given):
             request.set_input_tensor(k, self._tensor(x, shared_memory=True))
         request.start_async()
@@ -95,6 +98,11 @@ class _OpenVINOEngine(Engine):
     def close(self) -> None:
         self._requests.clear()
         self._core, self._given = None, []
+
+
+def _tensor(entry: Any) -> ModelTensor:
+    sizes = [d.get_length() if d.is_static else None for d in entry.get_partial_shape()]
+    return ModelTensor(entry.get_any_name(), tuple(sizes[1:]), entry.get_element_type().to_dtype().name)
 
 
 def device_name(core: Any = None) -> str:
