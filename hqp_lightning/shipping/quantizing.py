@@ -43,6 +43,7 @@ def quantize_within(
     out_path: Path,
     options: FileOptions,
     max_float_layers: int,
+    advice: str | None = None,
 ) -> Quantized:
     """Quantize what pays; if that is over budget, leave layers in float, as few as bring it within the budget.
 
@@ -56,6 +57,7 @@ def quantize_within(
         out_path: the file to write.
         options: calibration method, placement and threads.
         max_float_layers: how many layers may stay in float; 0: none.
+        advice: for logits that are far from the float ones, in the caller's own options; None: in those of Int8Export.
 
     Returns:
         What is within the budget; or else, with its engine closed, what came of quantizing all of these layers.
@@ -77,7 +79,7 @@ def quantize_within(
     noisiest = sorted(set(noise) - set(rule), key=lambda name: noise[name], reverse=True)
 
     looked = export.look(float_onnx.path, ranges, sample, exclude=rule, threads=threads, **where)
-    warning = _warning(looked, noisiest, noise, _hint(options, max_float_layers))
+    warning = _warning(looked, noisiest, noise, advice or _hint(options, max_float_layers))
     if warning is not None:
         _log.warning("hqp: %s", warning)
 

@@ -145,10 +145,17 @@ class _File:
         source = self.source.artifact
         paying = {p.node for p in export.placements(source.path)} - set(export.unprofitable(source.path))
         limit = max(len(paying) - 1, 0)  # all of them would be no INT8
-        made = quantize_within(source, self._batches, measure, path, self.options, limit)
+        made = quantize_within(source, self._batches, measure, path, self.options, limit, self._advice(limit))
         if made.verdict.kept or not limit:
             return made
-        return quantize_within(source, self._batches, measure, path, self.options, 0)
+        advice = f"Even {limit} of them in float did not bring it within the budget. {self._advice(0)}"
+        return quantize_within(source, self._batches, measure, path, self.options, 0, advice)
+
+    def _advice(self, limit: int) -> str:
+        """In the command's own options."""
+        first = f"Over the budget up to {limit} of them go back to float. " if limit else ""
+        finer = ", or for a CPU --activation-type uint8" if self.options.activation_type == "int8" else ""
+        return f"{first}What may help: other or more pictures for --calibration{finer}."
 
     def _batches(self) -> Iterator[np.ndarray]:
         return self.calibration.batches()

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import argparse
 import logging
+import shutil
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
-from hqp_lightning.board.files import check_writable
+from hqp_lightning.board.files import check_writable, write_whole
 from hqp_lightning.core.calibration import ACTIVATION_TYPES
 from hqp_lightning.errors import ConfigurationError, HQPError
 from hqp_lightning.export import DEFAULT_METHOD
@@ -42,6 +44,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(options: argparse.Namespace) -> bool:
+    for name, number in (("calibration", options.calibration), ("threads", options.threads)):
+        if number is not None and number < 1:
+            raise ConfigurationError(f"--{name} {number}: expected at least 1")
     given = FileOptions(
         method=DEFAULT_METHOD,
         activation_type=options.activation_type,
@@ -54,23 +59,43 @@ def _run(options: argparse.Namespace) -> bool:
         threads=options.threads or processors(),
         latency_runs=100,
     )
-    if options.calibration < 1:
-        raise ConfigurationError(f"--calibration {options.calibration}: expected at least 1")
     if options.output.is_file() or options.output.suffix == ".onnx":
         raise ConfigurationError(f"-o {options.output}: a folder is wanted, which gets some twenty files: -o deploy")
     reading = read_model(options.model, size=input_size(options))
     target = options.output / "model.onnx"
     if target.exists() and target.samefile(options.model):
         raise ConfigurationError(f"-o {options.output} holds {options.model} itself: name another folder")
-    check_writable(target)
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:  # nothing is left of what is refused
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         pictures = given_pictures(options, write_float(options.model, reading, Path(folder)).artifact)
+        next(pictures.batches())  # the commonest faults of pictures are those of the first
     budget = {"max_drop": options.max_drop, "max_noise": options.max_noise}
     budget_of(pictures, **budget)
-    source = write_float(options.model, reading, options.output)
-    report = ship_file(source, pictures, options.output, given, calibration=options.calibration, **budget)
-    publish(report, options.output)
+    with _nothing_left(target):
+        check_writable(target)
+        source = write_float(options.model, reading, options.output)
+        report = ship_file(source, pictures, options.output, given, calibration=options.calibration, **budget)
+        publish(report, options.output)
     return report.within_budget
+
+
+@contextmanager
+def _nothing_left(target: Path) -> Iterator[None]:
+    """What is refused inside leaves no file and no folder that was not there before, and ``target`` as it was."""
+    folder = target.parent
+    made = next((f for f in (*reversed(folder.parents), folder) if not f.exists()), None)
+    before, old = _content(folder), target.read_bytes() if target.is_file() else None
+    try:
+        yield
+    except BaseException:
+        for path in _content(folder) - before if made is None else {made}:
+            shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+        if old is not None:
+            write_whole(target, old)
+        raise
+
+
+def _content(folder: Path) -> set[Path]:
+    return {p for f in (folder, folder / "engines") if f.is_dir() for p in f.iterdir()}
 
 
 def _list(text: str) -> tuple[str, ...]:

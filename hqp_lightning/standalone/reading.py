@@ -103,6 +103,9 @@ def _load(path: Path) -> tuple[onnx.ModelProto, int]:
         onnx.load_external_data_for_model(model, str(path.parent))
     except Exception as error:  # of protobuf, or of external data that is not there
         raise ExportError(f"{path} is not a readable ONNX file: {str(error).strip().splitlines()[0]}") from error
+    if not model.graph.node:  # protobuf reads nothing, or a few bytes of anything, as a message without fields
+        size = path.stat().st_size
+        raise ExportError(f"{path} is {'empty (0 bytes)' if not size else f'no ONNX model: {size} bytes, no node'}")
     return model, outside
 
 

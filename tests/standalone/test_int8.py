@@ -1,6 +1,7 @@
 """`hqp-int8`: a run's own file gives the run's own INT8 file; budgets; what is refused."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -125,10 +126,17 @@ def test_nvidias_compiler_makes_engines_of_the_float_and_the_int8_file(compiler,
     assert all((tmp_path / e.path).stat().st_size == e.engine_bytes for e in made.values())
 
 
-def test_no_layer_brings_it_within(own_file, pictures, tmp_path, capsys):
+def test_no_layer_brings_it_within(own_file, pictures, tmp_path, capsys, caplog, monkeypatch):
+    monkeypatch.setattr("hqp_lightning.shipping.quantizing._LOUD", 0.0)  # so that both tries advise
     assert hqp_int8(own_file, pictures, "-o", tmp_path, "--max-noise", "99", "--limit", "16") == 1
     assert "OVER BUDGET" in capsys.readouterr().out
     assert (tmp_path / "report.html").is_file()
+    first, second = (r.getMessage() for r in caplog.records if "SQNR of only" in r.getMessage())
+    assert re.search(r"Over the budget up to [1-9] of them go back to float\.", first)
+    assert re.search(r"Even [1-9] of them in float did not bring it within the budget\.", second)
+    for advice in (first, second):
+        assert "max_float_layers" not in advice
+        assert {*re.findall(r"--[a-z-]+", advice)} == {"--calibration", "--activation-type"}
 
 
 @pytest.fixture(scope="module")
@@ -168,6 +176,8 @@ def coloured(tmp_path_factory):
         for name in "abc":
             (folder / "three" / name).mkdir(parents=True, exist_ok=True)
             Image.fromarray(picture).save(folder / "three" / name / f"{k}.png")
+    shutil.copytree(folder / "flat", folder / "broken")
+    (folder / "broken" / "8.png").write_text("no picture")
     return folder
 
 
@@ -213,6 +223,9 @@ def test_a_manifest_that_does_not_know_how_pictures_are_prepared(run, coloured, 
         ("classes", (*NORMAL, "--max-drop", "2"), "max_drop=2.0 must lie in (0, 1)"),
         ("classes", (*NORMAL, "--max-noise", "0"), "--max-noise 0.0: expected"),
         ("classes", (*NORMAL, "--limit", "0"), "--limit 0"),
+        ("classes", (*NORMAL, "--threads", "0"), "--threads 0: expected at least 1"),
+        ("classes", (*NORMAL, "--threads", "-1"), "--threads -1: expected at least 1"),
+        ("broken", NORMAL, "8.png"),
         ("flat", (*NORMAL, "--max-drop", "0.1"), "--max-drop needs labels"),
         ("nothing", NORMAL, "no folder and no .npz file at"),
         ("three", NORMAL, "there are 3 folders of pictures, and the network has 2 classes"),
@@ -220,11 +233,13 @@ def test_a_manifest_that_does_not_know_how_pictures_are_prepared(run, coloured, 
     ],
 )
 def test_refusals_are_one_line(coloured, images, options, expected, tmp_path, capsys):
-    assert hqp_int8(coloured / "NCHW.onnx", coloured / images, "-o", tmp_path, *options) == 1
-    said = capsys.readouterr().err
-    assert said.startswith("hqp-int8: ")
-    assert said.count("\n") == 1
-    assert expected in said
+    given = [coloured / "NCHW.onnx", coloured / images, "-o", tmp_path / "made" / "deploy"]
+    assert main([*map(str, given), "--rtx", "", *options]) == 1
+    said = capsys.readouterr().err.splitlines()
+    assert said[-1].startswith("hqp-int8: ")
+    assert [line for line in said if not line.startswith("hqp: ")] == said[-1:]  # but for the stages that it reached
+    assert expected in said[-1]
+    assert list(tmp_path.iterdir()) == []  # nothing is left of what is refused
 
 
 @pytest.mark.parametrize("name", ["there", "model.int8.onnx"])
@@ -235,9 +250,21 @@ def test_a_file_to_write_is_told_to_be_a_folder(coloured, name, tmp_path, capsys
     assert [p.name for p in tmp_path.iterdir()] == ["there"]
 
 
-def test_what_is_refused_leaves_nothing(coloured, tmp_path):
-    assert hqp_int8(coloured / "NCHW.onnx", coloured / "classes", "-o", tmp_path, *NORMAL, "--max-drop", "2") == 1
-    assert list(tmp_path.iterdir()) == []
+def test_what_is_refused_leaves_an_earlier_run_as_it_was(coloured, tmp_path, monkeypatch):
+    monkeypatch.setattr("hqp_lightning.standalone.pictures._BATCH", 4)  # the broken one is met while scoring
+    (tmp_path / "engines").mkdir()
+    earlier = {tmp_path / name: name.encode() for name in ("model.onnx", "report.json", "engines/somebody's")}
+    for path, content in earlier.items():
+        path.write_bytes(content)
+    assert hqp_int8(coloured / "NCHW.onnx", coloured / "broken", "-o", tmp_path, *NORMAL) == 1
+    assert {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()} == earlier
+
+
+@pytest.mark.parametrize(("content", "said"), [(b"", "is empty (0 bytes)"), (b"\x08\x07", "is no ONNX model: 2 bytes")])
+def test_an_empty_file_is_no_model(content, said, pictures, tmp_path, capsys):
+    (tmp_path / "given.onnx").write_bytes(content)
+    assert hqp_int8(tmp_path / "given.onnx", pictures, "-o", tmp_path / "deploy") == 1
+    assert said in capsys.readouterr().err
 
 
 def test_a_model_is_never_written_over(dynamo_file, pictures, tmp_path, capsys):
