@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from hqp_lightning.errors import SurgeryError
@@ -23,12 +24,12 @@ def check_channels(group: ChannelGroup, channels: Sequence[int]) -> None:
             f"group {group.name!r} has channels 0 to {group.channels - 1}, of which one must stay; "
             f"got {f'{outside[:5]}' if outside else 'all of them'}."
         )
-    torn = [c for c in chosen if any(k not in chosen for k in range(c % group.gates, group.channels, group.gates))]
-    if torn:
-        tied = tuple(range(torn[0] % group.gates, group.channels, group.gates))
-        raise SurgeryError(f"channels {tied} of group {group.name!r} go together: remove all or none.")
-    gates = {c % group.gates for c in chosen}
-    whole = next((part for part in group.parts if part <= gates), None)
+    width = group.gates
+    gates = Counter(c % width for c in chosen)  # one look at each channel: asked for every group, step and trial
+    for gate, count in gates.items():
+        if count < len(tied := range(gate, group.channels, width)):
+            raise SurgeryError(f"channels {tuple(tied)} of group {group.name!r} go together: remove all or none.")
+    whole = next((part for part in group.parts if part <= gates.keys()), None)
     if whole is not None:
         raise SurgeryError(
             f"gates {sorted(whole)[:5]} (of {len(whole)}) are all that a layer reads or writes of group "
