@@ -18,9 +18,9 @@ from hqp_lightning.report import versions, write_failure
 from hqp_lightning.search.state import PruningState
 from hqp_lightning.surgery import restore_, take
 
-__all__ = ["PRUNED", "kept", "kept_search", "reason_of", "save_pruned", "save_search"]
+__all__ = ["PRUNED", "WALKED_BACK", "kept", "kept_search", "reason_of", "save_pruned", "save_search"]
 
-PRUNED, SEARCH = "pruned.ckpt", "search.ckpt"
+PRUNED, SEARCH, WALKED_BACK = "pruned.ckpt", "search.ckpt", "walked_back.ckpt"
 _log = logging.getLogger(__name__)
 
 
@@ -44,6 +44,7 @@ def kept(
     before, first = take(pl_module), trainer.is_global_zero
     try:
         if first:
+            (dirpath / WALKED_BACK).unlink(missing_ok=True)  # of an earlier run
             save_search(dirpath, budget, search)
         yield
     except BaseException as error:
@@ -55,21 +56,21 @@ def kept(
         (dirpath / SEARCH).unlink(missing_ok=True)
 
 
-def save_pruned(trainer: Trainer, dirpath: Path, alone: bool = False) -> None:
-    """Write the model as ``pruned.ckpt``, whole or not at all; every rank calls it, or the first one ``alone``.
+def save_pruned(trainer: Trainer, dirpath: Path, alone: bool = False, name: str = PRUNED) -> None:
+    """Write the model as ``name``, whole or not at all; every rank calls it, or the first one ``alone``.
 
     Lightning writes into the system's temporary folder and moves the file, which copies it where that is another disk.
     """
-    part = dirpath / f".{PRUNED}.part"
+    part = dirpath / f".{name}.part"
     try:
         if alone:  # the same without a barrier at the end
             trainer.strategy.save_checkpoint(trainer._checkpoint_connector.dump_checkpoint(weights_only=True), part)
         else:
             trainer.save_checkpoint(part, weights_only=True)
         if trainer.is_global_zero:
-            os.replace(part, dirpath / PRUNED)
+            os.replace(part, dirpath / name)
     except OSError as error:
-        raise ExportError(f"cannot write {dirpath / PRUNED}: {error}") from error
+        raise ExportError(f"cannot write {dirpath / name}: {error}") from error
     finally:
         if trainer.is_global_zero:
             part.unlink(missing_ok=True)

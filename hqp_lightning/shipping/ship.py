@@ -21,6 +21,7 @@ from hqp_lightning.search.judging import still_learning
 from hqp_lightning.search.state import Accepted, PruningState
 from hqp_lightning.shipping.compiling import compile_for_others
 from hqp_lightning.shipping.facts import channels, foretold, sensitivity, units, units_removed
+from hqp_lightning.shipping.keeping import WALKED_BACK, save_pruned
 from hqp_lightning.shipping.quantizing import Quantized, with_cost
 from hqp_lightning.shipping.recovering import costs_too_much, recover_
 from hqp_lightning.shipping.run import Exporting
@@ -119,6 +120,9 @@ class _Shipping(Exporting):
                 self._say_what_is_in_float(made)
                 return model, float_onnx, made
             self._note(f"INT8 of {_name(model)} is over budget, walked back: {made.verdict.reason}.")
+            if model.index and not tried:
+                save_pruned(self.trainer, self.dirpath, alone=True, name=WALKED_BACK)
+                self._note(f"{WALKED_BACK} is {_name(model)} in float, which is within it (docs/existing-trainer.md).")
             tried.append((made.verdict.drop, model))
             made.engine.close()
         self._note("No INT8 artifact is within the budget; the least bad one is kept as model.int8.onnx.")

@@ -108,6 +108,9 @@ def test_walks_back_to_the_previous_accepted_model_and_says_so(small_loaders, ma
     assert report.int8.accuracy == pytest.approx(0.888)
     assert report.int8.macs == report.steps[0].macs
     assert sum(p.numel() for p in model.net.parameters()) == report.steps[0].params
+    left = load_pruned(Classifier, tmp_path / "walked_back.ckpt")
+    assert sum(p.numel() for p in left.net.parameters()) == report.steps[1].params
+    assert any(n.startswith("walked_back.ckpt is step 2 in float") for n in report.notes)
 
 
 def test_says_when_no_int8_model_is_within_the_budget(small_loaders, make_trainer, tmp_path):
