@@ -147,7 +147,7 @@ def half_written(original, after):
 
 # prune, roll back, prune, each in two parts: the third epoch start undoes the second step and makes the third.
 DEATHS = {
-    "while_cutting": lambda: setattr(cut, "replace_data_", dies(cut.replace_data_, 16)),
+    "while_cutting": lambda: setattr(cut, "replace_data_", dies(cut.replace_data_, 30)),
     "between_network_and_optimizer": lambda: setattr(cutting, "slice_optimizers_", dies(cutting.slice_optimizers_, 4)),
     "while_rolling_back": lambda: setattr(operation, "restore_", dies(operation.restore_, 1)),
     "after_rolling_back": lambda: setattr(proposal, "proposed", dies(proposal.proposed, 5)),
