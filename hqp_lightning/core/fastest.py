@@ -43,7 +43,8 @@ def propose_fastest(
         widths: input and output channels of every layer as it stands.
         price: milliseconds of a structure.
         wanted_ms: milliseconds to save.
-        wanted_macs: MACs to save at most, unless a bundle overshoots.
+        wanted_macs: MACs to save at most, unless a bundle overshoots: of the last run, which may be a third of a layer,
+            only so many bundles go as they take.
         caps: rounding and limits.
         units: modules that may go as a whole.
         most_ms: what would save more altogether does not go, even if the step then saves less than was wanted.
@@ -54,6 +55,7 @@ def propose_fastest(
     search = _Greedy(groups, saliency, widths, price, caps or Caps(), units, most_ms)
     while search.saved_ms < wanted_ms and search.saved_macs < wanted_macs and search.take_best():
         pass
+    search.give_back(wanted_macs)
     return search.step()
 
 
@@ -87,6 +89,7 @@ class _Greedy:
             loss = 0.5 * float(saliency[key].sum())
             self.bundles[key] = [Bundle((), loss, unit.macs, 0.0)] if math.isfinite(loss) else []
         self.taken: dict[str, int] = {}
+        self.last: tuple[str, int] | None = None  # what was taken last, and how many of its bundles had gone before
         self.offers: dict[str, _Offer | None] = {}
 
     @property
@@ -108,7 +111,7 @@ class _Greedy:
         if not found:
             return False
         _, name = min(found)
-        offer = self.offers[name]
+        offer, self.last = self.offers[name], (name, self.taken.get(name, 0))
         self.taken[name] = self.taken.get(name, 0) + (offer.bundles if offer else 0)
         if name in self.units:
             unit = self.units[name]
@@ -117,6 +120,24 @@ class _Greedy:
                 self.taken.pop(other, None)
         self._settle()
         return True
+
+    def give_back(self, macs: float) -> None:
+        """Of the run that was taken last only that goes which saves so many MACs, up to an edge of the staircase."""
+        if self.last is None or self.last[0] in self.units:
+            return
+        (name, before), whole = self.last, self.taken[self.last[0]]
+        fewer = self._milliseconds(name, before)
+        for count in range(before + 1, whole + 1):
+            now = self._milliseconds(name, count)
+            if self.saved_macs >= macs and now > fewer + self.least:
+                return
+            fewer = now
+
+    def _milliseconds(self, name: str, count: int) -> float:
+        """What is saved altogether when so many bundles of a group go."""
+        self.taken[name] = count
+        self._settle()
+        return self.saved_ms
 
     def step(self) -> PruningStep:
         taken = {name: self.bundles[name][:n] for name, n in self.taken.items()}

@@ -1,5 +1,6 @@
 """Milliseconds by hand: parts whose times are known, a network's sum, and what a selection makes of both."""
 
+import math
 import random
 from dataclasses import replace
 
@@ -119,6 +120,27 @@ def test_channels_go_only_in_whole_steps_of_the_stairs():
     assert step.ms_saved == pytest.approx(0.5 * (4 + 0.5), rel=1e-3)
     assert propose_fastest(GROUPS, values, DENSE, price, 99.0, caps=caps).removed.keys() == {"block.b"}
     assert propose_fastest(GROUPS, values, DENSE, price, 1.0, caps=Caps(8, 0.4)).parts == {}  # 8 save nothing
+
+
+class Steeper:
+    """A price by which every further 16 channels of b that go save more than those before: a long run is worth most."""
+
+    def ms(self, widths):
+        return 100.0 - ((64 - widths["block.b"][1]) // 16) ** 2
+
+    def saved(self, before, after, layers):
+        return self.ms(before) - self.ms(after)
+
+    def parts_of(self, layers):
+        return set(layers)
+
+
+@pytest.mark.parametrize(("macs", "channels"), [(math.inf, 48), (10.0, 16), (16.0, 16), (17.0, 32), (33.0, 48)])
+def test_a_run_of_tiles_ends_at_the_first_edge_of_the_stairs_that_saves_the_macs(macs, channels):
+    widths, values = {**DENSE, "block.b": (16, 64), "head": (64, 10)}, {"block.b": torch.full((64,), 1.0)}
+    groups, caps = [group("block.b", 64, "head")], Caps(round_to=4)  # a channel saves one MAC
+    step = propose_fastest(groups, values, widths, Steeper(), 100.0, macs, caps)
+    assert (len(step.removed["block.b"]), step.macs_saved, step.ms_saved) == (channels, channels, (channels // 16) ** 2)
 
 
 def test_what_would_save_more_than_is_allowed_stays():
