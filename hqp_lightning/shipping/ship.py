@@ -140,7 +140,7 @@ class _Shipping(Exporting):
     ) -> tuple[Accepted, OnnxArtifact, Quantized]:
         """What a short training with fake quantization makes of a model, if that is better; else what was there."""
         epochs, before = self.options.recovery_epochs, made.verdict.measured
-        if not epochs or not costs_too_much(self.budget, model.score, before):
+        if not epochs or made.verdict.kept and not costs_too_much(self.budget, model.score, before):
             return model, float_onnx, made
         made.engine.close()
         try:
@@ -157,7 +157,7 @@ class _Shipping(Exporting):
             return model, *self._attempt(model, self.options.max_float_layers)
         better = score_drop(before, made.verdict.measured, self.budget.mode) < 0
         self._note(
-            f"Quantization of {_name(model)} cost more than a third of the budget: {self.budget.monitor} "
+            f"Quantization of {_name(model)} cost too much (over budget, or a third of it): {self.budget.monitor} "
             f"{model.score:.4f} in float, {before:.4f} in INT8. After recovery_epochs={epochs} with fake quantization "
             f"{made.verdict.measured:.4f} in INT8, {'kept' if better else 'no better, undone'}."
         )
