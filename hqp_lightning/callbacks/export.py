@@ -63,8 +63,8 @@ class Int8Export(Portable):
             most noise for the time that they cost, before the export walks back to an earlier model; 0 for none.
         quantize_hardswish: quantize the inputs of hard-swish, too.
         quantize_se: quantize the squeeze and the gate of squeeze-excite blocks, too.
-        recovery_epochs: if quantization costs more than a third of the budget, train for so many epochs with fake
-            quantization, by a second ``fit``, and keep what has the better INT8 score (``docs/int8.md``); 0: never.
+        recovery_epochs: if INT8 is over the budget, or quantization costs a third of it, train for so many epochs with
+            fake quantization, by a second ``fit``, and keep what has the better score (``docs/int8.md``); 0: never.
         recovery_lr_scale: its rate falls linearly to zero from this part, in (0, 1], of the highest one configured.
         holdout: loaders of data that no decision saw, or ``"test"`` for the datamodule's; scored and reported.
         engines: backends to score and time, by name; by default TensorRT with a GPU, and OpenVINO, or else onnxruntime.
