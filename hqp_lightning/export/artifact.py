@@ -84,9 +84,11 @@ def check_batch(inputs: Sequence[ModelTensor], batch: Arrays) -> None:
     """Refuse a batch that is not what a model takes; a few microseconds.
 
     Raises:
-        ExportError: a shape is not that of the input, or there are more or fewer arrays.
+        ExportError: it is not made of arrays, a shape is not that of the input, or there are more or fewer of them.
     """
     given = each(batch)
+    if strange := [type(x).__name__ for x in given if not hasattr(x, "shape")]:
+        raise ExportError(f"a batch is an array, or a tuple of one for each input, got {', '.join(strange)}")
     if len(given) != len(inputs):
         raise ExportError(f"{len(given)} arrays in a batch, expected one for each input: {[t.name for t in inputs]}")
     for tensor, x in zip(inputs, given, strict=True):

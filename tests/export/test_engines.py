@@ -102,7 +102,28 @@ def test_a_batch_of_another_shape_is_told_with_the_one_that_is_expected(backend,
                 engine.run(np.zeros(shape, np.float32))
         with pytest.raises(ExportError, match="2 arrays in a batch, expected one for each input"):
             engine.run((np.zeros((1, 3, 16, 16), np.float32),) * 2)
+        for strange, kind in (([[1.0]], "list"), (None, "NoneType")):
+            with pytest.raises(ExportError, match=f"a batch is an array, .* got {kind}"):
+                engine.run(strange)
         assert engine.run(np.zeros((1, 3, 16, 16), np.float32)).shape[0] == 1  # goes on
+
+
+@pytest.mark.parametrize("backend", CPU)
+def test_an_int8_engine_of_a_float_file_says_so(backend, model, tmp_path, caplog):
+    backend.build(model[2], "int8", tmp_path).close()
+    assert not caplog.messages
+    backend.build(model[1], "int8", tmp_path).close()
+    assert caplog.messages == [
+        f"hqp: {model[1]} holds no quantizers: as int8 it computes in float (hqp-int8 quantizes it)"
+    ]
+
+
+@pytest.mark.parametrize("backend", CPU)
+def test_an_empty_file_is_told_in_a_line(backend, tmp_path):
+    (tmp_path / "model.onnx").touch()
+    with pytest.raises(ExportError) as told:
+        backend.build(tmp_path / "model.onnx", "fp32", tmp_path)
+    assert str(told.value) == f"{backend.name} engine: {tmp_path / 'model.onnx'} is empty: export the model again"
 
 
 @pytest.mark.parametrize("backend", CPU)

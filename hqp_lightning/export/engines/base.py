@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import platform
 import random
@@ -19,6 +20,8 @@ from hqp_lightning.errors import ConfigurationError, ExportError
 from hqp_lightning.records import Latency
 
 __all__ = ["Backend", "Engine", "lacks_vnni", "latencies", "processor_name"]
+
+_log = logging.getLogger(__name__)
 
 _CPUINFO = Path("/proc/cpuinfo")
 _ROW = 10  # timed calls of an engine before the next has its turn
@@ -106,7 +109,7 @@ class Backend(ABC):
 
         Raises:
             ConfigurationError: a precision that the backend does not have, or ``threads`` or ``batch_size`` below 1.
-            ExportError: the backend is unavailable here, or the build fails.
+            ExportError: the backend is unavailable here, the file is missing or empty, or the build fails.
         """
         if precision not in self.precisions:
             raise ConfigurationError(f"{self.name} engine: precision {precision!r}, expected one of {self.precisions}")
@@ -117,6 +120,12 @@ class Backend(ABC):
         onnx, engine_dir = Path(onnx), Path(engine_dir)
         if not onnx.is_file():
             raise ExportError(f"{self.name} engine: no ONNX file at {onnx}")
+        if not onnx.stat().st_size:
+            raise ExportError(f"{self.name} engine: {onnx} is empty: export the model again")
+        if precision.startswith("int8") and not _quantized(onnx):
+            _log.warning(
+                "hqp: %s holds no quantizers: as %s it computes in float (hqp-int8 quantizes it)", onnx, precision
+            )
         engine_dir.mkdir(parents=True, exist_ok=True)
         try:
             return self._build(onnx, precision, engine_dir, threads, batch_size)
@@ -124,6 +133,12 @@ class Backend(ABC):
             raise
         except Exception as error:  # every runtime has its own exceptions
             raise ExportError(f"{self.name} could not build {onnx} as {precision}: {error}") from error
+
+
+def _quantized(onnx: Path) -> bool:
+    """Whether a name of an operator that quantizes is in the file; nothing of it is parsed."""
+    data = onnx.read_bytes()
+    return any(name in data for name in (b"uantizeLinear", b"QLinear", b"Integer"))
 
 
 def latencies(engines: Mapping[str, Engine], batch: Arrays, *, warmup: int = 10, runs: int = 100) -> dict[str, Latency]:
