@@ -43,8 +43,8 @@ def propose_fastest(
         widths: input and output channels of every layer as it stands.
         price: milliseconds of a structure.
         wanted_ms: milliseconds to save.
-        wanted_macs: MACs to save at most, unless a bundle overshoots: of the last run, which may be a third of a layer,
-            only so many bundles go as they take.
+        wanted_macs: MACs to save at most, unless a bundle overshoots: what would save them by a long run of tiles, or
+            for many milliseconds, gives way to the tiles of one group that do so for the least loss.
         caps: rounding and limits.
         units: modules that may go as a whole.
         most_ms: what would save more altogether does not go, even if the step then saves less than was wanted.
@@ -55,7 +55,7 @@ def propose_fastest(
     search = _Greedy(groups, saliency, widths, price, caps or Caps(), units, most_ms)
     while search.saved_ms < wanted_ms and search.saved_macs < wanted_macs and search.take_best():
         pass
-    search.give_back(wanted_macs)
+    search.end_at(wanted_macs)
     return search.step()
 
 
@@ -121,23 +121,25 @@ class _Greedy:
         self._settle()
         return True
 
-    def give_back(self, macs: float) -> None:
-        """Of the run that was taken last only that goes which saves so many MACs, up to an edge of the staircase."""
-        if self.last is None or self.last[0] in self.units:
+    def end_at(self, macs: float) -> None:
+        """For the run taken last, which may save far more MACs, stand the tiles with the least loss that save enough."""
+        if self.last is None or self.last[0] in self.units or self.saved_macs < macs:
             return
-        (name, before), whole = self.last, self.taken[self.last[0]]
-        fewer = self._milliseconds(name, before)
-        for count in range(before + 1, whole + 1):
-            now = self._milliseconds(name, count)
-            if self.saved_macs >= macs and now > fewer + self.least:
-                return
-            fewer = now
-
-    def _milliseconds(self, name: str, count: int) -> float:
-        """What is saved altogether when so many bundles of a group go."""
-        self.taken[name] = count
+        name, before = self.last
+        self.taken[name] = before
+        missing = macs - self.saved_macs
+        ends = []
+        for group in self.bundles.keys() - self.units.keys():
+            done, saved, loss = self.taken.get(group, 0), 0.0, 0.0
+            for count, bundle in enumerate(self.bundles[group][done:], done + 1):
+                saved, loss = saved + bundle.macs, loss + bundle.loss
+                if saved >= missing:
+                    ends.append((loss, group, count))
+                    break
+        _, group, count = min(ends)
+        self.taken[group] = count
+        self.taken = {n: count for n, count in self.taken.items() if count}
         self._settle()
-        return self.saved_ms
 
     def step(self) -> PruningStep:
         taken = {name: self.bundles[name][:n] for name, n in self.taken.items()}

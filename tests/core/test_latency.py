@@ -135,12 +135,22 @@ class Steeper:
         return set(layers)
 
 
-@pytest.mark.parametrize(("macs", "channels"), [(math.inf, 48), (10.0, 16), (16.0, 16), (17.0, 32), (33.0, 48)])
-def test_a_run_of_tiles_ends_at_the_first_edge_of_the_stairs_that_saves_the_macs(macs, channels):
-    widths, values = {**DENSE, "block.b": (16, 64), "head": (64, 10)}, {"block.b": torch.full((64,), 1.0)}
-    groups, caps = [group("block.b", 64, "head")], Caps(round_to=4)  # a channel saves one MAC
-    step = propose_fastest(groups, values, widths, Steeper(), 100.0, macs, caps)
-    assert (len(step.removed["block.b"]), step.macs_saved, step.ms_saved) == (channels, channels, (channels // 16) ** 2)
+def test_the_macs_end_a_step_at_the_least_loss_and_no_later_than_they_must():
+    widths, caps = {**DENSE, "block.b": (16, 64), "head": (64, 10)}, Caps(round_to=4)
+    groups = [group("a", 16, "block.b"), group("block.b", 64, "head")]  # a channel saves one MAC
+
+    def gone(macs, of_a=2.0):
+        values = {"a": torch.full((16,), of_a), "block.b": torch.full((64,), 1.0)}
+        step = propose_fastest(groups, values, widths, Steeper(), 100.0, macs, caps)
+        left = 64 - len(step.removed.get("block.b", ()))
+        assert step.ms_saved == ((64 - left) // 16) ** 2
+        assert step.macs_saved == sum(map(len, step.removed.values()))
+        return {n: len(c) for n, c in step.removed.items()}
+
+    assert gone(math.inf) == {"block.b": 48}  # the whole run, which is worth most
+    assert [gone(m) for m in (10.0, 16.0, 17.0, 48.0)] == [{"block.b": n} for n in (12, 16, 20, 48)]
+    assert gone(10.0, of_a=0.5) == {"a": 12}  # saves no time, and costs least
+    assert gone(15.0, of_a=0.5) == {"block.b": 16}  # of a's 16 the last four have to stay
 
 
 def test_what_would_save_more_than_is_allowed_stays():
