@@ -122,7 +122,7 @@ class _Greedy:
         return True
 
     def end_at(self, macs: float) -> None:
-        """For the run taken last, which may save far more MACs, stand the tiles with the least loss that save enough."""
+        """For the run taken last, which may save far more MACs, stand tiles with the least loss that save enough."""
         if self.last is None or self.last[0] in self.units or self.saved_macs < macs:
             return
         name, before = self.last
