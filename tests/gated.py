@@ -36,7 +36,7 @@ class Block(nn.Module):
 def gated_net():
     """Units: gates ``3`` (a ReLU between it and its reader), ``5.body.3`` and ``6.body.5``; branches ``5``, ``6``."""
     return nn.Sequential(
-        nn.Conv2d(1, 16, 3, padding=1, bias=False),
+        nn.Conv2d(1, 16, 3, stride=2, padding=1, bias=False),
         nn.BatchNorm2d(16),
         nn.ReLU(),
         Gate(16),

@@ -18,6 +18,12 @@ from hqp_lightning.search import cutting, rescoring, substeps
 
 
 @pytest.fixture
+def loaders(small_loaders):
+    """Nothing need be learnt here."""
+    return small_loaders
+
+
+@pytest.fixture
 def scored(monkeypatch):
     """Copies of the networks that were scored within a step, and the scores."""
     seen = []
@@ -48,7 +54,7 @@ def fisher_by_hand(network, place, x, y):
     return torch.autograd.grad(loss, z)[0].flatten(1).square().mean(0)
 
 
-def test_each_part_goes_by_the_scores_of_what_is_left(loaders, make_trainer, digits, scored):
+def test_each_part_goes_by_the_scores_of_what_is_left(loaders, make_trainer, scored):
     """They are those of autograd; what all parts removed is told in the numbering of before, and can be cut so."""
     before, after = Probe(0), After()
     pruning = HQPPruning("val_acc", 0.9, step=0.6, compensate=False, recalibrate_batches=0)
@@ -57,7 +63,7 @@ def test_each_part_goes_by_the_scores_of_what_is_left(loaders, make_trainer, dig
     (made,) = pruning.records
     assert made.substeps == 3 == len(scored) + 1
     assert "in 3 parts" in step_line(made)
-    x, y = digits[0][1200:1400], digits[1][1200:1400]
+    x, y = loaders[1].dataset.tensors
     for network, scores in scored:
         for group, place in {"0": 3, "3": 7, "7": 9}.items():
             torch.testing.assert_close(scores[group], fisher_by_hand(network, place, x, y), rtol=1e-3, atol=1e-8)

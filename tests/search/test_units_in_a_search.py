@@ -21,6 +21,12 @@ from hqp_lightning.shipping.facts import units
 from hqp_lightning.surgery import record
 
 
+@pytest.fixture
+def loaders(small_loaders):
+    """Nothing need be learnt here."""
+    return small_loaders
+
+
 def pruning(**options):
     """One step from the second epoch on, unless told otherwise; of the gates alone the first is of one."""
     settings = {"units": ALL, "step": 0.45, "min_step": 0.45, "round_to": 4, "start_epoch": 1}
@@ -67,13 +73,13 @@ class Copied(Callback):
         self.scores = self.fisher and self.fisher.saliency()
 
 
-def test_branches_go_by_what_the_loss_rises_without_them(loaders, make_trainer, digits):
+def test_branches_go_by_what_the_loss_rises_without_them(loaders, make_trainer):
     """By hand on the whole validation data, on the scale of half the Fisher values."""
     torch.manual_seed(0)
     before, search = Copied(), pruning(units=("branches",), step=0.01, min_step=0.01, compensate=False, start_epoch=5)
     after = Copied(search.own_fisher)
     make_trainer(6, [before, search, after]).fit(GatedScripted([0.9], lr=0.02), *loaders)
-    made, x, y = search.records[0], digits[0][1200:1400], digits[1][1200:1400]
+    made, (x, y) = search.records[0], loaders[1].dataset.tensors
     network, losses = before.network.eval().requires_grad_(False), []
     for gone in ("", "5", "6"):
         cut = nn.Sequential(*(nn.Identity() if str(i) == gone else m for i, m in enumerate(network)))
@@ -181,7 +187,7 @@ def test_two_ranks_remove_the_same_units_by_the_same_means(loaders, make_trainer
     assert_equal_ranks(ranks)
 
 
-def test_the_export_is_of_what_is_left_and_the_report_names_it(loaders, make_trainer, digits, tmp_path):
+def test_the_export_is_of_what_is_left_and_the_report_names_it(loaders, make_trainer, tmp_path):
     torch.manual_seed(0)
     search = HQPPruning("val_acc", 0.9, step=0.3, units=ALL, round_to=4)
     export = Int8Export(tmp_path, engines=["onnxruntime"], rtx=(), threads=1, latency_runs=1, calibration_batches=2)
@@ -198,10 +204,8 @@ def test_the_export_is_of_what_is_left_and_the_report_names_it(loaders, make_tra
     gone = [c.layer for c in export.report.channels if c.after == 0]
     assert any(n.startswith(u.partition(":")[2]) for n in gone for u in removed)
     assert export.report.int8.macs == macs_of(tmp_path / "model.onnx")
-    x, y = digits
-    assert export.report.int8.accuracy == pytest.approx(
-        accuracy_by_hand(tmp_path / "model.int8.onnx", x[1200:1400], y[1200:1400])
-    )
+    by_hand = accuracy_by_hand(tmp_path / "model.int8.onnx", *loaders[1].dataset.tensors)
+    assert export.report.int8.accuracy == pytest.approx(by_hand)
     loaded = load_pruned(GatedClassifier, tmp_path / "pruned.ckpt")
     assert sum(p.numel() for p in loaded.net.parameters()) == export.report.pruned.params
 

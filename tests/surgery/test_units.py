@@ -55,7 +55,7 @@ def test_units_are_found_where_they_go_and_with_what_they_save(shadow):
     }
     macs = {u.key: u.macs for u in shadow.units()}
     assert macs["gate:3"] == 2 * 16 * 8
-    assert macs["branch:5"] == 64 * (16 * 16 * 9 + 16 * 16) + 2 * 16 * 8
+    assert macs["branch:5"] == 16 * (16 * 16 * 9 + 16 * 16) + 2 * 16 * 8
     ignoring = Shadow(drawn(), [EXAMPLE], ignore=("5.body.0",))
     assert [u.key for u in ignoring.units()] == ["gate:3", "gate:5.body.3", "branch:6", "gate:6.body.5"]
 
