@@ -47,10 +47,10 @@ def test_stopped_in_the_export_the_run_ends_as_if_it_had_not(small_loaders, make
     def fails(*args):
         raise OSError("the disk is full")
 
-    monkeypatch.setattr(export_module, "ship", fails)
-    with pytest.raises(OSError, match="the disk is full"):
-        run(make_trainer, tmp_path / "again", small_loaders, scores, options)
-    monkeypatch.undo()
+    with monkeypatch.context() as patched:
+        patched.setattr(export_module, "ship", fails)
+        with pytest.raises(OSError, match="the disk is full"):
+            run(make_trainer, tmp_path / "again", small_loaders, scores, options)
     last = tmp_path / "again" / "last.ckpt"
     assert torch.load(last, weights_only=True)["epoch"] == 1
     resumed, second, again = run(make_trainer, tmp_path / "again", small_loaders, [0.123], options, ckpt=last)

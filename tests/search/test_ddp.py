@@ -306,7 +306,7 @@ def test_a_resumed_distributed_run_equals_the_straight_one(digits, make_trainer,
 
 def test_the_first_rank_exports_and_scores_all_of_the_data_while_the_other_waits(digits, make_trainer, tmp_path):
     deploy = tmp_path / "deploy"
-    export = Int8Export(deploy, engines=["onnxruntime"], latency_runs=1, threads=1)
+    export = Int8Export(deploy, engines=["onnxruntime"], rtx=(), latency_runs=1, threads=1)
     loaders = batched(digits, 16)
     pruning = HQPPruning("val_acc", 0.3, step=0.2)
     ranks = run(make_trainer, tmp_path / "two", Classifier(), loaders, pruning, export, epochs=2)
