@@ -1,7 +1,9 @@
+import gc
 import hashlib
 import logging
 import os
 import pickle
+import sys
 from collections.abc import Iterator
 from functools import cache, partial
 from pathlib import Path
@@ -33,6 +35,28 @@ torch.set_num_threads(threads)
 
 # Every Trainer looks through all that is installed for callbacks of others, five milliseconds long.
 registry.entry_points = cache(registry.entry_points)
+
+imported = 0
+
+
+def settle() -> None:
+    """What imports made is no garbage, and half a million objects, which every full collection would look through."""
+    global imported
+    if len(sys.modules) > imported + 100:
+        gc.collect()
+        gc.freeze()
+        imported = len(sys.modules)
+
+
+def pytest_collection_finish() -> None:
+    """All test modules are imported."""
+    settle()
+
+
+def pytest_runtest_logfinish() -> None:
+    """Some libraries are only imported where they are used."""
+    settle()
+
 
 WNIDS = "n01440764 n02102040 n02979186 n03000684 n03028079 n03394916 n03417042 n03425413 n03445777 n03888257"
 
@@ -74,10 +98,12 @@ def own_handlers() -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True)
-def no_compiler(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
+def no_compiler(request: pytest.FixtureRequest) -> Iterator[None]:
     """Nine compilations at the end of every small export would take minutes; tests of them ask for ``compiler``."""
-    if "compiler" not in request.fixturenames:
-        monkeypatch.setattr("hqp_lightning.shipping.compiling.missing", lambda: "no compiler in this test")
+    with pytest.MonkeyPatch.context() as patched:  # its own: a test may undo what it patched itself
+        if "compiler" not in request.fixturenames:
+            patched.setattr("hqp_lightning.shipping.compiling.missing", lambda: "no compiler in this test")
+        yield
 
 
 @pytest.fixture
