@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import random
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -77,7 +79,7 @@ def remembered(pl_module: LightningModule) -> Iterator[None]:
 def fixed_seed(seed: int | None = None) -> Iterator[None]:
     """Leave the global random states as they were; inside, start from ``seed`` if there is one."""
     python, numpy = random.getstate(), np.random.get_state()
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(() if _on_cpu_alone(os.environ.get("CUDA_VISIBLE_DEVICES")) else None):
         if seed is not None:
             random.seed(seed)
             np.random.seed(seed)
@@ -106,6 +108,13 @@ def forget_compiled() -> None:
     """Drop compiled code: it is of shapes that are gone, and after eight of them torch would compile no more."""
     if (dynamo := sys.modules.get("torch._dynamo")) is not None:
         dynamo.reset()
+
+
+@cache
+def _on_cpu_alone(visible: str | None) -> bool:
+    """Whether no accelerator has a random state; torch would look for NVIDIA's library on the disk each time."""
+    accelerator = getattr(torch, "accelerator", torch.cuda)  # torch has it since 2.6
+    return not accelerator.is_available()
 
 
 def _copied(value: Any, tensors: bool) -> Any:
