@@ -108,9 +108,8 @@ class Int8Export(Portable):
         given = {name: value for name, value in locals().items() if name in names}
         self.dirpath, self.module = Path(dirpath), module
         self.monitor, self.max_drop, self.mode = monitor, max_drop, mode
-        tuples = {
-            n: v if v is None or isinstance(v, str) else tuple(v) for n, v in (("engines", engines), ("rtx", rtx))
-        }
+        lists = {"engines": engines, "rtx": rtx}
+        tuples = {n: v if v is None or isinstance(v, str) else tuple(v) for n, v in lists.items()}
         threads = processors() if threads is None else threads
         self.options = ExportOptions(**{**given, **tuples, "threads": threads, "loss_fn": loss_named(loss_fn)})
         self.report: Report | None = None
@@ -209,8 +208,7 @@ class Int8Export(Portable):
         return self.module if pruning is None or self.module is not None else pruning.options.module
 
     def _budget(self, trainer: Trainer) -> Budget:
-        pruning = self._pruning(trainer)
-        if pruning is not None:
+        if (pruning := self._pruning(trainer)) is not None:
             if loose(trainer).callbacks.index(pruning) > loose(trainer).callbacks.index(self):
                 raise ConfigurationError(
                     "Int8Export must come after HQPPruning in Trainer(callbacks=[...]); beside one that "
