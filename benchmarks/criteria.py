@@ -6,9 +6,12 @@
 "Fisher" is `HQPPruning`'s (gates, per MAC), "in parts" with fresh scores after every quarter of the MACs and
 compensation between them. "set" goes by the loss of the whole set of gates, ½·1ᵀC1 of the per-sample gate gradients,
 greedily by what each tile adds to it for its MACs; "residual" by the Fisher value of what a ridge regression on the
-other inputs leaves of a channel, per MAC. Torch-pruning's importances are ranked over all channels, as its pruners do;
-"isomorphic" takes the same share of each kind of group. Its Hessian is given the mean of the squared gradients of all
-samples (its own `accumulate_grad` keeps those of the last one).
+other inputs leaves of a channel, per MAC; "even Fisher" by the Fisher value over the mean of its group, at no price.
+
+Torch-pruning's importances are ranked over all channels, as its pruners do; "isomorphic" takes the same share of each
+kind of group. Torch-pruning divides its scores by the mean of their group: "raw" leaves that out, "priced" does, too,
+and divides by MACs. Its Hessian is given the mean of the squared gradients of all samples (its own `accumulate_grad`
+keeps those of the last one).
 
 Validation images score, others judge; training images compensate, correct BatchNorm and heal (AdamW, distillation).
 "corrected" is the cut with BatchNorm's statistics corrected, "compensated" with the readers' regression before that.
@@ -153,15 +156,19 @@ def choose(name: str, model: nn.Module, shadow: Shadow, data: Sequence):
     elif name == "residual":
         change = residuals(model, groups, data)
         values, cost = {n: d.square().mean(0) for n, d in derivatives(model, groups, data, change).items()}, "macs"
+    elif name == "even Fisher":
+        values, cost = {n: x / x.mean() for n, x in scores(model, groups, data).items()}, "none"
     else:
-        kind, cost = name.split()[-1], "none"
+        kind, cost = name.split()[-1], "macs" if name.startswith("priced") else "none"
         twin = model if kind == "Magnitude" else with_gradients(model, data, kind == "Hessian")
-        values = torch_pruned(twin, groups, kind, data[0][0][:2], name.startswith("isomorphic"))
+        raw = name.startswith(("raw", "priced"))
+        values = torch_pruned(twin, groups, kind, data[0][0][:2], name.startswith("isomorphic"), raw)
     step = lambda macs: propose(groups, values, macs, cost=cost).removed  # noqa: E731
     return step, time.process_time() - started
 
 
-NAMES = (*("Fisher", "in parts", "set", "residual"), *("Taylor", "isomorphic Taylor", "Magnitude", "Hessian"))
+NAMES = ("Fisher", "in parts", "set", "residual", "Taylor", "isomorphic Taylor", "Magnitude", "Hessian")
+MORE = ("even Fisher", "raw Hessian", "priced Hessian")
 
 
 def rows(label: str, dense: nn.Module, data: Sequence, args: argparse.Namespace):
@@ -197,7 +204,7 @@ def main() -> None:
     parser.add_argument("--data", required=True, help="folder that holds imagenette2-160")
     parser.add_argument("--weights", required=True, nargs="+", metavar="NETWORK=FILE", help="state dicts, ten classes")
     parser.add_argument("--left", type=float, nargs="+", default=[0.65, 0.4], help="share of the MACs")
-    parser.add_argument("--criteria", nargs="+", choices=NAMES, default=list(NAMES))
+    parser.add_argument("--criteria", nargs="+", choices=(*NAMES, *MORE), default=list(NAMES))
     parser.add_argument("--scoring", type=int, default=512)
     parser.add_argument("--images", type=int, default=1000)
     parser.add_argument("--heal", type=int, default=40, help="batches of 64")

@@ -18,10 +18,15 @@ def losses(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
     return F.cross_entropy(model(x), y, reduction="none")
 
 
-def torch_pruned(model: nn.Module, groups: Sequence, kind: str, x: Tensor, alike: bool = False) -> dict[str, Tensor]:
-    """Torch-pruning's importance ``kind`` of each gate; ``alike``: its place among groups with the same layers."""
+def torch_pruned(
+    model: nn.Module, groups: Sequence, kind: str, x: Tensor, alike: bool = False, raw: bool = False
+) -> dict[str, Tensor]:
+    """Torch-pruning's importance ``kind`` of each gate.
+
+    ``alike``: its place among groups with the same layers; ``raw``: not divided by the mean of its group.
+    """
     found, kinds, gradients = {}, {}, {p: p.grad for p in model.parameters()}
-    importance = getattr(tp.importance, f"Group{kind}Importance")()
+    importance = getattr(tp.importance, f"Group{kind}Importance")(**({"normalizer": None} if raw else {}))
     graph = tp.DependencyGraph().build_dependency(model, x)
     model.eval()
     for p, grad in gradients.items():

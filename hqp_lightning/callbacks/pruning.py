@@ -189,8 +189,8 @@ class HQPPruning(Portable):
                 show_saliency(trainer, self.state.saliency or {})
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Whatever was not judged goes; the last accepted model stays."""
-        unjudged = leave_(trainer, pl_module, self.state)
+        """Whatever was not kept goes; the last accepted model stays."""
+        unjudged = leave_(trainer, pl_module, self.state, self.budget, self.options)
         if unjudged is not None:
             self._tell(trainer, unjudged)
 

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import logging
+import math
 from dataclasses import replace
 
 from lightning.pytorch import LightningModule, Trainer
 
 from hqp_lightning.core.search import Search, pause, resume
+from hqp_lightning.core.verdict import judge
 from hqp_lightning.loop.averaging import scored
 from hqp_lightning.loop.options import PruningOptions
 from hqp_lightning.loop.untouched import forget_compiled
-from hqp_lightning.records import StepRecord
+from hqp_lightning.records import Budget, StepRecord
 from hqp_lightning.search.operation import undo_
 from hqp_lightning.search.state import FIT_ENDED, Accepted, PruningState
 from hqp_lightning.surgery import record, restore_, take
@@ -64,11 +66,13 @@ def enter_(trainer: Trainer, pl_module: LightningModule, state: PruningState) ->
     return f"hqp: the search goes on from {at}, {last.macs / state.dense_macs:.0%} of the dense MACs"
 
 
-def leave_(trainer: Trainer, pl_module: LightningModule, state: PruningState) -> StepRecord | None:
-    """When training ends: undo what was not kept, put the last accepted model in place; returns what nobody judged."""
+def leave_(
+    trainer: Trainer, pl_module: LightningModule, state: PruningState, budget: Budget, options: PruningOptions
+) -> StepRecord | None:
+    """When training ends: undo what was not kept, put the last accepted model in place; returns what was pending."""
     unjudged = None
     if state.pending is not None:
-        unjudged = state.close("rolled_back", "fit ended before a validation could judge it")
+        unjudged = _close(state, budget, options)
         state.rollback_due = True
     if state.rollback_due:
         undo_(trainer, pl_module, state)
@@ -80,6 +84,17 @@ def leave_(trainer: Trainer, pl_module: LightningModule, state: PruningState) ->
     state.search, state.left = pause(state.search, FIT_ENDED), True
     _log.info("hqp: search ended (%s)", state.search.stopped)
     return unjudged
+
+
+def _close(state: PruningState, budget: Budget, options: PruningOptions) -> StepRecord:
+    """A step that ``fit`` ends: nobody judged it, or it was over budget and might have healed."""
+    epoch, score = [*state.healing.items()][-1] if state.healing else (0, None)
+    if score is not None and state.reference is not None and epoch + 1 >= options.every_n_epochs:
+        verdict = judge(state.reference, score, budget)
+        if not verdict.kept and math.isfinite(score):
+            why = f"{verdict.reason}; fit ended while it healed"
+            return state.close("rolled_back", why, accuracy=score, accuracy_drop=verdict.drop)
+    return state.close("rolled_back", "fit ended before a validation could judge it")
 
 
 def _last(state: PruningState) -> Accepted | None:

@@ -85,6 +85,18 @@ def test_a_step_that_no_validation_judged_is_rolled_back(small_loaders, make_tra
     assert sum(p.numel() for p in model.net.parameters()) == pruning.records[0].params
 
 
+def test_a_step_over_budget_that_the_end_of_the_training_finds_healing_tells_its_score(small_loaders, make_trainer):
+    pruning = HQPPruning("val_acc", 0.02, step=0.2, min_step=0.2, every_n_epochs=2, patience=4)
+    make_trainer(3, [pruning]).fit(Scripted([0.90, 0.85, 0.86, 0.87]), *small_loaders)
+    (record,) = pruning.records
+    assert (record.outcome, record.accuracy, record.accuracy_drop) == ("rolled_back", 0.87, pytest.approx(0.03))
+    reason = "val_acc 0.8700 is 0.0300 below the baseline 0.9000; 0.0200 is allowed; fit ended while it healed"
+    assert record.reason == reason
+    early = HQPPruning("val_acc", 0.02, step=0.2, min_step=0.2, every_n_epochs=3)  # never due: nobody judged it
+    make_trainer(3, [early], check_val_every_n_epoch=2).fit(Scripted([0.90, 0.85]), *small_loaders)
+    assert [(r.accuracy, r.reason) for r in early.records] == [(None, "fit ended before a validation could judge it")]
+
+
 def test_healing_longer_than_the_training_is_not_begun(small_loaders, make_trainer):
     pruning = HQPPruning("val_acc", 0.05, step=0.2, every_n_epochs=2)
     make_trainer(3, [pruning]).fit(Scripted([0.9]), *small_loaders)
