@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,13 @@ from torchmetrics import Metric
 from torchmetrics.classification import MulticlassAccuracy
 
 from hqp_lightning.errors import ConfigurationError
-from hqp_lightning.models.distillation import FeatureDistance, distillation_loss, feature_reader, with_features
+from hqp_lightning.models.distillation import (
+    FeatureDistances,
+    check_layers,
+    distillation_loss,
+    feature_reader,
+    with_features,
+)
 from hqp_lightning.models.factory import load_weights_
 from hqp_lightning.models.schedules import lr_factor
 
@@ -47,6 +54,8 @@ class ImageClassifier(L.LightningModule):
             network's classifier reads no linear function of the pruned one's explains, in [0, 1] about
             (`hqp_lightning.models.distillation.FeatureDistance`). Ten classes say little of a picture, hundreds of
             features more. Needs ``distillation``.
+        feature_layers: names of modules in ``net`` whose outputs ``[B, C, H, W]`` are followed, too, each with half of
+            that weight, such as a ResNet's stages: ``("layer1", "layer2", "layer3", "layer4")``.
         channels_last: keep weights and inputs in that memory format (quicker convolutions on most processors).
         checkpoint: file with a state dict of ``net``, loaded at once.
 
@@ -72,6 +81,7 @@ class ImageClassifier(L.LightningModule):
         distillation: float = 0.0,
         temperature: float = 4.0,
         feature_distillation: float = 0.0,
+        feature_layers: Sequence[str] = (),
         channels_last: bool = False,
         checkpoint: str | Path | None = None,
     ) -> None:
@@ -101,15 +111,19 @@ class ImageClassifier(L.LightningModule):
             raise ConfigurationError(
                 f"{feature_distillation=} with {distillation=}: at least 0, and it needs distillation, such as 0.9"
             )
+        feature_layers = tuple(feature_layers)
+        if feature_layers and not feature_distillation:
+            raise ConfigurationError(f"{feature_layers=} needs a weight: feature_distillation=1")
         if feature_distillation:
             feature_reader(net)
+        self._followed = check_layers(net, feature_layers)
         self.save_hyperparameters(ignore=["net", "checkpoint"])
         if checkpoint is not None:
             load_weights_(net, checkpoint)
         self.net = net.to(memory_format=torch.channels_last) if channels_last else net
         # In a tuple, so that it is no submodule: neither trained, pruned nor saved.
         self._teacher = (copy.deepcopy(self.net).eval().requires_grad_(False),) if distillation else ()
-        self._distance = FeatureDistance()
+        self._distance = FeatureDistances()
         self.val_accuracy, self.test_accuracy = self._metric(num_classes), self._metric(num_classes)
 
     def _metric(self, num_classes: int) -> Metric:
@@ -136,10 +150,10 @@ class ImageClassifier(L.LightningModule):
         if "feature_distance" in checkpoint:
             self._distance.load_state_dict(checkpoint["feature_distance"])
 
-    def _with_features(self, net: nn.Module, images: Tensor) -> tuple[Tensor, Tensor | None]:
+    def _with_features(self, net: nn.Module, images: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         if not self.hparams["feature_distillation"]:
-            return self._logits(net, images), None
-        return with_features(net, lambda: self._logits(net, images))
+            return self._logits(net, images), {}
+        return with_features(net, lambda: self._logits(net, images), self._followed)
 
     def on_fit_start(self) -> None:
         """Put the teacher where the network is."""
@@ -156,7 +170,7 @@ class ImageClassifier(L.LightningModule):
                 soft, wanted = self._with_features(teacher, images)
             part, t = self.hparams["distillation"], self.hparams["temperature"]
             loss = (1 - part) * loss + part * distillation_loss(logits, soft, t)
-            if features is not None and wanted is not None:
+            if features:
                 loss = loss + self.hparams["feature_distillation"] * self._distance(features, wanted)
         self.log("train_loss", loss, prog_bar=True)
         return loss

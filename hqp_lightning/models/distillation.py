@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from difflib import get_close_matches
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,11 +13,20 @@ from torch.nn import functional as F
 
 from hqp_lightning.errors import ConfigurationError
 
-__all__ = ["FeatureDistance", "distillation_loss", "feature_reader", "with_features"]
+__all__ = [
+    "FeatureDistance",
+    "FeatureDistances",
+    "check_layers",
+    "distillation_loss",
+    "feature_reader",
+    "with_features",
+]
 
 _WINDOW = 50  # batches over which the regression looks back
 _STATE = ("_batches", "_samples", "_gram", "_cross", "_square")
 _RIDGE = 1e-2  # of the mean square of a feature
+_POSITIONS = 4  # of a layer's output, along each side: neighbours are much alike
+_LAYER = 0.5  # weight of a layer's distance beside that of the classifier's features
 
 
 def distillation_loss(logits: Tensor, teacher: Tensor, temperature: float) -> Tensor:
@@ -60,18 +71,89 @@ def feature_reader(net: nn.Module) -> str:
     return found
 
 
-def with_features(net: nn.Module, run: Callable[[], Tensor]) -> tuple[Tensor, Tensor]:
-    """What ``run`` returns, and the features ``[B, C]`` that the classifier of ``net`` read meanwhile."""
-    seen: list[Tensor] = []
+def check_layers(net: nn.Module, layers: Sequence[str]) -> tuple[str, ...]:
+    """Names of modules of a network.
 
-    def see(_: nn.Module, args: tuple[Any, ...]) -> None:
-        seen.append(args[0].flatten(1))
+    Raises:
+        ConfigurationError: the network has no module of that name.
+    """
+    known = [n for n, _ in net.named_modules() if n]
+    for name in layers:
+        if name not in known:
+            near = get_close_matches(name, known, 3) or known[:3]
+            raise ConfigurationError(
+                f"feature_layers={list(layers)}: {type(net).__name__} has no module {name!r}; it has {', '.join(near)}"
+            )
+    return tuple(layers)
 
-    handle = net.get_submodule(feature_reader(net)).register_forward_pre_hook(see)
+
+def with_features(
+    net: nn.Module, run: Callable[[], Tensor], layers: Sequence[str] = ()
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """What ``run`` returns, and what was followed meanwhile.
+
+    Args:
+        net: the network.
+        run: calls it.
+        layers: names of modules whose outputs ``[B, C, ...]`` are followed, too; one that was pruned away is left out.
+
+    Returns:
+        The logits; and by ``""`` the features ``[B, C]`` that the classifier read, by its name the output of each
+        layer as ``[B * P, C]``, its mean at no more than 4 x 4 positions.
+
+    Raises:
+        ConfigurationError: a layer returns something else.
+    """
+    seen: dict[str, Tensor] = {}
+
+    def read(_: nn.Module, args: tuple[Any, ...]) -> None:
+        seen[""] = args[0].flatten(1)
+
+    def written(name: str, _: nn.Module, __: Any, out: Any) -> None:
+        if not isinstance(out, Tensor) or out.dim() not in (2, 4):
+            raise ConfigurationError(f"feature_layers: {name!r} returns no tensor [B, C] or [B, C, H, W]")
+        if out.dim() == 4:
+            height, width = (min(_POSITIONS, side) for side in out.shape[2:])
+            out = F.adaptive_avg_pool2d(out, (height, width)).permute(0, 2, 3, 1).flatten(0, 2)
+        seen[name] = out
+
+    handles = [net.get_submodule(feature_reader(net)).register_forward_pre_hook(read)]
+    there = dict(net.named_modules())
+    handles += [there[n].register_forward_hook(partial(written, n)) for n in layers if n in there]
     try:
-        return run(), seen[-1]
+        return run(), seen
     finally:
-        handle.remove()
+        for handle in handles:
+            handle.remove()
+
+
+class FeatureDistances:
+    """The distance of the features that the classifier reads, and half that of every further layer's output."""
+
+    def __init__(self) -> None:
+        self._of: dict[str, FeatureDistance] = {}
+
+    def state_dict(self) -> dict[str, Any]:
+        """What was seen, for a checkpoint; on several devices that of this one."""
+        return {name: distance.state_dict() for name, distance in self._of.items()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from there."""
+        for name, seen in state.items():
+            self._of.setdefault(name, FeatureDistance()).load_state_dict(seen)
+
+    def __call__(self, student: Mapping[str, Tensor], teacher: Mapping[str, Tensor]) -> Tensor:
+        """Distance, a scalar.
+
+        Args:
+            student: of `with_features`, with their graph.
+            teacher: the same of the teacher; what the student has lost is left out.
+        """
+        parts = [
+            (_LAYER if name else 1.0) * self._of.setdefault(name, FeatureDistance())(features, teacher[name])
+            for name, features in student.items()
+        ]
+        return torch.stack(parts).sum()
 
 
 class FeatureDistance:

@@ -6,7 +6,7 @@ from torch import nn
 
 from hqp_lightning.errors import ConfigurationError
 from hqp_lightning.models import ImageClassifier, build_network
-from hqp_lightning.models.distillation import FeatureDistance, feature_reader, with_features
+from hqp_lightning.models.distillation import FeatureDistance, FeatureDistances, feature_reader, with_features
 
 
 def _batches(count, student=6, teacher=9, size=32, noise=0.0):
@@ -62,7 +62,8 @@ def test_a_resumed_training_is_the_uninterrupted_one(tmp_path):
     def run(epochs, **kwargs):
         torch.manual_seed(0)
         net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 5))
-        model = ImageClassifier(net, 5, lr=0.05, schedule="constant", distillation=0.5, feature_distillation=1.0)
+        options = {"distillation": 0.5, "feature_distillation": 1.0, "feature_layers": ["0"]}
+        model = ImageClassifier(net, 5, lr=0.05, schedule="constant", **options)
         data = torch.utils.data.TensorDataset(torch.randn(64, 3, 8, 8), torch.arange(64) % 5)
         options = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
         trainer = L.Trainer(
@@ -86,8 +87,68 @@ def test_features_are_what_the_classifier_reads(name, reader, width):
     net = build_network(name, num_classes=10).eval()
     assert feature_reader(net) == reader
     logits, features = with_features(net, lambda: net(torch.zeros(2, 3, 32, 32)))
-    assert (logits.shape, features.shape) == ((2, 10), (2, width))
+    assert logits.shape == (2, 10)
+    assert {k: x.shape for k, x in features.items()} == {"": (2, width)}
     assert not net.get_submodule(reader)._forward_pre_hooks
+
+
+def test_outputs_of_layers_are_followed_at_sixteen_positions():
+    net = build_network("resnet18", num_classes=10).eval()
+    images, stages = torch.randn(2, 3, 160, 160), ("layer1", "layer4.1.bn2", "avgpool")
+    seen = []
+    handles = [net.get_submodule(n).register_forward_hook(lambda *a: seen.append(a[2])) for n in stages]
+    _, features = with_features(net, lambda: net(images), stages)
+    for handle in handles:
+        handle.remove()
+    assert list(features) == ["layer1", "layer4.1.bn2", "avgpool", ""]
+    # 40 x 40 positions, 4 x 4 of them in each mean; row 5 is that of the second row and column
+    assert features["layer1"].shape == (32, 64)
+    torch.testing.assert_close(features["layer1"][5], seen[0][0, :, 10:20, 10:20].mean((1, 2)))
+    assert features["layer4.1.bn2"].shape == (32, 512)
+    torch.testing.assert_close(features["avgpool"], seen[2].flatten(1))
+    torch.testing.assert_close(features[""], features["avgpool"])
+    assert not any(m._forward_hooks for m in net.modules())
+
+
+def test_distances_of_layers_count_half_and_one_that_is_gone_nothing():
+    alone = {name: FeatureDistance() for name in ("", "a", "b")}
+    together = FeatureDistances()
+    for s, t in _batches(5, noise=2.0):
+        of = {"": (s, t), "a": (s[:, :3], t[:, :4]), "b": (s[:, 3:], t)}
+        a, b, c = (float(alone[n](*of[n])) for n in ("", "a", "b"))
+        student, teacher = ({n: pair[k] for n, pair in of.items()} for k in (0, 1))
+        assert float(together(student, teacher)) == pytest.approx(a + 0.5 * b + 0.5 * c)
+    del student["b"]
+    resumed = FeatureDistances()
+    resumed.load_state_dict(together.state_dict())
+    assert float(together(student, teacher)) == pytest.approx(
+        float(alone[""](*of[""])) + 0.5 * float(alone["a"](*of["a"]))
+    )
+    assert together.state_dict().keys() == resumed.state_dict().keys() == {"", "a", "b"}
+
+
+def test_layers_that_are_not_there_or_return_no_tensor_are_told():
+    net = build_network("resnet18", num_classes=10)
+    options = {"distillation": 0.5, "feature_distillation": 1.0}
+    with pytest.raises(ConfigurationError, match=r"ResNet has no module 'layer5'; it has layer4"):
+        ImageClassifier(net, 10, **options, feature_layers=["layer5"])
+    with pytest.raises(ConfigurationError, match="needs a weight: feature_distillation=1"):
+        ImageClassifier(net, 10, distillation=0.5, feature_layers=["layer1"])
+
+    class Pair(nn.Module):
+        def forward(self, x):
+            return x, x
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.pair, self.fc = Pair(), nn.Linear(4, 2)
+
+        def forward(self, x):
+            return self.fc(self.pair(x)[0])
+
+    with pytest.raises(ConfigurationError, match=r"'pair' returns no tensor \[B, C\] or \[B, C, H, W\]"):
+        with_features(net := Net(), lambda: net(torch.zeros(2, 4)), ("pair",))
 
 
 def test_training_pulls_the_features_back(tmp_path):
