@@ -83,13 +83,13 @@ def _to_macs(cfg: DictConfig, report: Report, estimator: str) -> HQPPruning:
 
 def _has_more(cfg: DictConfig) -> bool:
     """Whether more than channels may go, or milliseconds rank them."""
-    return set(cfg.hqp.units) != set(_CHANNELS["units"]) or cfg.hqp.cost not in _OF_CHANNELS
+    return set(cfg.hqp.units) != set(_CHANNELS["units"]) or cfg.hqp.cost not in ("macs", "none")
 
 
 def _channels_alone(cfg: DictConfig, build: Callable[..., tuple[Any, Any, Any]], settings: dict[str, Any]) -> Exported:
     _log.info("compare: channels alone, priced by MACs, with the same budget, schedule and epochs")
     dirpath = Path(cfg.output_dir) / "comparison" / "channels_only"
-    cost = cfg.hqp.cost if cfg.hqp.cost in _OF_CHANNELS else "macs"
+    cost = cfg.hqp.cost if cfg.hqp.cost == "none" else "macs"
     callbacks = [instantiate(cfg.hqp, cost=cost, **_CHANNELS), instantiate(cfg.export, dirpath=str(dirpath))]
     model, data, trainer = build(cfg, callbacks, "/comparison/channels_only", **settings)
     trainer.fit(model, datamodule=data)

@@ -50,9 +50,8 @@ class HQPPruning(Portable):
         estimator: ``"gate"`` or ``"weight"``, see `FisherAccumulator`; ``"magnitude"`` for Torch-Pruning's group
             norms of the weights and ``"isomorphic"`` for its isomorphic Taylor criterion, to compare with (their
             "predicted loss increase" is no loss).
-        cost: ``"macs"`` ranks channels by loss increase per MAC, ``"none"`` by that alone, ``"group_mean"`` over the
-            mean of their group (an even cut, ``docs/choose-cost.md``), ``"latency"`` per millisecond on this machine's
-            engine, ``"FILE.json"`` on that of `hqp-engine profile`'s table.
+        cost: ``"macs"`` ranks channels by loss increase per MAC, ``"none"`` by loss increase alone, ``"latency"`` per
+            millisecond on this machine's engine, ``"FILE.json"`` on that of `hqp-engine profile`'s table.
         step: fraction of the dense cost, MACs or milliseconds, that a step removes at first.
         min_step: the search ends when a halved step would be below this fraction.
         every_n_epochs: epochs of healing before a step is judged.

@@ -13,12 +13,11 @@ from torch import Tensor
 from hqp_lightning.errors import ConfigurationError
 from hqp_lightning.records import ChannelGroup, PruningStep, Unit
 
-__all__ = ["COSTS", "GROUP_MEAN", "LATENCY", "Bundle", "Caps", "bundles_of", "joined", "propose"]
+__all__ = ["COSTS", "LATENCY", "Bundle", "Caps", "bundles_of", "joined", "propose"]
 
 LATENCY = "latency"
-GROUP_MEAN = "group_mean"
-COSTS = ("macs", LATENCY, GROUP_MEAN, "none")
-"""What a channel's saliency is divided by: MACs that go with it, milliseconds, the mean of its group, or nothing."""
+COSTS = ("macs", LATENCY, "none")
+"""What a channel's saliency is divided by: the MACs that go with it, the milliseconds, or nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,9 +54,8 @@ def propose(
         saliency: per group, the Fisher value of each gate, shape ``(gates,)``; per unit, by its key, ``(1,)``.
         target_macs: MACs to save, for one sample.
         caps: rounding and limits.
-        cost: ``"macs"`` ranks by loss increase per MAC, ``"none"`` by loss increase per channel or unit,
-            ``"group_mean"`` by that over the mean of the group: about the same share of every group goes.
-        units: modules that may go as a whole; none with ``"group_mean"``.
+        cost: ``"macs"`` ranks by loss increase per MAC, ``"none"`` by loss increase per channel or unit.
+        units: modules that may go as a whole.
 
     Returns:
         The step; empty (no ``parts``) if no group may lose a bundle, and no unit may go.
@@ -140,7 +138,6 @@ def bundles_of(group: ChannelGroup, values: Tensor, caps: Caps, cost: str = "mac
     order = [g for g in order if g not in spared] + [g for g in order if g in spared]
     floor = max(floor, math.ceil(len(spared) / tile) * tile)
     bundles: list[Bundle] = []
-    scale = float(values[values.isfinite()].double().mean()) if cost == GROUP_MEAN else 1.0
     kept = group.gates
     while True:
         after = (kept - 1) // tile * tile
@@ -152,6 +149,6 @@ def bundles_of(group: ChannelGroup, values: Tensor, caps: Caps, cost: str = "mac
         if not math.isfinite(loss):  # sorted last: a channel that can't be judged stays
             return bundles
         macs = group.macs_per_channel * len(channels)
-        unit = macs if cost == "macs" else len(channels) * scale
+        unit = macs if cost == "macs" else float(len(channels))
         bundles.append(Bundle(channels, loss, macs, loss / max(unit, 1e-12)))
         kept = after

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from hqp_lightning.core.saliency import ESTIMATORS
-from hqp_lightning.core.selection import COSTS, GROUP_MEAN, LATENCY
+from hqp_lightning.core.selection import COSTS, LATENCY
 from hqp_lightning.errors import ConfigurationError
 from hqp_lightning.export.options import FileOptions, at_least, one_of
 from hqp_lightning.loop.network import LossFn
@@ -61,8 +61,6 @@ class PruningOptions:
         check_units(self.units, self.estimator)
         if not self.table:
             one_of(self, cost=(*COSTS, "FILE.json"))
-        if self.cost == GROUP_MEAN and self.units != (CHANNELS,):
-            raise ConfigurationError(f"cost={self.cost!r} ranks channels alone, not units={list(self.units)}.")
         for name, least in {"target_speedup": 1.0, "target_latency_ms": 0.0}.items():
             value = getattr(self, name)
             if value is None:
