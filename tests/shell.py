@@ -41,6 +41,7 @@ def build_without_training(cfg, checkpoint):
     cfg.model.net.weights = None  # a download
     if (name := cfg.model.net.name) in BUILT and "segmentation" not in cfg.model.net._target_:
         cfg.model.net._target_ = "networks.quick"  # once is enough
+        cfg.model.feature_layers = []  # names of the real one
     BUILT.add(name)
     cfg.data.image_size, cfg.data.batch_size = 32, 4
     if "num_workers" in cfg.data:
