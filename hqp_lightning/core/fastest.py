@@ -43,8 +43,8 @@ def propose_fastest(
         widths: input and output channels of every layer as it stands.
         price: milliseconds of a structure.
         wanted_ms: milliseconds to save.
-        wanted_macs: MACs to save at most, unless a bundle overshoots: what would save them by a long run of tiles, or
-            for many milliseconds, gives way to the tiles of one group that do so for the least loss.
+        wanted_macs: MACs to save at most, unless a bundle overshoots: the piece that would save the last of them, a
+            long run of tiles or a unit, gives way to the one that does so for the least loss.
         caps: rounding and limits.
         units: modules that may go as a whole.
         most_ms: what would save more altogether does not go, even if the step then saves less than was wanted.
@@ -89,7 +89,7 @@ class _Greedy:
             loss = 0.5 * float(saliency[key].sum())
             self.bundles[key] = [Bundle((), loss, unit.macs, 0.0)] if math.isfinite(loss) else []
         self.taken: dict[str, int] = {}
-        self.last: tuple[str, int] | None = None  # what was taken last, and how many of its bundles had gone before
+        self.before = dict(self.taken), dict(self.bundles)  # as they were when the last offer was taken
         self.offers: dict[str, _Offer | None] = {}
 
     @property
@@ -111,34 +111,38 @@ class _Greedy:
         if not found:
             return False
         _, name = min(found)
-        offer, self.last = self.offers[name], (name, self.taken.get(name, 0))
-        self.taken[name] = self.taken.get(name, 0) + (offer.bundles if offer else 0)
-        if name in self.units:
-            unit = self.units[name]
-            for other in [n for n in self.bundles if unit.holds(self.units[n].name if n in self.units else n)]:
-                del self.bundles[other]  # it goes with the unit
-                self.taken.pop(other, None)
-        self._settle()
+        offer = self.offers[name]
+        self.before = dict(self.taken), dict(self.bundles)
+        self._take(name, self.taken.get(name, 0) + (offer.bundles if offer else 0))
         return True
 
     def end_at(self, macs: float) -> None:
-        """For the run taken last, which may save far more MACs, stand tiles with the least loss that save enough."""
-        if self.last is None or self.last[0] in self.units or self.saved_macs < macs:
+        """For what was taken last, which may save far more MACs, stands what saves enough at the least loss."""
+        if self.saved_macs < macs:
             return
-        name, before = self.last
-        self.taken[name] = before
-        missing = macs - self.saved_macs
-        ends = []
-        for group in self.bundles.keys() - self.units.keys():
-            done, saved, loss = self.taken.get(group, 0), 0.0, 0.0
-            for count, bundle in enumerate(self.bundles[group][done:], done + 1):
+        whole = self.taken, self.bundles
+        self.taken, self.bundles = self.before
+        missing, ends = macs - self.saved_macs, []
+        for name, bundles in self.bundles.items():
+            done, saved, loss = self.taken.get(name, 0), 0.0, 0.0
+            for count, bundle in enumerate(bundles[done:], done + 1):
                 saved, loss = saved + bundle.macs, loss + bundle.loss
                 if saved >= missing:
-                    ends.append((loss, group, count))
+                    ends.append((loss, name, count))
                     break
-        _, group, count = min(ends)
-        self.taken[group] = count
-        self.taken = {n: count for n, count in self.taken.items() if count}
+        if ends:
+            self._take(*min(ends)[1:])
+        else:  # sums in another order: a hair is missing
+            self.taken, self.bundles = whole
+
+    def _take(self, name: str, count: int) -> None:
+        """So many bundles of a group, or a unit; what lies inside of it goes along."""
+        self.taken[name] = count
+        if name in self.units:
+            unit = self.units[name]
+            for other in [n for n in self.bundles if unit.holds(self.units[n].name if n in self.units else n)]:
+                del self.bundles[other]
+                self.taken.pop(other, None)
         self._settle()
 
     def step(self) -> PruningStep:

@@ -17,14 +17,9 @@ from torchmetrics import Metric
 from torchmetrics.classification import MulticlassAccuracy
 
 from hqp_lightning.errors import ConfigurationError
-from hqp_lightning.models.distillation import (
-    FeatureDistances,
-    check_layers,
-    distillation_loss,
-    feature_reader,
-    with_features,
-)
+from hqp_lightning.models.distillation import check_layers, distillation_loss, feature_reader, with_features
 from hqp_lightning.models.factory import load_weights_
+from hqp_lightning.models.feature_distance import FeatureDistances
 from hqp_lightning.models.schedules import lr_factor
 
 __all__ = ["ImageClassifier"]
@@ -52,7 +47,7 @@ class ImageClassifier(L.LightningModule):
         temperature: of the distillation.
         feature_distillation: weight of a further part of the training loss: how much of the features that the dense
             network's classifier reads no linear function of the pruned one's explains, in [0, 1] about
-            (`hqp_lightning.models.distillation.FeatureDistance`). Ten classes say little of a picture, hundreds of
+            (`hqp_lightning.models.feature_distance.FeatureDistance`). Ten classes say little of a picture, hundreds of
             features more. Needs ``distillation``.
         feature_layers: names of modules in ``net`` whose outputs ``[B, C, H, W]`` are followed, too, each with half of
             that weight, such as a ResNet's stages: ``("layer1", "layer2", "layer3", "layer4")``.
@@ -111,12 +106,11 @@ class ImageClassifier(L.LightningModule):
             raise ConfigurationError(
                 f"{feature_distillation=} with {distillation=}: at least 0, and it needs distillation, such as 0.9"
             )
-        feature_layers = tuple(feature_layers)
+        feature_layers = check_layers(net, feature_layers)
         if feature_layers and not feature_distillation:
             raise ConfigurationError(f"{feature_layers=} needs a weight: feature_distillation=1")
         if feature_distillation:
             feature_reader(net)
-        self._followed = check_layers(net, feature_layers)
         self.save_hyperparameters(ignore=["net", "checkpoint"])
         if checkpoint is not None:
             load_weights_(net, checkpoint)
@@ -153,7 +147,7 @@ class ImageClassifier(L.LightningModule):
     def _with_features(self, net: nn.Module, images: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         if not self.hparams["feature_distillation"]:
             return self._logits(net, images), {}
-        return with_features(net, lambda: self._logits(net, images), self._followed)
+        return with_features(net, lambda: self._logits(net, images), self.hparams["feature_layers"])
 
     def on_fit_start(self) -> None:
         """Put the teacher where the network is."""

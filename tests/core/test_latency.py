@@ -153,6 +153,19 @@ def test_the_macs_end_a_step_at_the_least_loss_and_no_later_than_they_must():
     assert gone(15.0, of_a=0.5) == {"block.b": 16}  # of a's 16 the last four have to stay
 
 
+def test_a_unit_that_saves_far_more_macs_than_are_missing_goes_only_if_it_costs_least():
+    price, unit = Price(TABLE), Unit("block", "branch", 500.0)
+
+    def gone(loss_of_unit, macs=10.0):
+        values = {"block.b": torch.full((32,), 1.0), "branch:block": torch.tensor([loss_of_unit])}
+        step = propose_fastest(GROUPS[1:], values, DENSE, price, 100.0, macs, Caps(8), [unit])
+        return {n: len(c) for n, c in step.parts.items()}
+
+    assert gone(17.0) == {"block.b": 16}  # at 16 halves of a nat: 10 MACs take two tiles of 8
+    assert gone(15.0) == {"branch:block": 0}
+    assert gone(17.0, macs=300.0) == {"branch:block": 0}  # nothing else saves as much
+
+
 def test_what_would_save_more_than_is_allowed_stays():
     price, values, unit = Price(TABLE), {"block.b": torch.full((32,), 1.0)}, Unit("block", "branch", 5.0)
     # 16 channels save 2.25 ms, the block with its 32 saves 5.

@@ -6,7 +6,8 @@ from torch import nn
 
 from hqp_lightning.errors import ConfigurationError
 from hqp_lightning.models import ImageClassifier, build_network
-from hqp_lightning.models.distillation import FeatureDistance, FeatureDistances, feature_reader, with_features
+from hqp_lightning.models.distillation import feature_reader, with_features
+from hqp_lightning.models.feature_distance import FeatureDistance, FeatureDistances
 
 
 def _batches(count, student=6, teacher=9, size=32, noise=0.0):
@@ -134,6 +135,9 @@ def test_layers_that_are_not_there_or_return_no_tensor_are_told():
         ImageClassifier(net, 10, **options, feature_layers=["layer5"])
     with pytest.raises(ConfigurationError, match="needs a weight: feature_distillation=1"):
         ImageClassifier(net, 10, distillation=0.5, feature_layers=["layer1"])
+
+    with pytest.raises(ConfigurationError, match=r"must be a list of names: \['layer1'\]"):
+        ImageClassifier(net, 10, **options, feature_layers="layer1")
 
     class Pair(nn.Module):
         def forward(self, x):
