@@ -49,8 +49,8 @@ class ImageClassifier(L.LightningModule):
             network's classifier reads no linear function of the pruned one's explains, in [0, 1] about
             (`hqp_lightning.models.feature_distance.FeatureDistance`). Ten classes say little of a picture, hundreds of
             features more. Needs ``distillation``.
-        feature_layers: names of modules in ``net`` whose outputs ``[B, C, H, W]`` are followed, too, each with half of
-            that weight, such as a ResNet's stages: ``("layer1", "layer2", "layer3", "layer4")``.
+        feature_layers: names of modules in ``net``, each called once, whose outputs ``[B, C, H, W]`` are followed, too,
+            with half of that weight each, such as a ResNet's stages: ``("layer1", "layer2", "layer3", "layer4")``.
         channels_last: keep weights and inputs in that memory format (quicker convolutions on most processors).
         checkpoint: file with a state dict of ``net``, loaded at once.
 
@@ -106,7 +106,7 @@ class ImageClassifier(L.LightningModule):
             raise ConfigurationError(
                 f"{feature_distillation=} with {distillation=}: at least 0, and it needs distillation, such as 0.9"
             )
-        feature_layers = check_layers(net, feature_layers)
+        feature_layers = check_layers(net, feature_layers or ())
         if feature_layers and not feature_distillation:
             raise ConfigurationError(f"{feature_layers=} needs a weight: feature_distillation=1")
         if feature_distillation:

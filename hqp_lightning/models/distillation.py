@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from difflib import get_close_matches
 from functools import partial
 from typing import Any
@@ -64,14 +64,14 @@ def check_layers(net: nn.Module, layers: Sequence[str]) -> tuple[str, ...]:
     """Names of modules of a network.
 
     Raises:
-        ConfigurationError: the network has no module of that name, or one name was given for a list.
+        ConfigurationError: the network has no module of that name, or it is no list of names.
     """
-    if isinstance(layers, str):
-        raise ConfigurationError(f"feature_layers={layers!r} must be a list of names: [{layers!r}]")
+    if isinstance(layers, (str, bytes)) or not isinstance(layers, Collection):
+        raise ConfigurationError(f"feature_layers={layers!r} must be a list of names, such as ['layer1']")
     known = [n for n, _ in net.named_modules() if n]
     for name in layers:
         if name not in known:
-            near = get_close_matches(name, known, 3) or known[:3]
+            near = get_close_matches(str(name), known, 3) or known[:3]
             raise ConfigurationError(
                 f"feature_layers={list(layers)}: {type(net).__name__} has no module {name!r}; it has {', '.join(near)}"
             )
@@ -93,7 +93,7 @@ def with_features(
         layer as ``[B * P, C]``, its mean at no more than 4 x 4 positions.
 
     Raises:
-        ConfigurationError: a layer returns something else.
+        ConfigurationError: a layer returns something else, or is called more than once, or not at all.
     """
     seen: dict[str, Tensor] = {}
 
@@ -101,6 +101,8 @@ def with_features(
         seen[""] = args[0].flatten(1)
 
     def written(name: str, _: nn.Module, __: Any, out: Any) -> None:
+        if name in seen:  # which call stands for which is unknown once one of them is pruned away
+            raise ConfigurationError(f"feature_layers: {name!r} is called more than once; name a module that is not")
         if not isinstance(out, Tensor) or out.dim() not in (2, 4):
             raise ConfigurationError(f"feature_layers: {name!r} returns no tensor [B, C] or [B, C, H, W]")
         if out.dim() == 4:
@@ -112,7 +114,10 @@ def with_features(
     there = dict(net.named_modules())
     handles += [there[n].register_forward_hook(partial(written, n)) for n in layers if n in there]
     try:
-        return run(), seen
+        logits = run()
     finally:
         for handle in handles:
             handle.remove()
+    if silent := [n for n in layers if n in there and n not in seen]:
+        raise ConfigurationError(f"feature_layers: {silent} are not called by the network")
+    return logits, seen

@@ -136,8 +136,19 @@ def test_layers_that_are_not_there_or_return_no_tensor_are_told():
     with pytest.raises(ConfigurationError, match="needs a weight: feature_distillation=1"):
         ImageClassifier(net, 10, distillation=0.5, feature_layers=["layer1"])
 
-    with pytest.raises(ConfigurationError, match=r"must be a list of names: \['layer1'\]"):
-        ImageClassifier(net, 10, **options, feature_layers="layer1")
+    for wrong in ("layer1", b"layer1", nn.ReLU(), 1):
+        with pytest.raises(ConfigurationError, match="must be a list of names"):
+            ImageClassifier(net, 10, **options, feature_layers=wrong)
+    with pytest.raises(ConfigurationError, match="has no module 1"):
+        ImageClassifier(net, 10, **options, feature_layers=[1])
+    assert ImageClassifier(net, 10, **options, feature_layers=None).hparams["feature_layers"] == ()
+    images = torch.randn(2, 3, 32, 32)
+    with pytest.raises(ConfigurationError, match=r"'layer1.0.relu' is called more than once"):
+        with_features(net, lambda: net(images), ("layer1.0.relu",))
+    net.spare = nn.ReLU()
+    with pytest.raises(ConfigurationError, match=r"\['spare'\] are not called by the network"):
+        with_features(net, lambda: net(images), ("layer1", "spare"))
+    assert not any(m._forward_hooks for m in net.modules())
 
     class Pair(nn.Module):
         def forward(self, x):
