@@ -24,7 +24,7 @@ from hqp_lightning.loop.ranks import first_rank_only
 from hqp_lightning.loop.trainer import check_trainer, load_validation, loose, monitored
 from hqp_lightning.records import Budget, Report
 from hqp_lightning.search.state import PruningState
-from hqp_lightning.shipping.demands import check_folder, check_machine, leave_no_empty, own_budget
+from hqp_lightning.shipping.demands import check_folder, check_machine, own_budget
 from hqp_lightning.shipping.interrupted import keep_accepted
 from hqp_lightning.shipping.keeping import kept, kept_search, save_pruned
 from hqp_lightning.shipping.later import export_later, untrained
@@ -144,7 +144,6 @@ class Int8Export(Portable):
         if (pruning := self._pruning(trainer)) is not None:
             later = partial(self._later, trainer, pl_module)
             keep_accepted(trainer, pl_module, self.dirpath, pruning.budget, pruning.state, exception, later)
-        leave_no_empty(self.dirpath)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Ship."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import tempfile
-from contextlib import suppress
 from pathlib import Path
 
 from lightning.pytorch import Trainer
@@ -15,7 +14,7 @@ from hqp_lightning.loop.options import ExportOptions
 from hqp_lightning.records import Budget
 from hqp_lightning.shipping.timing import usable_backends
 
-__all__ = ["check_folder", "check_machine", "leave_no_empty", "own_budget"]
+__all__ = ["check_folder", "check_machine", "own_budget"]
 
 
 def own_budget(monitor: str | None, max_drop: float | None, mode: str) -> Budget:
@@ -69,9 +68,3 @@ def check_folder(folder: Path) -> None:
         raise ConfigurationError(
             f"dirpath={str(folder)!r} can't be written: {error}. Choose another folder."
         ) from error
-
-
-def leave_no_empty(folder: Path) -> None:
-    """A run that ended early leaves no folder in which nothing lies."""
-    with suppress(OSError):  # something lies there
-        folder.rmdir()
