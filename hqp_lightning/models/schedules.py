@@ -4,7 +4,23 @@ from __future__ import annotations
 
 import math
 
-__all__ = ["lr_factor"]
+from hqp_lightning.errors import ConfigurationError
+
+__all__ = ["check_schedule", "lr_factor"]
+
+
+def check_schedule(schedule: str, warmup_epochs: float, decay_epochs: float, restart_epochs: int) -> None:
+    """See that there is such a schedule.
+
+    Raises:
+        ConfigurationError: an unknown name, or a length out of range.
+    """
+    if schedule not in ("cosine", "constant", "restarts"):
+        raise ConfigurationError(f"schedule must be 'cosine', 'constant' or 'restarts', got {schedule!r}")
+    if warmup_epochs < 0 or decay_epochs < 0:
+        raise ConfigurationError(f"expected at least 0, got {warmup_epochs=}, {decay_epochs=}")
+    if restart_epochs < 1:
+        raise ConfigurationError(f"restart_epochs must be at least 1, got {restart_epochs}")
 
 
 def lr_factor(progress: float, schedule: str, warmup: float, decay: float, restarts: float = 1) -> float:
