@@ -23,24 +23,13 @@ from torch import nn
 from hqp_lightning.core.calls import Call
 from hqp_lightning.core.latency import Price
 from hqp_lightning.export.latency import How
-from hqp_lightning.loop.pricing import NETWORKS, drawn, made_here
+from hqp_lightning.loop.pricing import NETWORKS, drawn, made_here, without
 from hqp_lightning.records import BRANCH, GATE
-from hqp_lightning.surgery import Shadow, apply_cut_
-from hqp_lightning.surgery.copying import copied
-from hqp_lightning.surgery.folding import remove_
+from hqp_lightning.surgery import Shadow
 
 MODELS = ("resnet18", "mobilenet_v3_small")
 HEADER = ("network", "structure", "measured ms", "predicted ms", "error", "table, CPU s")
 ROUND_TO = 8
-
-
-def without(network: nn.Module, shadow: Shadow, units: Sequence[str]) -> tuple[nn.Module, Shadow]:
-    """A copy without these units, and its shadow."""
-    twin, less = copied(network), shadow.without(units)
-    for r in less.removals:
-        remove_(twin, r, torch.ones(r.channels) if r.unit.kind == GATE else None)
-    apply_cut_(twin, less.cut({}))
-    return twin, less
 
 
 def structures(dense: nn.Module, shadow: Shadow) -> Iterator[tuple[str, nn.Module]]:
@@ -49,7 +38,7 @@ def structures(dense: nn.Module, shadow: Shadow) -> Iterator[tuple[str, nn.Modul
     for share in (0.75, 0.5):
         yield f"every width {share:.0%}", drawn(dense, shadow, _Fixed(share), ROUND_TO)
     for k in range(2):
-        yield f"drawn {k + 1}", drawn(dense, shadow, draw, ROUND_TO, 0.25)
+        yield f"unseen {k + 1}", drawn(dense, shadow, draw, ROUND_TO, 0.25)
     gates = [u.key for u in shadow.units() if u.kind == GATE]
     branches = [u.key for u in shadow.units() if u.kind == BRANCH]
     chosen = {
@@ -63,6 +52,9 @@ def structures(dense: nn.Module, shadow: Shadow) -> Iterator[tuple[str, nn.Modul
             twin, less = without(dense, shadow, keys)
             yield name, twin
             yield f"{name}, drawn", drawn(twin, less, draw, ROUND_TO, 0.4)
+    twin, less = without(dense, shadow, [*gates, *branches[1:]])  # as far as searches go
+    for k in range(2):
+        yield f"no gates, one branch, unseen {k + 1}", drawn(twin, less, draw, ROUND_TO, 0.25)
 
 
 class _Fixed(random.Random):

@@ -6,7 +6,7 @@ import logging
 import random
 import tempfile
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -23,12 +23,13 @@ from hqp_lightning.export.latency import How, Whole, measure_table
 from hqp_lightning.loop.exportable import exportable
 from hqp_lightning.loop.options import ExportOptions, PruningOptions
 from hqp_lightning.loop.trainer import loose
-from hqp_lightning.records import LatencyTable
+from hqp_lightning.records import GATE, LatencyTable
 from hqp_lightning.report.latency_table import read_table
 from hqp_lightning.surgery import Shadow, apply_cut_, called_layers, layer_widths, per_channel
 from hqp_lightning.surgery.copying import copied
+from hqp_lightning.surgery.folding import remove_
 
-__all__ = ["ARCHIVE", "drawn", "made_here", "priced", "whole"]
+__all__ = ["ARCHIVE", "drawn", "made_here", "priced", "whole", "without"]
 
 _log = logging.getLogger(__name__)
 
@@ -37,6 +38,7 @@ ARCHIVE = "latency_networks.zip"
 NETWORKS = 9
 """That are measured: the dense one and drawn ones; a part has at most four numbers to fit."""
 _GRIDS = 4
+_GONE = (0.0, 0.6)  # of the gates and blocks, in every other drawn network: what a call costs without them
 _LEAST = 0.2  # of a group's channels, in a drawn network
 
 
@@ -112,7 +114,8 @@ def made_here(
             wholes = [whole("dense", network, call, Path(folder))]
             for k in range(1, NETWORKS):  # with widths on coarse and on fine grids: engines like some better
                 grid = round_to * 2 ** ((k - 1) % _GRIDS)
-                wholes.append(whole(f"drawn {k}", drawn(network, shadow, draw, grid), call, Path(folder)))
+                twin, less = without(network, shadow, [u.key for u in shadow.units() if draw.random() < _GONE[k % 2]])
+                wholes.append(whole(f"drawn {k}", drawn(twin, less, draw, grid), call, Path(folder)))
             wholes += [replace(whole(name, part, call, Path(folder)), counted=False) for name, part in others]
             table = measure_table(wholes, per_channel(network, wholes[0].widths), how, archive)
         except (ConfigurationError, ExportError) as error:
@@ -130,6 +133,16 @@ def whole(name: str, network: nn.Module, call: Call, folder: Path) -> Whole:
     twin = copied(network)
     called = called_layers(twin, call)
     return Whole(name, layer_widths(network, called), path, called)
+
+
+def without(network: nn.Module, shadow: Shadow, units: Sequence[str]) -> tuple[nn.Module, Shadow]:
+    """A copy of a network without these gates and blocks, by their keys, and its shadow."""
+    less, twin = shadow.without(units), copied(network)
+    for r in less.removals:
+        remove_(twin, r, torch.ones(r.channels) if r.unit.kind == GATE else None)
+    if less.removals:
+        apply_cut_(twin, less.cut({}))
+    return twin, less
 
 
 def drawn(network: nn.Module, shadow: Shadow, draw: random.Random, round_to: int, least: float = _LEAST) -> nn.Module:
