@@ -20,7 +20,6 @@ from hqp_lightning.errors import ConfigurationError
 from hqp_lightning.models.distillation import check_layers, distillation_loss, feature_reader, with_features
 from hqp_lightning.models.factory import load_weights_
 from hqp_lightning.models.feature_distance import FeatureDistances
-from hqp_lightning.models.mixing import check_mixup, mixed
 from hqp_lightning.models.schedules import check_schedule, lr_factor
 
 __all__ = ["ImageClassifier"]
@@ -52,9 +51,6 @@ class ImageClassifier(L.LightningModule):
             features more. Needs ``distillation``.
         feature_layers: names of modules in ``net``, each called once, whose outputs ``[B, C, H, W]`` are followed, too,
             with half of that weight each, such as a ResNet's stages: ``("layer1", "layer2", "layer3", "layer4")``.
-        mixup: every training image is mixed with another, by a part drawn from ``Beta(mixup, mixup)`` for the batch; 0
-            for none. With ``distillation`` the dense network says what it sees in the mixture, so that few photographs
-            become many (L. Beyer et al., arXiv 2106.05237).
         channels_last: keep weights and inputs in that memory format (quicker convolutions on most processors).
         checkpoint: file with a state dict of ``net``, loaded at once.
 
@@ -63,7 +59,6 @@ class ImageClassifier(L.LightningModule):
     """
 
     score_name = "acc"
-    one_label = True  # of an image, so that two of them can be mixed
 
     def __init__(
         self,
@@ -82,7 +77,6 @@ class ImageClassifier(L.LightningModule):
         temperature: float = 4.0,
         feature_distillation: float = 0.0,
         feature_layers: Sequence[str] = (),
-        mixup: float = 0.0,
         channels_last: bool = False,
         checkpoint: str | Path | None = None,
     ) -> None:
@@ -108,7 +102,6 @@ class ImageClassifier(L.LightningModule):
             raise ConfigurationError(f"{feature_layers=} needs a weight: feature_distillation=1")
         if feature_distillation:
             feature_reader(net)
-        check_mixup(mixup, self.one_label)
         self.save_hyperparameters(ignore=["net", "checkpoint"])
         if checkpoint is not None:
             load_weights_(net, checkpoint)
@@ -154,7 +147,7 @@ class ImageClassifier(L.LightningModule):
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         """Return the loss of a batch."""
-        images, labels = mixed(*batch, self.hparams["mixup"], self.hparams["num_classes"])
+        images, labels = batch
         logits, features = self._with_features(self.net, images)
         loss = self._loss(logits, labels, label_smoothing=self.hparams["label_smoothing"])
         for teacher in self._teacher:

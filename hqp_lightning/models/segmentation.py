@@ -28,12 +28,11 @@ class ImageSegmenter(ImageClassifier):
     """Cross-entropy training of a segmentation network; logs ``val_loss``, ``val_miou``, ``test_loss``, ``test_miou``.
 
     The score is the mean over the classes of intersection over union, counted over the pixels of all images
-    (torchmetrics' ``MulticlassJaccardIndex``). The arguments are those of `ImageClassifier` without ``mixup``; ``net``
-    returns a dict with the logits ``[B, num_classes, H, W]`` as ``out``, labels are ``[B, H, W]``, 255 for none.
+    (torchmetrics' ``MulticlassJaccardIndex``). The arguments are those of `ImageClassifier`; ``net`` returns a dict
+    with the logits ``[B, num_classes, H, W]`` as ``out``, labels are ``[B, H, W]``, 255 where there are none.
     """
 
     score_name = "miou"
-    one_label = False
 
     def _logits(self, net: nn.Module, images: Tensor) -> Tensor:
         logits: Tensor = net(self._laid_out(images))["out"]
