@@ -75,9 +75,9 @@ def rows(name: str, args: argparse.Namespace) -> Iterator[Sequence[str]]:
     started = time.process_time()
     others = list(structures(dense, shadow))
     seconds = started - time.process_time()
-    everything = made_here(
-        dense, call, shadow, ROUND_TO, How(), None, others
-    )  # in turn with the table's: machines drift
+    units = [u.key for u in shadow.units()]
+    # in turn with the table's: machines drift
+    everything = made_here(dense, call, shadow, ROUND_TO, How(), None, units, others)
     seconds += time.process_time() - started
     known = NETWORKS + 1
     price = Price(replace(everything, networks=everything.networks[:known]))

@@ -22,6 +22,7 @@ from hqp_lightning.errors import ConfigurationError, ExportError, SurgeryError
 from hqp_lightning.export.latency import How, Whole, measure_table
 from hqp_lightning.loop.exportable import exportable
 from hqp_lightning.loop.options import ExportOptions, PruningOptions
+from hqp_lightning.loop.scores import look
 from hqp_lightning.loop.trainer import loose
 from hqp_lightning.records import GATE, LatencyTable
 from hqp_lightning.report.latency_table import read_table
@@ -60,7 +61,8 @@ def priced(trainer: Trainer, network: nn.Module, example: Call, shadow: Shadow, 
     if asked is not None:
         how = How(**{n: getattr(asked.options, n) for n in How.__slots__})
         archive = Path(asked.dirpath) / ARCHIVE
-    make = partial(made_here, network, call, shadow, options.round_to, how, archive)
+    units = [u.key for u in look(shadow, options.units).units]
+    make = partial(made_here, network, call, shadow, options.round_to, how, archive, units)
     made = trainer.strategy.broadcast(make() if trainer.is_global_zero else None)
     if made is None:
         raise ConfigurationError("the first process could not make a latency table; its message says why.")
@@ -91,6 +93,7 @@ def made_here(
     round_to: int,
     how: How,
     archive: Path | None = None,
+    units: Sequence[str] = (),
     others: Iterable[tuple[str, nn.Module]] = (),
 ) -> LatencyTable:
     """Time the dense network in float and INT8, and INT8 networks of drawn widths, with their parts.
@@ -102,6 +105,7 @@ def made_here(
         round_to: widths are multiples of it.
         how: networks are quantized and run.
         archive: see `measure_table`.
+        units: keys of gates and blocks that may go.
         others: further networks to time in turn with these, by name.
 
     Raises:
@@ -114,8 +118,8 @@ def made_here(
             wholes = [whole("dense", network, call, Path(folder))]
             for k in range(1, NETWORKS):  # with widths on coarse and on fine grids: engines like some better
                 grid = round_to * 2 ** ((k - 1) % _GRIDS)
-                twin, less = without(network, shadow, [u.key for u in shadow.units() if draw.random() < _GONE[k % 2]])
-                wholes.append(whole(f"drawn {k}", drawn(twin, less, draw, grid), call, Path(folder)))
+                rest = _without_some(network, shadow, [u for u in units if draw.random() < _GONE[k % 2]])
+                wholes.append(whole(f"drawn {k}", drawn(*rest, draw, grid), call, Path(folder)))
             wholes += [replace(whole(name, part, call, Path(folder)), counted=False) for name, part in others]
             table = measure_table(wholes, per_channel(network, wholes[0].widths), how, archive)
         except (ConfigurationError, ExportError) as error:
@@ -143,6 +147,15 @@ def without(network: nn.Module, shadow: Shadow, units: Sequence[str]) -> tuple[n
     if less.removals:
         apply_cut_(twin, less.cut({}))
     return twin, less
+
+
+def _without_some(network: nn.Module, shadow: Shadow, units: Sequence[str]) -> tuple[nn.Module, Shadow]:
+    """Without these units, or half of them, and so on, where they can't go together."""
+    try:
+        return without(network, shadow, units)
+    except SurgeryError as error:
+        _log.info("hqp: a network of the latency table keeps more of its gates and blocks: %s", error)
+        return _without_some(network, shadow, units[: len(units) // 2])
 
 
 def drawn(network: nn.Module, shadow: Shadow, draw: random.Random, round_to: int, least: float = _LEAST) -> nn.Module:

@@ -5,6 +5,7 @@ import torch
 from gated import UNITS, drawn
 
 from hqp_lightning.core.calls import Call
+from hqp_lightning.errors import SurgeryError
 from hqp_lightning.export import counters, latency
 from hqp_lightning.export.latency import How
 from hqp_lightning.loop import pricing
@@ -19,7 +20,7 @@ def test_every_other_network_goes_without_gates_and_blocks(monkeypatch):
         monkeypatch.setattr(module, name, value)
     network = drawn()
     shadow = Shadow(network, [EXAMPLE])
-    made = pricing.made_here(network, Call((EXAMPLE[:1],)), shadow, 1, How())
+    made = pricing.made_here(network, Call((EXAMPLE[:1],)), shadow, 1, How(), None, UNITS)
     dense, *others = [n for n in made.networks if n.precision == "int8"]
     gone = [{*dense.widths} - {*n.widths} for n in others]
     assert [bool(g) for g in gone] == [True, False, True, False]
@@ -45,3 +46,21 @@ def test_a_network_without_units_keeps_its_function():
             wanted = wanted if k in (3, 5) else layer(wanted)
         torch.testing.assert_close(twin(x), wanted)
     assert pricing.without(network, shadow, [])[1] is shadow
+
+
+def test_units_that_cannot_go_together_stay(monkeypatch):
+    network = drawn()
+    shadow = Shadow(network, [EXAMPLE])
+    whole = type(shadow).without
+
+    def refuses(self, units):
+        if len(units) > 1:
+            raise SurgeryError("together they would break the network")
+        return whole(self, units)
+
+    monkeypatch.setattr(Shadow, "without", refuses)
+    twin, less = pricing._without_some(network, shadow, UNITS)
+    assert [r.unit.key for r in less.removals] == [UNITS[0]]
+    with torch.no_grad():
+        wanted = network[:3](EXAMPLE)
+        torch.testing.assert_close(twin(EXAMPLE), network[4:](wanted))
