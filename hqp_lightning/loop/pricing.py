@@ -117,9 +117,10 @@ def made_here(
         try:
             wholes = [whole("dense", network, call, Path(folder))]
             for k in range(1, NETWORKS):  # with widths on coarse and on fine grids: engines like some better
-                grid = round_to * 2 ** ((k - 1) % _GRIDS)
-                rest = _without_some(network, shadow, [u for u in units if draw.random() < _GONE[k % 2]])
-                wholes.append(whole(f"drawn {k}", drawn(*rest, draw, grid), call, Path(folder)))
+                turn, grid = divmod(k - 1, _GRIDS)
+                share = _GONE[(k + turn) % 2]  # every grid with units and without
+                rest = _without_some(network, shadow, [u for u in units if draw.random() < share])
+                wholes.append(whole(f"drawn {k}", drawn(*rest, draw, round_to * 2**grid), call, Path(folder)))
             wholes += [replace(whole(name, part, call, Path(folder)), counted=False) for name, part in others]
             table = measure_table(wholes, per_channel(network, wholes[0].widths), how, archive)
         except (ConfigurationError, ExportError) as error:
@@ -154,6 +155,8 @@ def _without_some(network: nn.Module, shadow: Shadow, units: Sequence[str]) -> t
     try:
         return without(network, shadow, units)
     except SurgeryError as error:
+        if not units:
+            raise
         _log.info("hqp: a network of the latency table keeps more of its gates and blocks: %s", error)
         return _without_some(network, shadow, units[: len(units) // 2])
 

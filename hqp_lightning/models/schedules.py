@@ -17,9 +17,9 @@ def check_schedule(schedule: str, warmup_epochs: float, decay_epochs: float, res
     """
     if schedule not in ("cosine", "constant", "restarts"):
         raise ConfigurationError(f"schedule must be 'cosine', 'constant' or 'restarts', got {schedule!r}")
-    if warmup_epochs < 0 or decay_epochs < 0:
+    if not (0 <= warmup_epochs < math.inf and 0 <= decay_epochs < math.inf):
         raise ConfigurationError(f"expected at least 0, got {warmup_epochs=}, {decay_epochs=}")
-    if restart_epochs < 1:
+    if not 1 <= restart_epochs < math.inf:
         raise ConfigurationError(f"restart_epochs must be at least 1, got {restart_epochs}")
 
 
