@@ -14,7 +14,7 @@ from hqp_lightning.surgery import Shadow
 EXAMPLE = torch.randn(2, 1, 8, 8, generator=torch.Generator().manual_seed(0))
 
 
-def test_every_other_network_goes_without_gates_and_blocks(monkeypatch):
+def test_half_of_the_networks_go_without_gates_and_blocks(monkeypatch):
     pytest.importorskip("openvino")
     for module, name, value in ((latency, "_TURNS", 1), (counters, "_TURNS", 1), (pricing, "NETWORKS", 9)):
         monkeypatch.setattr(module, name, value)
