@@ -39,7 +39,7 @@ ARCHIVE = "latency_networks.zip"
 NETWORKS = 9
 """That are measured: the dense one and drawn ones; a part has at most four numbers to fit."""
 _GRIDS = 4
-_GONE = (0.0, 0.6)  # of the gates and blocks, in one half of the drawn networks and the other: what a call costs without
+_GONE = (0.0, 0.6)  # of the gates and blocks, in half of the drawn networks: what does a call cost without?
 _LEAST = 0.2  # of a group's channels, in a drawn network
 
 
