@@ -14,6 +14,7 @@ from hqp_lightning.loop.averaging import scored
 from hqp_lightning.loop.options import PruningOptions
 from hqp_lightning.loop.untouched import forget_compiled
 from hqp_lightning.records import Budget, StepRecord
+from hqp_lightning.search.judging import enough
 from hqp_lightning.search.operation import undo_
 from hqp_lightning.search.state import FIT_ENDED, Accepted, PruningState
 from hqp_lightning.surgery import record, restore_, take
@@ -83,7 +84,26 @@ def leave_(
             restore_(last, model)
     state.search, state.left = pause(state.search, FIT_ENDED), True
     _log.info("hqp: search ended (%s)", state.search.stopped)
+    if (missed := _missed(state, options, trainer.current_epoch)) is not None and trainer.is_global_zero:
+        _log.warning("hqp: %s", missed)
     return unjudged
+
+
+def _missed(state: PruningState, options: PruningOptions, epochs: int) -> str | None:
+    """What was asked for, in a line, where the training ended before it was reached."""
+    if state.search.ended is not None or options.compares:
+        return None
+    if not state.records and options.start_epoch >= epochs:
+        return f"nothing was pruned: the training ended after {epochs} epochs, and start_epoch={options.start_epoch}"
+    names = ("target_macs", "target_speedup", "target_latency_ms")
+    asked = ", ".join(f"{n}={getattr(options, n):g}" for n in names if getattr(options, n) is not None)
+    if not asked or enough(state, options) is not None:
+        return None
+    kept = sum(r.outcome == "kept" for r in state.records)
+    return (
+        f"the training ended after {epochs} epochs, before {asked} was reached ({kept} of {len(state.records)} steps "
+        "kept): more epochs, a larger step or fewer every_n_epochs get further"
+    )
 
 
 def _close(state: PruningState, budget: Budget, options: PruningOptions) -> StepRecord:

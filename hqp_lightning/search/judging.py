@@ -17,7 +17,7 @@ from hqp_lightning.search.saving import target_ms
 from hqp_lightning.search.state import NO_EPOCHS, Accepted, PruningState
 from hqp_lightning.surgery import take
 
-__all__ = ["doubts", "healed", "judge_", "may_step_", "note_", "still_learning", "weigh_"]
+__all__ = ["doubts", "enough", "healed", "judge_", "may_step_", "note_", "still_learning", "weigh_"]
 
 _REACHED = 1 + 1e-6  # sums of milliseconds in another order
 
@@ -125,18 +125,18 @@ def may_step_(state: PruningState, trainer: Trainer, options: PruningOptions) ->
         return False
     if state.dense is None or not any(s.isfinite().any() for s in (state.saliency or {}).values()):
         return False
-    macs = state.accepted[-1].macs if state.accepted else state.dense_macs
-    if options.target_macs is not None and macs <= options.target_macs * state.dense_macs:
-        state.search = finish(state.search, f"target_macs={options.target_macs:g} reached")
-    elif (reached := _fast_enough(state, options)) is not None:
-        state.search = finish(state.search, reached)
+    if (why := enough(state, options)) is not None:
+        state.search = finish(state.search, why)
     elif last not in (None, -1) and epoch + options.every_n_epochs > last:
         state.search = pause(state.search, NO_EPOCHS)
     return state.search.stopped is None
 
 
-def _fast_enough(state: PruningState, options: PruningOptions) -> str | None:
-    """Which latency target the present model is predicted to reach, in words; None if it does not."""
+def enough(state: PruningState, options: PruningOptions) -> str | None:
+    """Which target the last accepted model reaches, in words, or is predicted to; None if it reaches none."""
+    macs = state.accepted[-1].macs if state.accepted else state.dense_macs
+    if options.target_macs is not None and macs <= options.target_macs * state.dense_macs:
+        return f"target_macs={options.target_macs:g} reached"
     if state.price is None:
         return None
     target, now = target_ms(state.price, options), state.predicted_ms

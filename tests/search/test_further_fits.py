@@ -167,3 +167,19 @@ def test_an_older_file_that_says_the_search_is_over_for_ever(small_loaders, make
         assert state.search.ended == stopped
         assert state.left == (stopped is None)
         assert state.reference == callback.state.dense.score
+
+
+@pytest.mark.parametrize(
+    ("options", "line"),
+    [
+        ({"start_epoch": 5}, "nothing was pruned: the training ended after 2 epochs, and start_epoch=5"),
+        ({"target_macs": 0.05}, "before target_macs=0.05 was reached (2 of 2 steps kept)"),
+        ({"target_macs": 0.75}, None),  # reached
+        ({}, None),  # as far as the budget and the epochs go
+    ],
+)
+def test_a_training_that_ends_too_early_for_what_was_asked_says_so(options, line, small_loaders, make_trainer, caplog):
+    make_trainer(2, [pruning(**options)]).fit(Scripted([0.9, 0.89, 0.885]), *small_loaders)
+    told = [r.getMessage() for r in caplog.records if r.levelname == "WARNING" and "the training ended" in r.message]
+    assert len(told) == bool(line)
+    assert all(line in t for t in told)
