@@ -102,7 +102,7 @@ def _missed(state: PruningState, options: PruningOptions, epochs: int) -> str | 
     kept = sum(r.outcome == "kept" for r in state.records)
     return (
         f"the training ended after {epochs} epochs, before {asked} was reached ({kept} of {len(state.records)} steps "
-        "kept): more epochs, a larger step or fewer every_n_epochs get further"
+        "kept): more epochs, a larger step or a smaller every_n_epochs get further"
     )
 
 
