@@ -21,6 +21,7 @@ from hqp_lightning.models.distillation import check_layers, distillation_loss, f
 from hqp_lightning.models.factory import load_weights_
 from hqp_lightning.models.feature_distance import FeatureDistances
 from hqp_lightning.models.schedules import check_schedule, lr_factor
+from hqp_lightning.models.teachers import check_teachers, mixed_logits
 
 __all__ = ["ImageClassifier"]
 
@@ -51,6 +52,10 @@ class ImageClassifier(L.LightningModule):
             features more. Needs ``distillation``.
         feature_layers: names of modules in ``net``, each called once, whose outputs ``[B, C, H, W]`` are followed, too,
             with half of that weight each, such as a ResNet's stages: ``("layer1", "layer2", "layer3", "layer4")``.
+        teachers: further trained networks that take the same images and answer ``[B, num_classes]``, see
+            `hqp_lightning.models.Teacher`: what is followed is the mean of their probabilities and the dense network's,
+            and, under ``feature_distillation``, the features of each. A pruned network ends higher under teachers that
+            know more than the dense one. Needs ``distillation``.
         channels_last: keep weights and inputs in that memory format (quicker convolutions on most processors).
         checkpoint: file with a state dict of ``net``, loaded at once.
 
@@ -77,6 +82,7 @@ class ImageClassifier(L.LightningModule):
         temperature: float = 4.0,
         feature_distillation: float = 0.0,
         feature_layers: Sequence[str] = (),
+        teachers: nn.Module | Sequence[nn.Module] = (),
         channels_last: bool = False,
         checkpoint: str | Path | None = None,
     ) -> None:
@@ -100,14 +106,17 @@ class ImageClassifier(L.LightningModule):
         feature_layers = check_layers(net, feature_layers or ())
         if feature_layers and not feature_distillation:
             raise ConfigurationError(f"{feature_layers=} needs a weight: feature_distillation=1")
+        networks = [net, *check_teachers(() if teachers is None else teachers, distillation)]
         if feature_distillation:
-            feature_reader(net)
-        self.save_hyperparameters(ignore=["net", "checkpoint"])
+            for network in networks:
+                feature_reader(network)
+        self.save_hyperparameters(ignore=["net", "checkpoint", "teachers"])
         if checkpoint is not None:
             load_weights_(net, checkpoint)
-        self.net = net.to(memory_format=torch.channels_last) if channels_last else net
-        # In a tuple, so that it is no submodule: neither trained, pruned nor saved.
-        self._teacher = (copy.deepcopy(self.net).eval().requires_grad_(False),) if distillation else ()
+        layout = torch.channels_last if channels_last else torch.preserve_format
+        self.net, *further = (network.to(memory_format=layout) for network in networks)
+        # In a tuple, so that they are no submodules: neither trained, pruned nor saved.
+        self._teachers = (copy.deepcopy(self.net).eval().requires_grad_(False), *further) if distillation else ()
         self._distance = FeatureDistances()
         self.val_accuracy, self.test_accuracy = self._metric(num_classes), self._metric(num_classes)
 
@@ -141,8 +150,8 @@ class ImageClassifier(L.LightningModule):
         return with_features(net, lambda: self._logits(net, images), self.hparams["feature_layers"])
 
     def on_fit_start(self) -> None:
-        """Put the teacher where the network is."""
-        for teacher in self._teacher:
+        """Put the teachers where the network is."""
+        for teacher in self._teachers:
             teacher.to(self.device)
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
@@ -150,13 +159,13 @@ class ImageClassifier(L.LightningModule):
         images, labels = batch
         logits, features = self._with_features(self.net, images)
         loss = self._loss(logits, labels, label_smoothing=self.hparams["label_smoothing"])
-        for teacher in self._teacher:
+        if self._teachers:
             with torch.no_grad():
-                soft, wanted = self._with_features(teacher, images)
+                soft, wanted = zip(*(self._with_features(teacher, images) for teacher in self._teachers), strict=True)
             part, t = self.hparams["distillation"], self.hparams["temperature"]
-            loss = (1 - part) * loss + part * distillation_loss(logits, soft, t)
+            loss = (1 - part) * loss + part * distillation_loss(logits, mixed_logits(soft, t), t)
             if features:
-                loss = loss + self.hparams["feature_distillation"] * self._distance(features, wanted)
+                loss = loss + self.hparams["feature_distillation"] * self._distance(features, *wanted)
         self.log("train_loss", loss, prog_bar=True)
         return loss
 

@@ -31,17 +31,19 @@ class FeatureDistances:
         for name, seen in state.items():
             self._of.setdefault(name, FeatureDistance()).load_state_dict(seen)
 
-    def __call__(self, student: Mapping[str, Tensor], teacher: Mapping[str, Tensor]) -> Tensor:
-        """Distance, a scalar.
+    def __call__(self, student: Mapping[str, Tensor], *teachers: Mapping[str, Tensor]) -> Tensor:
+        """Distance, a scalar: the mean over the teachers that have such features.
 
         Args:
             student: of `hqp_lightning.models.distillation.with_features`, with their graph.
-            teacher: the same of the teacher; what the student has lost is left out.
+            teachers: the same of each teacher; what the student has lost is left out.
         """
-        parts = [
-            (_LAYER if name else 1.0) * self._of.setdefault(name, FeatureDistance())(features, teacher[name])
-            for name, features in student.items()
-        ]
+        parts = []
+        for name, features in student.items():
+            having = [(k, t[name]) for k, t in enumerate(teachers) if name in t]
+            for k, wanted in having:
+                distance = self._of.setdefault(f"{name}@{k}" if k else name, FeatureDistance())
+                parts.append((_LAYER if name else 1.0) / len(having) * distance(features, wanted))
         return torch.stack(parts).sum()
 
 

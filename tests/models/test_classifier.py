@@ -71,7 +71,7 @@ def test_distillation_pulls_towards_the_network_as_it_was_given(tmp_path):
 def test_the_teacher_is_neither_trained_nor_saved(tmp_path):
     net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 5))
     model = ImageClassifier(net, 5, distillation=1.0, lr=0.1)
-    (teacher,) = model._teacher
+    (teacher,) = model._teachers
     before = {n: t.clone() for n, t in teacher.state_dict().items()}
     _trainer(tmp_path, max_epochs=1).fit(model, _loader(), _loader())
     assert all(torch.equal(t, before[n]) for n, t in teacher.state_dict().items())

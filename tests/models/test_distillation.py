@@ -177,7 +177,7 @@ def test_training_pulls_the_features_back(tmp_path):
         net[0].weight[:6] = 0.0
     images = torch.randn(64, 3, 8, 8)
     data = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(images, torch.arange(64) % 5), 64)
-    (teacher,) = model._teacher
+    (teacher,) = model._teachers
 
     def unexplained():
         with torch.no_grad():
