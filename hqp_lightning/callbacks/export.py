@@ -15,6 +15,7 @@ from hqp_lightning.callbacks.pruning import HQPPruning
 from hqp_lightning.errors import ConfigurationError
 from hqp_lightning.export import DEFAULT_METHOD
 from hqp_lightning.export.engines.rtx import CAPABILITIES
+from hqp_lightning.export.options import as_tuple
 from hqp_lightning.loop.checkpoint import carry_structure
 from hqp_lightning.loop.losses import LossFn, loss_named
 from hqp_lightning.loop.network import find_network
@@ -57,6 +58,7 @@ class Int8Export(Portable):
         method: range estimator, one of ``"mse"``, ``"max"``, ``"percentile"``, ``"entropy"``.
         activation_type: ``"int8"``, symmetric, what TensorRT reads; or ``"uint8"``, with zero points, finer, for CPUs.
         outputs: names of those to write and to score, where the network returns several; by default all.
+        layout: of pictures in the files, ``"NCHW"`` or, as cameras give them, ``"NHWC"``, which a CPU reads quicker.
         placement: ``"paying"``: layers for which INT8 wins nothing stay in float; so do others by NVIDIA's compiler
             with ``"compiled"``, by OpenVINO's time with ``"timed"`` (``docs/int8.md``); ``"all"``: all are quantized.
         max_float_layers: if the INT8 score is over budget, so many layers at most stay in float, those first that win
@@ -90,6 +92,7 @@ class Int8Export(Portable):
         method: str = DEFAULT_METHOD,
         activation_type: str = "int8",
         outputs: Sequence[str] | None = None,
+        layout: str = "NCHW",
         placement: str = "paying",
         max_float_layers: int = 8,
         quantize_hardswish: bool = False,
@@ -108,10 +111,8 @@ class Int8Export(Portable):
         given = {name: value for name, value in locals().items() if name in names}
         self.dirpath, self.module = Path(dirpath), module
         self.monitor, self.max_drop, self.mode = monitor, max_drop, mode
-        lists = {"engines": engines, "rtx": rtx}
-        tuples = {n: v if v is None or isinstance(v, str) else tuple(v) for n, v in lists.items()}
-        threads = processors() if threads is None else threads
-        self.options = ExportOptions(**{**given, **tuples, "threads": threads, "loss_fn": loss_named(loss_fn)})
+        given |= {"engines": as_tuple(engines), "rtx": as_tuple(rtx), "loss_fn": loss_named(loss_fn)}
+        self.options = ExportOptions(**{**given, "threads": processors() if threads is None else threads})
         self.report: Report | None = None
         self._left: tuple[Budget, PruningState | None] | None = None
 

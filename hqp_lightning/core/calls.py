@@ -79,21 +79,26 @@ def as_call(example: Call | Sequence[Any]) -> Call:
     return example if isinstance(example, Call) else Call(tuple(example))
 
 
+def _as_it_is(x: Tensor) -> Tensor:
+    return x
+
+
 class OneTensor(nn.Module):
     """A network as a function of the one tensor that a call gives it; whatever else was given stays.
 
     Args:
         network: the network, shared.
         call: a call with one tensor, by place or by name.
+        change: what is done to the tensor before the network gets it.
     """
 
-    def __init__(self, network: nn.Module, call: Call) -> None:
+    def __init__(self, network: nn.Module, call: Call, change: Callable[[Tensor], Tensor] = _as_it_is) -> None:
         super().__init__()
-        self.network, self.call = network, call
+        self.network, self.call, self.change = network, call, change
 
     def forward(self, x: Tensor) -> Any:
         """The network's output for another tensor in the place of the call's."""
-        return self.call.map(lambda _: x).on(self.network)
+        return self.call.map(lambda _: self.change(x)).on(self.network)
 
 
 class Tensors(nn.Module):
@@ -103,16 +108,19 @@ class Tensors(nn.Module):
         network: the network, shared.
         call: a call; what is no tensor in it stays.
         outputs: where the tensors stand that are wanted of what the network returns, see `tensors_of`.
+        change: what is done to each tensor before the network gets it.
     """
 
-    def __init__(self, network: nn.Module, call: Call, outputs: Sequence[Path]) -> None:
+    def __init__(
+        self, network: nn.Module, call: Call, outputs: Sequence[Path], change: Callable[[Tensor], Tensor] = _as_it_is
+    ) -> None:
         super().__init__()
-        self.network, self.call, self.outputs = network, call, tuple(outputs)
+        self.network, self.call, self.outputs, self.change = network, call, tuple(outputs), change
 
     def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         """The network's outputs for other tensors in the places of the call's."""
         given = iter(tensors)
-        found = tensors_of(self.call.map(lambda _: next(given)).on(self.network))
+        found = tensors_of(self.call.map(lambda _: self.change(next(given))).on(self.network))
         return tuple(found[path] for path in self.outputs)
 
 

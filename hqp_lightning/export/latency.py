@@ -42,6 +42,7 @@ class How:
     quantize_se: bool = False
     threads: int = 1
     batch_size: int = 1
+    layout: str = "NCHW"
 
     @property
     def clock(self) -> str:

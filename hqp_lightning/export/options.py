@@ -10,7 +10,7 @@ from hqp_lightning.errors import ConfigurationError
 from hqp_lightning.export.engines import backends
 from hqp_lightning.export.engines.rtx import check_rtx
 
-__all__ = ["PLACEMENTS", "FileOptions", "at_least", "one_of"]
+__all__ = ["PLACEMENTS", "FileOptions", "as_tuple", "at_least", "one_of"]
 
 PLACEMENTS = ("paying", "compiled", "timed", "all")
 
@@ -51,6 +51,11 @@ class FileOptions:
             )
         check_rtx(self.rtx)
         one_of(self, quantize_hardswish=(False, True), quantize_se=(False, True))
+
+
+def as_tuple(value: Any) -> Any:
+    """A list as a tuple; no list, None or a word, as it is, which is refused later."""
+    return value if value is None or isinstance(value, str) else tuple(value)
 
 
 def at_least(options: Any, **least: int) -> None:

@@ -19,7 +19,10 @@ from hqp_lightning.errors import ConfigurationError
 from hqp_lightning.export.onnx import INPUT, OUTPUT
 from hqp_lightning.surgery.copying import copied
 
-__all__ = ["Exportable", "exportable", "on_cpu", "one_sample"]
+__all__ = ["LAYOUTS", "Exportable", "exportable", "laid_out", "on_cpu", "one_sample"]
+
+LAYOUTS = ("NCHW", "NHWC")
+"""Of pictures in the files: as PyTorch has them, or as cameras and decoders give them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +36,7 @@ class Exportable:
         outputs: names of what is written of what the network returns.
         returned: what it returns, as validation gets it.
         paths: where the outputs stand in it.
+        layout: one of `LAYOUTS`.
     """
 
     module: nn.Module
@@ -41,10 +45,30 @@ class Exportable:
     outputs: tuple[str, ...]
     returned: Any
     paths: tuple[Path, ...]
+    layout: str = LAYOUTS[0]
+
+    @property
+    def prefix(self) -> str:
+        """Of the names that the network's modules have in ``module``."""
+        return "network." if isinstance(self.module, OneTensor | Tensors) else ""
 
     def put_back(self, values: Sequence[Tensor]) -> Any:
         """Outputs in the structure that validation expects; what is not written is absent there."""
         return put_back(self.returned, self.paths, values)
+
+
+def laid_out(x: Tensor, layout: str) -> Tensor:
+    """A tensor of four axes, that a network takes, as the file takes it; any other as it is.
+
+    Examples:
+        >>> laid_out(torch.zeros(1, 3, 4, 5), "NHWC").shape, laid_out(torch.zeros(1, 7), "NHWC").shape
+        (torch.Size([1, 4, 5, 3]), torch.Size([1, 7]))
+    """
+    return x.permute(0, 2, 3, 1).contiguous() if layout == "NHWC" and x.dim() == 4 else x
+
+
+def _from_nhwc(x: Tensor) -> Tensor:
+    return x.permute(0, 3, 1, 2) if x.dim() == 4 else x
 
 
 def one_sample(call: Call, network: nn.Module) -> Call:
@@ -63,7 +87,9 @@ def one_sample(call: Call, network: nn.Module) -> Call:
     return call.map(lambda x: x[:1] if x.dim() else x)
 
 
-def exportable(network: nn.Module, call: Call, wanted: Sequence[str] | None = None) -> Exportable:
+def exportable(
+    network: nn.Module, call: Call, wanted: Sequence[str] | None = None, layout: str = LAYOUTS[0]
+) -> Exportable:
     """A float32 copy of the network on the CPU, a function of the tensors of the call.
 
     A copy, so that any precision of the training can be written, and what was compiled or hooked in stays behind;
@@ -75,9 +101,11 @@ def exportable(network: nn.Module, call: Call, wanted: Sequence[str] | None = No
         network: as it is.
         call: what it receives, of one sample.
         wanted: names of the outputs to write; None: all.
+        layout: of inputs with four axes, one of `LAYOUTS`.
 
     Raises:
-        ConfigurationError: there is no tensor, one without a batch axis, or no output of a wanted name.
+        ConfigurationError: there is no tensor, one without a batch axis, no output of a wanted name, or no input of
+            four axes to lay out as NHWC.
     """
     twin, call = copied(network), call.map(on_cpu)
     _compute_weights_(twin)
@@ -100,12 +128,17 @@ def exportable(network: nn.Module, call: Call, wanted: Sequence[str] | None = No
     if unknown or wanted is not None and not wanted:
         raise ConfigurationError(f"outputs={list(wanted or ())}: {kind} returns {list(outputs)}; name some of these.")
     kept = {n: p for n, p in zip(outputs, found, strict=True) if wanted is None or n in wanted}
+    change = {"change": _from_nhwc} if layout == "NHWC" else {}
+    if change and not any(x.dim() == 4 for x in tensors):
+        shown = ", ".join(str(tuple(x.shape)) for x in tensors)
+        raise ConfigurationError(f"layout='NHWC' is of inputs with four axes; {kind} is called with {shown}.")
     if len(tensors) == 1 and list(kept.values()) == [()]:
-        plain = len(call.args) == 1 and call.args[0] is tensors[0] and not call.kwargs
-        module = twin if plain else OneTensor(twin, call).eval()
+        plain = not change and len(call.args) == 1 and call.args[0] is tensors[0] and not call.kwargs
+        module = twin if plain else OneTensor(twin, call, **change).eval()
     else:
-        module = Tensors(twin, call, tuple(kept.values())).eval()
-    return Exportable(module, tensors, inputs, tuple(kept), returned, tuple(kept.values()))
+        module = Tensors(twin, call, tuple(kept.values()), **change).eval()
+    example = tuple(laid_out(x, layout) for x in tensors)
+    return Exportable(module, example, inputs, tuple(kept), returned, tuple(kept.values()), layout)
 
 
 def _compute_weights_(network: nn.Module) -> None:

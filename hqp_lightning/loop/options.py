@@ -10,6 +10,7 @@ from hqp_lightning.core.saliency import ESTIMATORS
 from hqp_lightning.core.selection import COSTS, LATENCY
 from hqp_lightning.errors import ConfigurationError
 from hqp_lightning.export.options import FileOptions, at_least, one_of
+from hqp_lightning.loop.exportable import LAYOUTS
 from hqp_lightning.loop.network import LossFn
 from hqp_lightning.records import UNIT_KINDS
 
@@ -93,6 +94,7 @@ class ExportOptions(FileOptions):
     calibration_batches: int
     calibration_data: str
     outputs: Sequence[str] | None
+    layout: str
     max_float_layers: int
     recovery_epochs: int
     recovery_lr_scale: float
@@ -104,7 +106,7 @@ class ExportOptions(FileOptions):
         at_least(self, calibration_batches=1, max_float_layers=0, recovery_epochs=0)
         if isinstance(self.recovery_lr_scale, bool) or not 0 < self.recovery_lr_scale <= 1:
             raise ConfigurationError(f"recovery_lr_scale={self.recovery_lr_scale!r} must lie in (0, 1].")
-        one_of(self, calibration_data=("train", "val"))
+        one_of(self, calibration_data=("train", "val"), layout=LAYOUTS)
         if isinstance(self.outputs, str):
             raise ConfigurationError(f"outputs={self.outputs!r} must be a list of names, such as ('out',).")
 

@@ -20,7 +20,7 @@ from hqp_lightning.core.calls import Call
 from hqp_lightning.core.latency import Price, price_of
 from hqp_lightning.errors import ConfigurationError, ExportError, SurgeryError
 from hqp_lightning.export.latency import How, Whole, measure_table
-from hqp_lightning.loop.exportable import exportable
+from hqp_lightning.loop.exportable import LAYOUTS, exportable, laid_out
 from hqp_lightning.loop.options import ExportOptions, PruningOptions
 from hqp_lightning.loop.scores import look
 from hqp_lightning.loop.trainer import loose
@@ -53,14 +53,15 @@ def priced(trainer: Trainer, network: nn.Module, example: Call, shadow: Shadow, 
     twin = copied(network)
     widths = layer_widths(twin, called_layers(twin, call))
     asked = next((c for c in loose(trainer).callbacks if isinstance(getattr(c, "options", None), ExportOptions)), None)
-    if options.table is not None:
-        table = read_table(options.table)
-        _check_calls(table, options.table, call, table.batch_size if asked is None else asked.options.batch_size)
-        return price_of(table, widths, options.table)
     how, archive = How(), None
     if asked is not None:
         how = How(**{n: getattr(asked.options, n) for n in How.__slots__})
         archive = Path(asked.dirpath) / ARCHIVE
+    if options.table is not None:
+        table = read_table(options.table)
+        size = table.batch_size if asked is None else how.batch_size
+        _check_calls(table, options.table, call.map(lambda x: laid_out(x, how.layout)), size)
+        return price_of(table, widths, options.table)
     units = [u.key for u in look(shadow, options.units).units]
     make = partial(made_here, network, call, shadow, options.round_to, how, archive, units)
     made = trainer.strategy.broadcast(make() if trainer.is_global_zero else None)
@@ -78,7 +79,7 @@ def _check_calls(table: LatencyTable, path: str, call: Call, batch_size: int) ->
     )
     if not same:
         shown = (", ".join("×".join(map(str, s)) for s in shapes) for shapes in (table.inputs, here))
-        raise ConfigurationError("{} is of inputs of {}; the network receives {}: make it again.".format(path, *shown))
+        raise ConfigurationError("{} is of inputs of {}; the file takes {}: make it again.".format(path, *shown))
     if table.batch_size != batch_size:
         raise ConfigurationError(
             f"{path} is of calls of {table.batch_size} samples, and Int8Export has batch_size={batch_size}: give both "
@@ -115,13 +116,14 @@ def made_here(
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the export itself gives them again
         try:
-            wholes = [whole("dense", network, call, Path(folder))]
+            wholes = [whole("dense", network, call, Path(folder), how.layout)]
             for k in range(1, NETWORKS):  # with widths on coarse and on fine grids: engines like some better
                 turn, grid = divmod(k - 1, _GRIDS)
                 share = _GONE[(k + turn) % 2]  # every grid with units and without
                 rest = _without_some(network, shadow, [u for u in units if draw.random() < share])
-                wholes.append(whole(f"drawn {k}", drawn(*rest, draw, round_to * 2**grid), call, Path(folder)))
-            wholes += [replace(whole(name, part, call, Path(folder)), counted=False) for name, part in others]
+                part = drawn(*rest, draw, round_to * 2**grid)
+                wholes.append(whole(f"drawn {k}", part, call, Path(folder), how.layout))
+            wholes += [replace(whole(n, part, call, Path(folder), how.layout), counted=False) for n, part in others]
             table = measure_table(wholes, per_channel(network, wholes[0].widths), how, archive)
         except (ConfigurationError, ExportError) as error:
             raise ConfigurationError(f"cost='latency' times ONNX files, which can't be made: {error}") from error
@@ -129,9 +131,9 @@ def made_here(
     return table
 
 
-def whole(name: str, network: nn.Module, call: Call, folder: Path) -> Whole:
-    """Write a network as it is exported, to be timed."""
-    made = exportable(network, call)
+def whole(name: str, network: nn.Module, call: Call, folder: Path, layout: str = LAYOUTS[0]) -> Whole:
+    """Write a network as it is exported, to be timed; ``layout``: one of `LAYOUTS`."""
+    made = exportable(network, call, layout=layout)
     example = [torch.nan_to_num(x) for x in made.example]
     path = str(folder / f"{name}.onnx")
     export.export_onnx(made.module, example, path, inputs=made.inputs, outputs=made.outputs)

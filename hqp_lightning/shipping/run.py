@@ -14,6 +14,7 @@ from lightning.pytorch import LightningModule, Trainer
 
 from hqp_lightning import export
 from hqp_lightning.board.arrays import Arrays, bundle, cut
+from hqp_lightning.core.calibration import Range
 from hqp_lightning.core.calls import Call
 from hqp_lightning.core.verdict import judge
 from hqp_lightning.errors import ExportError
@@ -21,7 +22,7 @@ from hqp_lightning.export.departures import compare_files
 from hqp_lightning.export.engines import Engine, OnnxRuntimeBackend
 from hqp_lightning.loop.batches import batches, prepared
 from hqp_lightning.loop.calls import Receiver
-from hqp_lightning.loop.exportable import Exportable, exportable, on_cpu, one_sample
+from hqp_lightning.loop.exportable import Exportable, exportable, laid_out, on_cpu, one_sample
 from hqp_lightning.loop.network import find_network
 from hqp_lightning.loop.options import ExportOptions
 from hqp_lightning.loop.parts import Way
@@ -85,7 +86,13 @@ class Exporting:
 
     def exportable(self) -> Exportable:
         """The network as a function of tensors in float32; a copy."""
-        return exportable(self.network, self.call(), self.options.outputs)
+        return exportable(self.network, self.call(), self.options.outputs, self.options.layout)
+
+    def layer_ranges(self, float_onnx: OnnxArtifact, made: Quantized) -> dict[str, Range]:
+        """Layer name in the network, as it is now, to the range of its input in the INT8 file."""
+        of = self.exportable()
+        found = export.input_ranges(float_onnx.path, made.artifact.path, of.module, of.example, made.ranges)
+        return {name.removeprefix(of.prefix): r for name, r in found.items()}
 
     def figures(self, model: Accepted, artifact: OnnxArtifact) -> ModelFigures:
         """Figures of a float model, which the LightningModule holds."""
@@ -164,11 +171,11 @@ class Exporting:
     def running_on(self, engine: Engine) -> AbstractContextManager[None]:
         """Inside, validation runs on the engine."""
         _, way, made = self._asked()
-        return running_on(way, engine, made.put_back)
+        return running_on(way, engine, made)
 
     def example(self) -> tuple[torch.Tensor, ...]:
         """A sample of each input, on the CPU; floats in float32, and finite: a NaN in it says nothing here."""
-        return tuple(torch.nan_to_num(on_cpu(x)) for x in self.call().tensors())
+        return tuple(torch.nan_to_num(x) for x in self._asked()[2].example)
 
     def sample(self) -> Arrays:
         """The same as arrays."""
@@ -181,7 +188,7 @@ class Exporting:
             for call in batches(
                 *of, self.options.calibration_data, self.options.calibration_batches, seed, self.call()
             ):
-                tensors = [on_cpu(x) for x in call.tensors()]
+                tensors = [laid_out(on_cpu(x), self.options.layout) for x in call.tensors()]
                 whole = torch.stack([x.reshape(len(x), -1).isfinite().all(1) for x in tensors]).all(0)
                 note = "Images with NaN or infinite values are left out of the calibration."
                 if not bool(whole.all()) and note not in self.notes:
@@ -201,5 +208,6 @@ class Exporting:
                 batch = next(prepared(self.trainer, self.pl_module, "val", 1, CALIBRATION_SEED))
                 call = one_sample(receiver.call(batch), self.network)
             # What it returns has the same structure whatever is pruned later.
-            self._received = call, receiver.way, exportable(self.network, call, self.options.outputs)
+            made = exportable(self.network, call, self.options.outputs, self.options.layout)
+            self._received = call, receiver.way, made
         return self._received

@@ -144,10 +144,7 @@ class _Shipping(Exporting):
             return model, float_onnx, made
         made.engine.close()
         try:
-            ranges = export.input_ranges(
-                float_onnx.path, made.artifact.path, self.exportable().module, self.example(), made.ranges
-            )
-            teacher = self._teacher(model)
+            teacher, ranges = self._teacher(model), self.layer_ranges(float_onnx, made)
             run = self.trainer, self.pl_module, self.network, ranges, epochs, self.options.recovery_lr_scale, teacher
             recover_(*run)
             trained = replace(model, score=self.score(self.trainer.val_dataloaders), snapshot=take(self.pl_module))
@@ -212,6 +209,7 @@ class _Shipping(Exporting):
             files=files,
             engines=compiled,
             references=references,
+            layout=self.options.layout,
         )
         return compiled
 

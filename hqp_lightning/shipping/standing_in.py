@@ -2,32 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from functools import wraps
 from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule
-from torch import Tensor, nn
+from torch import nn
 
 from hqp_lightning.board.arrays import bundle, each
 from hqp_lightning.core.calls import Call
 from hqp_lightning.errors import ExportError
 from hqp_lightning.export.engines import Engine
+from hqp_lightning.loop.exportable import Exportable, laid_out, on_cpu
 from hqp_lightning.loop.parts import Way
 
 __all__ = ["counting", "running_on"]
 
 
 @contextmanager
-def running_on(way: Way, engine: Engine, put_back: Callable[[Sequence[Tensor]], Any]) -> Iterator[None]:
+def running_on(way: Way, engine: Engine, made: Exportable) -> Iterator[None]:
     """Inside, the network that validation runs on that way is the engine.
 
     Args:
         way: how validation runs the network.
         engine: what takes its place.
-        put_back: makes what the network returns of the engine's outputs.
+        made: says how the file of the engine takes its inputs, and makes what the network returns of its outputs.
 
     Raises:
         ExportError: on leaving, if nothing called the network: what was scored was not the engine.
@@ -39,10 +40,10 @@ def running_on(way: Way, engine: Engine, put_back: Callable[[Sequence[Tensor]], 
         nonlocal calls
         calls += 1
         given = Call(args, kwargs).tensors()
-        batch = [(x.float() if x.is_floating_point() else x).detach().cpu().numpy() for x in given]
+        batch = [laid_out(on_cpu(x), made.layout).numpy() for x in given]
         double = any(x.dtype == torch.float64 for x in given)
         outputs = [torch.from_numpy(y).to(given[0].device) for y in each(engine.run(bundle(batch)))]
-        return put_back([y.double() if double and y.is_floating_point() else y for y in outputs])
+        return made.put_back([y.double() if double and y.is_floating_point() else y for y in outputs])
 
     def begin(*args: Any, **kwargs: Any) -> Any:
         results.append(forward(*args, **kwargs))

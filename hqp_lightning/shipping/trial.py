@@ -46,7 +46,7 @@ def check_exportable(trainer: Trainer, pl_module: LightningModule, path: str | N
         if batch is None:
             return
         call = receiver.call(batch)
-        made = exportable(network, one_sample(call, network), options.outputs)
+        made = exportable(network, one_sample(call, network), options.outputs, options.layout)
         next(batches(*of, options.calibration_data, 1, CALIBRATION_SEED, call), None)  # fails now, or never
 
         with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder, warnings.catch_warnings():
@@ -62,7 +62,7 @@ def check_exportable(trainer: Trainer, pl_module: LightningModule, path: str | N
                 ) from error
             with engine:
                 if options.outputs is not None:  # those that are left out may be missed
-                    _validate(trainer, pl_module, batch, running_on(receiver.way, engine, made.put_back))
+                    _validate(trainer, pl_module, batch, running_on(receiver.way, engine, made))
 
 
 def _rehearse(made: Exportable, folder: Path) -> Engine:

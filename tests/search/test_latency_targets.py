@@ -90,8 +90,8 @@ def test_refused_at_the_door(arguments, message):
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"inputs": ((1, 16, 16),)}, "orin.json is of inputs of 1×16×16; the network receives 1×8×8"),
-        ({"inputs": ((1, 8, 8), (3,))}, "of inputs of 1×8×8, 3; the network receives 1×8×8"),
+        ({"inputs": ((1, 16, 16),)}, "orin.json is of inputs of 1×16×16; the file takes 1×8×8"),
+        ({"inputs": ((1, 8, 8), (3,))}, "of inputs of 1×8×8, 3; the file takes 1×8×8"),
         ({"batch_size": 8}, "of calls of 8 samples, and Int8Export has batch_size=1"),
     ],
 )
