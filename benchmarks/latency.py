@@ -7,6 +7,7 @@ once more with its float parts in bfloat16 where the processor has it (docs/int8
 anew and calls them in a new random order every turn, a row of calls each: as many untimed as timed ones, since the
 first calls after another engine's find cold caches (``--row 1 --warmup 0`` times exactly those). Of each call the wall
 time and the processor time of the whole process are taken: on a busy machine trust the latter, with one thread.
+``--nhwc`` times every folder a second time, with its files behind a transposition, as ``layout="NHWC"`` writes them.
 """
 
 from __future__ import annotations
@@ -19,7 +20,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+import onnx
 import torch
+from onnx import helper
 from printing import print_table
 
 from hqp_lightning.export import describe
@@ -39,7 +42,23 @@ Key = tuple[str, str]
 """A folder and one of `FILES`."""
 
 
-def timed(engines: Mapping[Key, Engine], batch: np.ndarray, args: argparse.Namespace) -> dict[str, dict[Key, float]]:
+def with_channels_last(path: Path, out: Path) -> Path:
+    """A file whose picture has its channels last: the same network behind a transposition."""
+    model = onnx.load(path)
+    (entry,) = model.graph.input
+    taken = entry.name
+    for node in model.graph.node:
+        node.input[:] = ["as_before" if name == taken else name for name in node.input]
+    model.graph.node.insert(0, helper.make_node("Transpose", [taken], ["as_before"], perm=[0, 3, 1, 2]))
+    batch, channels, *sides = (d.dim_value or d.dim_param for d in entry.type.tensor_type.shape.dim)
+    entry.CopyFrom(helper.make_tensor_value_info(taken, entry.type.tensor_type.elem_type, [batch, *sides, channels]))
+    onnx.save(model, out)
+    return out
+
+
+def timed(
+    engines: Mapping[Key, Engine], batches: Mapping[Key, np.ndarray], args: argparse.Namespace
+) -> dict[str, dict[Key, float]]:
     """Clock to engine to the median of its calls, milliseconds."""
     spent: dict[str, dict[Key, list[float]]] = {clock: {k: [] for k in engines} for clock in CLOCKS}
     order, draw = list(engines), random.Random(0)
@@ -48,14 +67,14 @@ def timed(engines: Mapping[Key, Engine], batch: np.ndarray, args: argparse.Names
         for key in order:
             for call in range(args.warmup + args.row):
                 before = {clock: now() for clock, now in CLOCKS.items()}
-                engines[key].run(batch)
+                engines[key].run(batches[key])
                 for clock, now in CLOCKS.items():
                     if turn and call >= args.warmup:
                         spent[clock][key].append(1e3 * (now() - before[clock]))
     return {clock: {k: float(np.median(v)) for k, v in of.items()} for clock, of in spent.items()}
 
 
-def rows(folders: Sequence[str], args: argparse.Namespace) -> Iterator[Sequence[str]]:
+def rows(folders: Sequence[str], args: argparse.Namespace, scratch: Path) -> Iterator[Sequence[str]]:
     backend = OpenVINOBackend()
     paths = {
         (f, key): path
@@ -63,12 +82,17 @@ def rows(folders: Sequence[str], args: argparse.Namespace) -> Iterator[Sequence[
         for key, (file, precision) in FILES.items()
         if precision in backend.offered() and (path := Path(f) / file).is_file()
     }
-    shape = describe(paths[folders[0], "dense"]).inputs[0].shape
-    batch = np.random.default_rng(0).normal(size=(args.batch_size, *shape)).astype(np.float32)
+    if args.nhwc:
+        for (folder, key), path in list(paths.items()):
+            paths[f"{folder}, NHWC", key] = with_channels_last(path, scratch / f"{len(paths)}.onnx")
+        folders = [f"{folder}{form}" for folder in folders for form in ("", ", NHWC")]
+    draw = np.random.default_rng(0)
+    shapes = {k: (args.batch_size, *describe(path).inputs[0].shape) for k, path in paths.items()}
+    batches = {k: draw.normal(size=shape).astype(np.float32) for k, shape in shapes.items()}
     for _ in range(args.repeats):
         with tempfile.TemporaryDirectory() as cache:
             engines = {k: backend.build(p, FILES[k[1]][1], Path(cache), threads=args.threads) for k, p in paths.items()}
-            times = timed(engines, batch, args)
+            times = timed(engines, batches, args)
             for engine in engines.values():
                 engine.close()
         for folder in folders:
@@ -91,11 +115,13 @@ def main() -> None:
     parser.add_argument("folders", nargs="+", metavar="DEPLOY")
     for name, default in {"batch_size": 1, "threads": 2, "runs": 200, "repeats": 3, "row": 20, "warmup": 20}.items():
         parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=default)
+    parser.add_argument("--nhwc", action="store_true", help="every folder once more, channels last")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     about = f"batch {args.batch_size}, threads {args.threads}; ms: median of {args.runs} calls, {args.row} in a row"
     header = ("run", "time", *FILES, *(f"dense over {k}" for k in QUANTIZED), "the first run's over these")
-    print_table(about, header, rows(args.folders, args))
+    with tempfile.TemporaryDirectory() as scratch:
+        print_table(about, header, rows(args.folders, args, Path(scratch)))
 
 
 if __name__ == "__main__":

@@ -2,7 +2,21 @@
 
 from __future__ import annotations
 
-__all__ = ["ConfigurationError", "ExportError", "HQPError", "LoaderError", "LossError", "SurgeryError", "in_words"]
+import math
+from numbers import Real
+from typing import Any
+
+__all__ = [
+    "ConfigurationError",
+    "ExportError",
+    "HQPError",
+    "LoaderError",
+    "LossError",
+    "SurgeryError",
+    "check_numbers",
+    "in_words",
+    "is_number",
+]
 
 
 class HQPError(Exception):
@@ -37,3 +51,24 @@ def in_words(error: BaseException) -> str:
         ("KeyError: 'label'", 'no group is left')
     """
     return str(error) if isinstance(error, HQPError) else f"{type(error).__name__}: {error}"
+
+
+def is_number(value: Any) -> bool:
+    """Whether what was given is a finite number; a truth value is none.
+
+    Examples:
+        >>> is_number(0.5), is_number("0.5"), is_number(True), is_number(float("inf"))
+        (True, False, False, False)
+    """
+    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def check_numbers(**given: Any) -> None:
+    """See that all of these, by their names, are finite numbers.
+
+    Raises:
+        ConfigurationError: with the name and the value of the first that is none.
+    """
+    for name, value in given.items():
+        if not is_number(value):
+            raise ConfigurationError(f"{name}={value!r} must be a finite number.")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from hqp_lightning.errors import ConfigurationError
+from hqp_lightning.errors import ConfigurationError, is_number
 from hqp_lightning.records import Budget, Verdict
 
 __all__ = ["check_budget", "drop_interval", "judge", "score_drop"]
@@ -18,7 +18,7 @@ def check_budget(budget: Budget) -> Budget:
     Raises:
         ConfigurationError: ``max_drop`` outside (0, 1), unknown mode, or an empty monitor.
     """
-    if isinstance(budget.max_drop, bool) or not 0 < float(budget.max_drop) < 1:
+    if not is_number(budget.max_drop) or not 0 < budget.max_drop < 1:
         raise ConfigurationError(
             f"max_drop={budget.max_drop!r} must lie in (0, 1): it is a fraction, 0.015 means 1.5 points of accuracy."
         )

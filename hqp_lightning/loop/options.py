@@ -8,7 +8,7 @@ from typing import Any
 
 from hqp_lightning.core.saliency import ESTIMATORS
 from hqp_lightning.core.selection import COSTS, LATENCY
-from hqp_lightning.errors import ConfigurationError
+from hqp_lightning.errors import ConfigurationError, check_numbers, is_number
 from hqp_lightning.export.options import FileOptions, at_least, one_of
 from hqp_lightning.loop.exportable import LAYOUTS
 from hqp_lightning.loop.network import LossFn
@@ -51,8 +51,12 @@ class PruningOptions:
     def __post_init__(self) -> None:
         for name in ("step", "min_step", "target_macs", "max_channel_ratio"):
             value = getattr(self, name)
-            if value is not None and not 0 < value < 1:
+            if name == "target_macs" and value is None:
+                continue
+            if not is_number(value) or not 0 < value < 1:
                 raise ConfigurationError(f"{name}={value!r} must be a fraction in (0, 1).")
+        if self.baseline is not None:
+            check_numbers(baseline=self.baseline)
         if self.min_step > self.step:
             raise ConfigurationError(f"min_step={self.min_step} is larger than step={self.step}.")
         at_least(self, every_n_epochs=1, patience=0, start_epoch=0, round_to=1, recalibrate_batches=0, max_snapshots=1)
@@ -66,7 +70,7 @@ class PruningOptions:
             value = getattr(self, name)
             if value is None:
                 continue
-            if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > least:
+            if not is_number(value) or not value > least:
                 raise ConfigurationError(f"{name}={value!r} must be a number above {least:g}.")
             if not self.by_latency:
                 raise ConfigurationError(f"{name}={value!r} needs cost='latency' or a table, not cost={self.cost!r}.")
@@ -104,7 +108,7 @@ class ExportOptions(FileOptions):
     def __post_init__(self) -> None:
         FileOptions.__post_init__(self)
         at_least(self, calibration_batches=1, max_float_layers=0, recovery_epochs=0)
-        if isinstance(self.recovery_lr_scale, bool) or not 0 < self.recovery_lr_scale <= 1:
+        if not is_number(self.recovery_lr_scale) or not 0 < self.recovery_lr_scale <= 1:
             raise ConfigurationError(f"recovery_lr_scale={self.recovery_lr_scale!r} must lie in (0, 1].")
         one_of(self, calibration_data=("train", "val"), layout=LAYOUTS)
         if isinstance(self.outputs, str):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from torch.nn import functional as F
 from torchmetrics import Metric
 from torchmetrics.classification import MulticlassAccuracy
 
-from hqp_lightning.errors import ConfigurationError
+from hqp_lightning.errors import ConfigurationError, check_numbers
 from hqp_lightning.models.distillation import check_layers, distillation_loss, feature_reader, with_features
 from hqp_lightning.models.factory import load_weights_
 from hqp_lightning.models.feature_distance import FeatureDistances
@@ -89,17 +88,19 @@ class ImageClassifier(L.LightningModule):
         super().__init__()
         if optimizer not in ("sgd", "adamw"):
             raise ConfigurationError(f"optimizer must be 'sgd' or 'adamw', got {optimizer!r}")
+        check_numbers(lr=lr, momentum=momentum, weight_decay=weight_decay, label_smoothing=label_smoothing)
+        check_numbers(distillation=distillation, temperature=temperature, feature_distillation=feature_distillation)
         check_schedule(schedule, warmup_epochs, decay_epochs, restart_epochs)
-        if not 0 < lr < math.inf or weight_decay < 0 or not 0 <= label_smoothing < 1:
+        if lr <= 0 or weight_decay < 0 or not 0 <= label_smoothing < 1:
             raise ConfigurationError(
                 "expected lr > 0, weight_decay >= 0 and label_smoothing in [0, 1), got "
                 f"{lr=}, {weight_decay=}, {label_smoothing=}"
             )
-        if not 0 <= distillation <= 1 or not 0 < temperature < math.inf:
+        if not 0 <= distillation <= 1 or temperature <= 0:
             raise ConfigurationError(
                 f"expected distillation in [0, 1] and temperature > 0, got {distillation=}, {temperature=}"
             )
-        if not 0 <= feature_distillation < math.inf or (feature_distillation and not distillation):
+        if feature_distillation < 0 or (feature_distillation and not distillation):
             raise ConfigurationError(
                 f"{feature_distillation=} with {distillation=}: at least 0, and it needs distillation, such as 0.9"
             )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from hqp_lightning.errors import ConfigurationError
+from hqp_lightning.errors import ConfigurationError, check_numbers
 
 __all__ = ["check_schedule", "lr_factor"]
 
@@ -17,10 +17,11 @@ def check_schedule(schedule: str, warmup_epochs: float, decay_epochs: float, res
     """
     if schedule not in ("cosine", "constant", "restarts"):
         raise ConfigurationError(f"schedule must be 'cosine', 'constant' or 'restarts', got {schedule!r}")
-    if not (0 <= warmup_epochs < math.inf and 0 <= decay_epochs < math.inf):
-        raise ConfigurationError(f"expected finite numbers, at least 0, got {warmup_epochs=}, {decay_epochs=}")
-    if not 1 <= restart_epochs < math.inf:
-        raise ConfigurationError(f"restart_epochs must be finite and at least 1, got {restart_epochs}")
+    check_numbers(warmup_epochs=warmup_epochs, decay_epochs=decay_epochs, restart_epochs=restart_epochs)
+    if min(warmup_epochs, decay_epochs) < 0:
+        raise ConfigurationError(f"expected numbers of at least 0, got {warmup_epochs=}, {decay_epochs=}")
+    if restart_epochs < 1:
+        raise ConfigurationError(f"restart_epochs must be at least 1, got {restart_epochs}")
 
 
 def lr_factor(progress: float, schedule: str, warmup: float, decay: float, restarts: float = 1) -> float:

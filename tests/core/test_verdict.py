@@ -56,7 +56,7 @@ def test_the_reason_is_in_words(baseline, measured, mode, said):
     assert said in judge(baseline, measured, Budget(0.015, "val", mode)).reason
 
 
-@pytest.mark.parametrize("max_drop", [0, 1, -0.1, 1.5, math.nan, True])
+@pytest.mark.parametrize("max_drop", [0, 1, -0.1, 1.5, math.nan, True, "0.01", None])
 def test_max_drop_outside_of_0_and_1_is_refused(max_drop):
     with pytest.raises(ConfigurationError, match=r"max_drop=.*\(0, 1\)"):
         check_budget(Budget(max_drop, "val_acc"))

@@ -1,5 +1,6 @@
 """Bad input gets one clear error, before any training."""
 
+import math
 from types import SimpleNamespace
 
 import pytest
@@ -74,11 +75,17 @@ def test_an_accumulator_that_adds_up_the_ranks_too_late():
         ({"target_macs": 1.2}, "target_macs=1.2"),
         ({"fisher_batches": 0}, "fisher_batches=0"),
         ({"fisher_batches": 2.5}, "fisher_batches=2.5 must be an integer"),
+        ({"step": "a"}, r"step='a' must be a fraction in \(0, 1\)"),
+        ({"min_step": None}, "min_step=None must be a fraction"),
+        ({"target_macs": [0.5]}, r"target_macs=\[0.5\] must be a fraction"),
+        ({"baseline": "0.9"}, "baseline='0.9' must be a finite number"),
+        ({"cost": "latency", "target_speedup": math.inf}, "target_speedup=inf must be a number above 1"),
+        ({"max_drop": None}, r"max_drop=None must lie in \(0, 1\)"),
     ],
 )
 def test_arguments_out_of_range(arguments, message):
     with pytest.raises(ConfigurationError, match=message):
-        HQPPruning("val_acc", 0.01, **arguments)
+        HQPPruning("val_acc", **{"max_drop": 0.01, **arguments})
 
 
 @pytest.mark.parametrize("sanity", [0, 2])

@@ -145,6 +145,9 @@ def test_checkpoint_is_loaded(tmp_path):
         ({"distillation": 0.5, "temperature": float("nan")}, "temperature=nan"),
         ({"distillation": 0.5, "feature_distillation": float("inf")}, "feature_distillation=inf"),
         ({"lr": float("nan")}, "lr=nan"),
+        ({"lr": "0.1"}, "lr='0.1' must be a finite number"),
+        ({"momentum": None}, "momentum=None must be a finite number"),
+        ({"restart_epochs": [1]}, r"restart_epochs=\[1\] must be a finite number"),
         ({"feature_distillation": 1.0}, "feature_distillation=1.0 with distillation=0.0"),
     ],
 )
