@@ -48,6 +48,8 @@ def build_without_training(cfg, checkpoint):
         cfg.data.num_workers = 0
     if cfg.model.checkpoint:
         torch.save(instantiate(cfg.model.net).state_dict(), cfg.model.checkpoint)
+    for teacher in (t.net for t in cfg.model.get("teachers") or ()):
+        torch.save(instantiate({**teacher, "checkpoint": None}).state_dict(), teacher.checkpoint)
     model, data, _ = app.build(cfg, app._callbacks(cfg))
     data.prepare_data()
     data.setup("fit")

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from hydra.utils import get_object
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from hqp_lightning.configs.nearest import did_you_mean
@@ -63,6 +63,10 @@ def parameters(target: str) -> dict[str, Any] | None:
 
 
 def _targets(node: Any, path: str) -> Iterator[tuple[str, DictConfig]]:
+    if isinstance(node, ListConfig) and not node._is_none() and not node._is_missing():
+        for k in range(len(node)):
+            if not OmegaConf.is_missing(node, k) and not OmegaConf.is_interpolation(node, k):
+                yield from _targets(node[k], f"{path}[{k}]")
     if not isinstance(node, DictConfig) or node._is_none() or node._is_missing():
         return
     if "_target_" in node:

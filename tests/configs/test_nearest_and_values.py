@@ -36,15 +36,16 @@ def test_what_does_not_fit_is_named_with_what_was_expected(values, message):
 
 def test_all_problems_are_told_at_once_also_of_nested_nodes():
     net = {"_target_": "hqp_lightning.models.build_network", "name": "resnet18", "num_clases": 3, "weights": 1}
-    cfg = OmegaConf.create(
-        {"hqp": {**PRUNING, "max_drop": "x"}, "model": {"_target_": "hqp_lightning.models.ImageClassifier", "net": net}}
-    )
+    teacher = {"_target_": "hqp_lightning.models.Teacher", "net": {**net, "num_classes": "ten"}}
+    model = {"_target_": "hqp_lightning.models.ImageClassifier", "net": net, "teachers": ["???", teacher]}
+    cfg = OmegaConf.create({"hqp": {**PRUNING, "max_drop": "x"}, "model": model})
     with pytest.raises(ConfigurationError) as caught:
         check_values(cfg)
     message = str(caught.value)
     assert "hqp.max_drop is 'x'" in message
     assert "model.net.num_clases is unknown; did you mean model.net.num_classes?" in message
     assert "model.net.weights is 1 (int); expected str or null" in message
+    assert "model.teachers[1].net.num_classes is 'ten' (str); expected int" in message
 
 
 def test_the_trainer_is_checked_by_its_own_signature():
