@@ -65,11 +65,12 @@ def timed(
     for turn in range(1 + -(-args.runs // args.row)):  # nothing of the first, in which some build things
         draw.shuffle(order)
         for key in order:
-            for call in range(args.warmup + args.row):
+            call = engines[key].prepared(batches[key])
+            for made in range(args.warmup + args.row):
                 before = {clock: now() for clock, now in CLOCKS.items()}
-                engines[key].run(batches[key])
+                call()
                 for clock, now in CLOCKS.items():
-                    if turn and call >= args.warmup:
+                    if turn and made >= args.warmup:
                         spent[clock][key].append(1e3 * (now() - before[clock]))
     return {clock: {k: float(np.median(v)) for k, v in of.items()} for clock, of in spent.items()}
 

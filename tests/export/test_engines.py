@@ -257,6 +257,22 @@ def test_float_parts_of_int8_are_in_the_type_that_the_precision_names(model, tmp
         assert 1e-5 < np.abs(alone("bf16") - alone("f32")).max() < 0.05
 
 
+@pytest.mark.parametrize("backend", [OpenVINOBackend(), OnnxRuntimeBackend()], ids=lambda b: b.name)
+def test_a_prepared_call_is_a_run_on_that_batch(model, tmp_path, backend):
+    pytest.importorskip(backend.name)
+    _, path, _ = model
+    one, other = np.random.default_rng(1).normal(size=(2, 1, 3, 16, 16)).astype(np.float32)
+    with backend.build(path, "fp32", tmp_path, threads=1, batch_size=1) as engine:
+        wanted, call = engine.run(other), engine.prepared(one)
+        call()
+        first = engine.run(one)
+        assert not np.array_equal(first, wanted)
+        np.testing.assert_array_equal(engine.run(other), wanted)
+        engine.prepared(np.concatenate([one, other]))()  # another size, compiled when it comes
+    with pytest.raises(ExportError, match="is closed"):
+        engine.prepared(one)() if backend.name == "onnxruntime" else engine.prepared(one)
+
+
 def test_calls_that_a_clock_misses_are_no_times(monkeypatch):
     clock, calls = [0.0], []
 
@@ -264,6 +280,9 @@ def test_calls_that_a_clock_misses_are_no_times(monkeypatch):
         def run(self, _):
             calls.append(len(calls))
             clock[0] += 1e-4 if len(calls) in (7, 50) else 2e-3 if len(calls) % 3 else 1e-3
+
+        def prepared(self, batch):
+            return lambda: self.run(batch)
 
     monkeypatch.setattr(latency.time, "process_time", lambda: clock[0])
     assert latency._in_turn([Stub()], [None], latency.How(), 20) == [pytest.approx(1.0)]

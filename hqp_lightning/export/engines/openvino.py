@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -80,20 +82,28 @@ class _OpenVINOEngine(Engine):
         return self._core.compile_model(model, "CPU", options).create_infer_request()
 
     def run(self, batch: Arrays) -> Arrays:
+        self.prepared(batch)()
+        request = self._request(batch)
+        return bundle([request.get_output_tensor(k).data.copy() for k in range(self._outputs)])  # its own buffers
+
+    def prepared(self, batch: Arrays) -> Callable[[], object]:
+        """The batch bound to the request; the call is the inference alone."""
         if self._core is None:
             raise ExportError(f"the engine of {self.path} is closed: build it again")
         check_batch(self._inputs, batch)
-        key = self._batch_size if len(each(batch)[0]) == self._batch_size else -1  # -1: OpenVINO's dynamic dimension
-        if key not in self._requests:
-            self._requests[key] = self._compile(key)
-        request = self._requests[key]
-        # infer(inputs) does the same with a dictionary before and one after: a sixth of a small engine's call.
+        request = self._request(batch)
         self._given = [np.require(x, t.dtype, ("C", "W")) for x, t in zip(each(batch), self._inputs, strict=True)]
         for k, x in enumerate(self._given):
             request.set_input_tensor(k, self._tensor(x, shared_memory=True))
-        request.start_async()
-        request.wait()
-        return bundle([request.get_output_tensor(k).data.copy() for k in range(self._outputs)])  # its own buffers
+        # In this thread: start_async and wait hand the call to another one and back, a quarter of a small engine's
+        # call; infer(inputs) makes dictionaries around it, a sixth.
+        return partial(request.infer, share_outputs=True)
+
+    def _request(self, batch: Arrays) -> Any:
+        key = self._batch_size if len(each(batch)[0]) == self._batch_size else -1  # -1: OpenVINO's dynamic dimension
+        if key not in self._requests:
+            self._requests[key] = self._compile(key)
+        return self._requests[key]
 
     def close(self) -> None:
         self._requests.clear()
