@@ -95,8 +95,8 @@ class _OpenVINOEngine(Engine):
         self._given = [np.require(x, t.dtype, ("C", "W")) for x, t in zip(each(batch), self._inputs, strict=True)]
         for k, x in enumerate(self._given):
             request.set_input_tensor(k, self._tensor(x, shared_memory=True))
-        # In this thread: start_async and wait hand the call to another one and back, a quarter of a small engine's
-        # call; infer(inputs) makes dictionaries around it, a sixth.
+        # In this thread: start_async and wait hand the call to another one and back, a fifth of a small engine's call
+        # (findings/openvino_async_leaves_the_thread.sh); infer(inputs) makes dictionaries around it, a sixth.
         return partial(request.infer, share_outputs=True)
 
     def _request(self, batch: Arrays) -> Any:
