@@ -84,8 +84,9 @@ def leave_(
             restore_(last, model)
     state.search, state.left = pause(state.search, FIT_ENDED), True
     _log.info("hqp: search ended (%s)", state.search.stopped)
-    if (missed := _missed(state, options, trainer.current_epoch)) is not None and trainer.is_global_zero:
-        _log.warning("hqp: %s", missed)
+    state.missed = _missed(state, options, trainer.current_epoch)
+    if state.missed is not None and trainer.is_global_zero:
+        _log.warning("hqp: %s", state.missed)
     return unjudged
 
 

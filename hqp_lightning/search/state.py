@@ -53,6 +53,7 @@ class PruningState:
         barred: units that were rolled back alone, and what the loss was predicted to rise by then, nats.
         notes: the groups that can't be cut, and those whose cuts are approximations.
         rollback_due: the pending step was judged too expensive and goes at the next epoch start.
+        missed: what was asked for and not reached when the training ended, in a line.
     """
 
     search: Search
@@ -79,6 +80,7 @@ class PruningState:
     healing: dict[int, float] = field(default_factory=dict)
     rises: dict[str, float] = field(default_factory=dict)
     dense_rises: dict[str, float] = field(default_factory=dict)
+    missed: str | None = None
 
     @property
     def predicted_ms(self) -> float | None:

@@ -62,6 +62,8 @@ class _Shipping(Exporting):
             self.notes.append(f"{learning[0].upper()}{learning[1:]}.")
         if self.search is not None and not self.search.records and (ended := self.search.search.ended) is not None:
             self.notes.append(f"No pruning step was made: {ended}.")
+        if self.search is not None and (missed := self.search.missed) is not None:
+            self.notes.append(f"{missed[0].upper()}{missed[1:]}.")
         dense_onnx, baseline = self.float_model(dense, "model.dense.onnx")
         shipped, float_onnx, made = self._walk(candidates)
         int8_onnx, verdict = made.artifact, made.verdict

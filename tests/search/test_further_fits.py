@@ -178,8 +178,14 @@ def test_an_older_file_that_says_the_search_is_over_for_ever(small_loaders, make
         ({}, None),  # as far as the budget and the epochs go
     ],
 )
-def test_a_training_that_ends_too_early_for_what_was_asked_says_so(options, line, small_loaders, make_trainer, caplog):
-    make_trainer(2, [pruning(**options)]).fit(Scripted([0.9, 0.89, 0.885]), *small_loaders)
+def test_a_training_that_ends_too_early_for_what_was_asked_says_so(
+    options, line, small_loaders, make_trainer, caplog, tmp_path
+):
+    export = Int8Export(tmp_path, engines=["onnxruntime"], latency_runs=1, threads=1)
+    make_trainer(2, [pruning(**options), export]).fit(Scripted([0.9, 0.89, 0.885], int8=[0.885]), *small_loaders)
     told = [r.getMessage() for r in caplog.records if r.levelname == "WARNING" and "the training ended" in r.message]
     assert len(told) == bool(line)
     assert all(line in t for t in told)
+    noted = [n for n in export.report.notes if "the training ended" in n.lower()]
+    assert len(noted) == bool(line)
+    assert all(line.lower() in n.lower() for n in noted)
