@@ -48,8 +48,9 @@ def build_without_training(cfg, checkpoint):
         cfg.data.num_workers = 0
     if cfg.model.checkpoint:
         torch.save(instantiate(cfg.model.net).state_dict(), cfg.model.checkpoint)
-    for teacher in (t.net for t in cfg.model.get("teachers") or ()):
-        torch.save(instantiate({**teacher, "checkpoint": None}).state_dict(), teacher.checkpoint)
+    for teacher in cfg.model.get("teachers") or ():
+        net = teacher.net.net if "net" in teacher.net else teacher.net
+        torch.save(instantiate({**net, "checkpoint": None}).state_dict(), net.checkpoint)
     model, data, _ = app.build(cfg, app._callbacks(cfg))
     data.prepare_data()
     data.setup("fit")
@@ -186,6 +187,10 @@ def run(text):
     for program, *arguments in commands(text):
         assert last == 0
         print("$", program, *arguments)  # pytest shows where it stopped
-        if program not in NOT_RUN:
-            last = PROGRAMS[program](*arguments)
+        with pytest.MonkeyPatch.context() as patched:
+            if program.startswith("PYTHONPATH="):
+                patched.syspath_prepend(str(ROOT / program.removeprefix("PYTHONPATH=")))
+                program, *arguments = arguments
+            if program not in NOT_RUN:
+                last = PROGRAMS[program](*arguments)
     return last
