@@ -53,8 +53,7 @@ class ImageClassifier(L.LightningModule):
             with half of that weight each, such as a ResNet's stages: ``("layer1", "layer2", "layer3", "layer4")``.
         teachers: further trained networks that take the same images and answer ``[B, num_classes]``, see
             `hqp_lightning.models.Teacher`: what is followed is the mean of their probabilities and the dense network's,
-            and, under ``feature_distillation``, the features of each. A pruned network ends higher under teachers that
-            know more than the dense one. Needs ``distillation``.
+            and, under ``feature_distillation``, the features of each. Needs ``distillation``.
         channels_last: keep weights and inputs in that memory format (quicker convolutions on most processors).
         checkpoint: file with a state dict of ``net``, loaded at once.
 

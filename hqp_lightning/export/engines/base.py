@@ -50,9 +50,9 @@ class Engine(ABC):
         """
 
     def prepared(self, batch: Arrays) -> Callable[[], object]:
-        """A call on this batch, which stays where it is: what a program does in its loop, checks and copies left out.
+        """A call on this batch, until the engine is given another: what a program does in its loop.
 
-        What Python does around a call is a tenth of one of a small network, and none of the engine's.
+        Without checks and copies: what Python does around a call is a tenth of a small network's, and not the engine's.
         """
         return lambda: self.run(batch)
 
