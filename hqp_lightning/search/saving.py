@@ -16,7 +16,7 @@ from hqp_lightning.records import ChannelGroup, PruningStep, Unit
 from hqp_lightning.search.state import PruningState
 from hqp_lightning.surgery import Shadow
 
-__all__ = ["OVER", "Wanted", "after", "proposed", "target_ms", "wanted"]
+__all__ = ["OVER", "Wanted", "after", "ends_in_macs", "proposed", "target_ms", "wanted"]
 
 OVER, SHORT = 1.5, 0.5
 """So much of the wanted milliseconds a step saves at most, and at least, where that is predicted to cost less."""
@@ -67,6 +67,13 @@ def wanted(shadow: Shadow, state: PruningState, options: PruningOptions) -> Want
     now, ms = state.price.ms(shadow.widths(state.price.layers())), state.search.step * state.price.dense_ms
     target = target_ms(state.price, options)
     return Wanted(left, ms if target is None else min(ms, now - target))
+
+
+def ends_in_macs(shadow: Shadow, state: PruningState, options: PruningOptions) -> bool:
+    """Whether this step is to reach ``target_macs``, where MACs are what it is chosen by."""
+    if options.target_macs is None or state.price is not None:
+        return False
+    return shadow.macs - options.target_macs * state.dense_macs <= state.search.step * state.dense_macs
 
 
 def after(shadow: Shadow, step: PruningStep, state: PruningState) -> float | None:

@@ -16,7 +16,7 @@ from hqp_lightning.loop.options import PruningOptions
 from hqp_lightning.records import PruningStep, unit_of
 from hqp_lightning.search.proposal import untried
 from hqp_lightning.search.rescoring import rescored, tried
-from hqp_lightning.search.saving import wanted
+from hqp_lightning.search.saving import ends_in_macs, wanted
 from hqp_lightning.search.state import PruningState
 from hqp_lightning.surgery import Shadow
 
@@ -24,6 +24,8 @@ __all__ = ["Substep", "outside", "substeps"]
 
 SHARE = 0.25
 """At most this fraction of the MACs that a network has, or of its time, goes by one set of scores."""
+_MORE = 2
+"""Parts for what is missing: narrower layers share what their cuts save, so that a step falls short of the sum."""
 
 
 @dataclass(frozen=True)
@@ -59,20 +61,21 @@ def substeps(
     scores: Mapping[str, Tensor] = state.saliency or {}
     left = wanted(shadow, state, options)
     parts = left.parts(shadow, state, SHARE)
+    last = -_MORE if ends_in_macs(shadow, state, options) else 0
     while True:
         state.note(shadow.notes)
         rises = tried(trainer, pl_module, network, shadow, options, scores)
         if not whole:
             state.tried(rises)
         scores = as_tried(scores, rises)
-        proposed = untried(shadow, left.part(parts), state, options, scores, whole)
+        proposed = untried(shadow, left.part(max(parts, 1)), state, options, scores, whole)
         part = trainer.strategy.broadcast(proposed)
         if not part.parts:
             return
         whole = joined({n: c for n, c in whole.items() if n in outside(whole, part.units)}, part.parts)
         yield Substep(shadow, part, whole, {n: _cost(scores[n], channels) for n, channels in part.parts.items()})
         parts -= 1
-        if parts < 1:
+        if parts < 1 and parts <= last:
             return
         start, shadow = shadow, Shadow(network, example, options.ignore)
         left = left.after(start, shadow, state)

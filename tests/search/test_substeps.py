@@ -74,6 +74,15 @@ def test_each_part_goes_by_the_scores_of_what_is_left(loaders, make_trainer, sco
     assert 0.3 < made.macs / pruning.state.dense_macs < 0.45
 
 
+@pytest.mark.parametrize("target", [0.3, 0.4, 0.55])
+def test_a_step_that_is_to_reach_the_target_reaches_it(target, loaders, make_trainer):
+    pruning = HQPPruning("val_acc", 0.9, step=0.8, target_macs=target, round_to=1, compensate=False)
+    torch.manual_seed(0)
+    make_trainer(1, [pruning]).fit(Classifier(), *loaders)
+    (made,) = pruning.records
+    assert 0.6 * target < made.macs / pruning.state.dense_macs <= target
+
+
 def test_a_rollback_takes_all_parts_back_bit_for_bit(loaders, make_trainer):
     before, cut, after = Probe(1), Probe(1), Probe(2)
     search = HQPPruning("val_acc", 0.02, step=0.6, min_step=0.6, start_epoch=1, round_to=4, units=["channels", "gates"])
