@@ -20,7 +20,7 @@ from hqp_lightning.models.distillation import check_layers, distillation_loss, f
 from hqp_lightning.models.factory import load_weights_
 from hqp_lightning.models.feature_distance import FeatureDistances
 from hqp_lightning.models.schedules import check_schedule, lr_factor
-from hqp_lightning.models.teachers import check_teachers, mixed_logits
+from hqp_lightning.models.teachers import Teacher, check_teachers, mixed_logits
 
 __all__ = ["ImageClassifier"]
 
@@ -147,12 +147,13 @@ class ImageClassifier(L.LightningModule):
     def _with_features(self, net: nn.Module, images: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         if not self.hparams["feature_distillation"]:
             return self._logits(net, images), {}
-        return with_features(net, lambda: self._logits(net, images), self.hparams["feature_layers"])
+        named = net.net if isinstance(net, Teacher) else net
+        return with_features(named, lambda: self._logits(net, images), self.hparams["feature_layers"])
 
     def on_fit_start(self) -> None:
         """Put the teachers where the network is."""
         for teacher in self._teachers:
-            teacher.to(self.device)
+            teacher.to(next(self.net.parameters()))  # its device and its type
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         """Return the loss of a batch."""

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hqp_lightning.errors import ConfigurationError
+
 __all__ = ["FeatureDistance", "FeatureDistances"]
 
 _WINDOW = 50  # batches over which the regression looks back
@@ -42,6 +44,8 @@ class FeatureDistances:
         for name, features in student.items():
             having = [(k, t[name]) for k, t in enumerate(teachers) if name in t]
             for k, wanted in having:
+                if len(features) != len(wanted):
+                    raise ConfigurationError(f"feature_layers: {name!r} of a teacher is of another resolution here")
                 distance = self._of.setdefault(f"{name}@{k}" if k else name, FeatureDistance())
                 parts.append((_LAYER if name else 1.0) / len(having) * distance(features, wanted))
         return torch.stack(parts).sum()
@@ -84,7 +88,7 @@ class FeatureDistance:
                 torch.cat([x.float(), x.new_ones(len(x), 1, dtype=torch.float32)], 1)
                 for x in (student, teacher.detach())
             )
-            if self._gram.shape != (s.shape[1], s.shape[1]):
+            if (self._gram.shape[-1:], self._square.shape[-1:]) != (s.shape[1:], t.shape[1:]):
                 self._restart()
             self._gram, self._cross, self._square = (x.to(s) for x in (self._gram, self._cross, self._square))
             distance = s.new_zeros(())

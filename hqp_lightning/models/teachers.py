@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -47,13 +49,13 @@ class Teacher(nn.Module):
         super().__init__()
         if not isinstance(net, nn.Module):
             raise ConfigurationError(f"net must be a network (torch.nn.Module), got {type(net).__name__}")
-        if dtype not in _TYPES:
+        if not isinstance(dtype, str) or dtype not in _TYPES:
             raise ConfigurationError(f"dtype must be one of {', '.join(_TYPES)}, got {dtype!r}")
-        if image_size is not None and image_size < 1:
-            raise ConfigurationError(f"image_size must be at least 1, got {image_size}")
-        wanted = None if classes is None else list(classes)
-        if wanted is not None and (not wanted or min(wanted) < 0 or len(set(wanted)) < len(wanted)):
-            raise ConfigurationError(f"classes must be different indices of outputs, got {wanted}")
+        if image_size is not None and not _is_index(image_size, 1):
+            raise ConfigurationError(f"image_size must be an integer of at least 1, got {image_size!r}")
+        wanted = None if classes is None else list(classes) if isinstance(classes, Iterable) else []
+        if wanted is not None and (not wanted or not all(map(_is_index, wanted)) or len({*wanted}) < len(wanted)):
+            raise ConfigurationError(f"classes must be different indices of outputs, got {classes!r}")
         self.net, self.image_size, self.classes, self.dtype = net, image_size, wanted, dtype
 
     def forward(self, images: Tensor) -> Tensor:
@@ -68,6 +70,9 @@ class Teacher(nn.Module):
                 logits = self.net(images)
         if self.classes is None:
             return logits if not isinstance(logits, Tensor) else logits.float()
+        if not isinstance(logits, Tensor):
+            kind_ = type(logits).__name__
+            raise ConfigurationError(f"classes are chosen of a tensor; {type(self.net).__name__} returns a {kind_}")
         if max(self.classes) >= logits.shape[1]:
             raise ConfigurationError(
                 f"classes go up to {max(self.classes)}, the teacher {type(self.net).__name__} has "
@@ -77,19 +82,24 @@ class Teacher(nn.Module):
         return chosen
 
 
+def _is_index(value: object, least: int = 0) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+
+
 def check_teachers(teachers: nn.Module | Sequence[nn.Module], distillation: float) -> tuple[nn.Module, ...]:
-    """The teachers, ready to be asked.
+    """Copies of the teachers, ready to be asked; one may share layers with the network that is trained.
 
     Raises:
         ConfigurationError: no network, or none of the loss is to come from them.
     """
-    found = list(teachers) if isinstance(teachers, Iterable) and not isinstance(teachers, nn.Module) else [teachers]
+    one = isinstance(teachers, nn.Module) and not isinstance(teachers, nn.ModuleList)
+    found: list[Any] = list(teachers) if isinstance(teachers, Iterable) and not one else [teachers]
     for teacher in found:
         if not isinstance(teacher, nn.Module):
             raise ConfigurationError(f"teachers must be networks (torch.nn.Module), got {type(teacher).__name__}")
     if found and not distillation:
         raise ConfigurationError("teachers need a part of the loss: distillation=0.9")
-    return tuple(teacher.eval().requires_grad_(False) for teacher in found)
+    return tuple(copy.deepcopy(teacher).eval().requires_grad_(False) for teacher in found)
 
 
 def mixed_logits(logits: Sequence[Tensor], temperature: float) -> Tensor:
@@ -110,10 +120,13 @@ def mixed_logits(logits: Sequence[Tensor], temperature: float) -> Tensor:
     """
     first = logits[0]
     for other in logits[1:]:
+        if not isinstance(other, Tensor):
+            raise ConfigurationError(f"a teacher answers a {type(other).__name__}; logits are asked for, a tensor")
         if other.shape != first.shape:
+            classes = other.dim() != first.dim() or other.shape[1] != first.shape[1]
             raise ConfigurationError(
                 f"a teacher answers {tuple(other.shape)}, the dense network {tuple(first.shape)}: "
-                "name the outputs of its classes with Teacher(net, classes=[...])"
+                + ("name the outputs of its classes with Teacher(net, classes=[...])" if classes else "of another size")
             )
     if len(logits) == 1:
         return first

@@ -91,19 +91,22 @@ def leave_(
 
 
 def _missed(state: PruningState, options: PruningOptions, epochs: int) -> str | None:
-    """What was asked for, in a line, where the training ended before it was reached."""
-    if state.search.ended is not None or options.compares:
+    """What was asked for, in a line, where the training, or the search, ended before it was reached."""
+    ended = state.search.ended
+    if options.compares:
         return None
-    if not state.records and options.start_epoch >= epochs:
+    if ended is None and not state.records and options.start_epoch >= epochs:
         return f"nothing was pruned: the training ended after {epochs} epochs, and start_epoch={options.start_epoch}"
     names = ("target_macs", "target_speedup", "target_latency_ms")
     asked = ", ".join(f"{n}={getattr(options, n):g}" for n in names if getattr(options, n) is not None)
     if not asked or enough(state, options) is not None:
         return None
-    kept = sum(r.outcome == "kept" for r in state.records)
+    kept = f"({sum(r.outcome == 'kept' for r in state.records)} of {len(state.records)} steps kept)"
+    if ended is not None:
+        return f"the search ended before {asked} was reached {kept}: {ended}"
     return (
-        f"the training ended after {epochs} epochs, before {asked} was reached ({kept} of {len(state.records)} steps "
-        "kept): more epochs, a larger step or a smaller every_n_epochs get further"
+        f"the training ended after {epochs} epochs, before {asked} was reached {kept}: more epochs, a larger step or a "
+        "smaller every_n_epochs get further"
     )
 
 

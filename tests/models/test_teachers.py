@@ -46,7 +46,8 @@ def test_the_loss_comes_from_the_dense_network_and_every_further_teacher():
     model.eval()
     with torch.no_grad():
         resized = F.interpolate(images, (12, 12), mode="bilinear", antialias=True)
-        answers = [model.net(images), further[0](images), further[1].net(resized)[:, [8, 0, 3, 1, 2]]]
+        _, wide, small = model._teachers
+        answers = [model.net(images), wide(images), small.net(resized)[:, [8, 0, 3, 1, 2]]]
         wanted = torch.stack([(x / 2).softmax(1) for x in answers]).mean(0)
         model.net[4].weight += 0.5 * torch.randn_like(model.net[4].weight)
         logits = model.net(images)
@@ -77,8 +78,9 @@ def test_teachers_are_neither_trained_nor_saved(tmp_path):
     model = ImageClassifier(_net(), 5, lr=0.1, distillation=1.0, feature_distillation=1.0, teachers=further)
     L.Trainer(max_epochs=3, default_root_dir=tmp_path, **QUIET).fit(model, _loader(), _loader())
     assert all(torch.equal(t, before[n]) for n, t in further.state_dict().items())
-    assert not any(p.requires_grad for p in further.parameters())
-    assert not further.training
+    assert all(p.requires_grad for p in further.parameters())  # the user's own; the teacher is a copy
+    assert further.training
+    assert not any(p.requires_grad or t.training for t in model._teachers for p in t.parameters())
     assert all(name.startswith("net.") for name in model.state_dict())
     assert "teachers" not in model.hparams
 
@@ -120,7 +122,10 @@ def test_a_teacher_of_half_precision_answers_in_float():
     ("wrong", "message"),
     [
         ({"dtype": "int8"}, "dtype must be one of float32, bfloat16, float16, got 'int8'"),
-        ({"image_size": 0}, "image_size must be at least 1, got 0"),
+        ({"image_size": 0}, "image_size must be an integer of at least 1, got 0"),
+        ({"image_size": "224"}, "image_size must be an integer of at least 1, got '224'"),
+        ({"classes": [1.5]}, r"classes must be different indices of outputs, got \[1.5\]"),
+        ({"classes": 3}, "classes must be different indices of outputs, got 3"),
         ({"classes": [0, 0]}, r"classes must be different indices of outputs, got \[0, 0\]"),
         ({"classes": [-1]}, "different indices"),
         ({"classes": []}, "different indices"),
@@ -142,12 +147,46 @@ def test_teachers_that_cannot_teach_are_refused():
         ImageClassifier(
             _net(), 5, distillation=0.5, feature_distillation=1.0, teachers=[nn.Sequential(nn.Conv2d(3, 5, 8))]
         )
+    net = _net()
+    assert all(p.requires_grad for p in ImageClassifier(net, 5, distillation=0.5, teachers=[Teacher(net)]).parameters())
+    assert len(ImageClassifier(net, 5, distillation=0.5, teachers=nn.ModuleList([_net(), _net()]))._teachers) == 3
     images, labels = _loader().dataset.tensors
     model = ImageClassifier(_net(), 5, distillation=0.5, teachers=[_net(9)])
     with pytest.raises(ConfigurationError, match=r"a teacher answers \(8, 9\), the dense network \(8, 5\): name"):
         model.training_step((images, labels), 0)
     with pytest.raises(ConfigurationError, match="classes go up to 9, the teacher Sequential has 5 outputs"):
         Teacher(_net(), classes=[9])(images)
+
+
+def test_what_is_followed_of_another_teacher_begins_anew():
+    """A resumed run with other teachers, in another order: nothing of what was seen of the others is used."""
+    trained = FeatureDistances()
+    s, a, b = (torch.randn(32, n) for n in (4, 6, 9))
+    for _ in range(3):
+        trained({"": s}, {"": a}, {"": b})
+    assert float(trained({"": s}, {"": b}, {"": a})) == 0.0
+    assert float(trained({"": s}, {"": b}, {"": a})) > 0.0
+
+
+@pytest.mark.parametrize("wrap", [lambda net: net, Teacher])
+def test_layers_of_the_same_name_are_followed_in_a_teacher_as_well(wrap):
+    options = {"distillation": 0.5, "feature_distillation": 1.0, "feature_layers": ["0"]}
+    model = ImageClassifier(_net(), 5, **options, teachers=[wrap(_net(width=6, seed=1))])
+    model.log = lambda *args, **kwargs: None
+    batch = _loader().dataset.tensors
+    model.training_step(batch, 0)
+    assert model._distance.state_dict().keys() == {"", "@1", "0", "0@1"}
+    small = nn.Sequential(nn.Conv2d(3, 6, 7), *list(_net(width=6))[1:])
+    other = ImageClassifier(_net(), 5, **options, teachers=[wrap(small)])
+    with pytest.raises(ConfigurationError, match="'0' of a teacher is of another resolution"):
+        other.training_step(batch, 0)
+
+
+def test_teachers_compute_in_the_type_of_the_network(tmp_path):
+    net, loader = _net(), _loader()
+    model = ImageClassifier(net, 5, distillation=0.5, teachers=[_net(seed=1)])
+    L.Trainer(max_epochs=1, precision="64-true", default_root_dir=tmp_path, **QUIET).fit(model, loader, loader)
+    assert {p.dtype for t in model._teachers for p in t.parameters()} == {torch.float64}
 
 
 def test_a_segmentation_has_teachers_too():

@@ -29,7 +29,7 @@ _SETTLED_MS = 50.0  # of untimed calls are enough
 
 
 class Engine(ABC):
-    """A model ready to run on one device; close it, or use it in a ``with`` statement.
+    """A model ready to run on one device; close it, or use it in a ``with`` statement. One thread at a time may use it.
 
     Attributes:
         backend: name of the runtime.

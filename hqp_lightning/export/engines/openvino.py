@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -92,12 +91,19 @@ class _OpenVINOEngine(Engine):
             raise ExportError(f"the engine of {self.path} is closed: build it again")
         check_batch(self._inputs, batch)
         request = self._request(batch)
-        self._given = [np.require(x, t.dtype, ("C", "W")) for x, t in zip(each(batch), self._inputs, strict=True)]
-        for k, x in enumerate(self._given):
+        given = [np.require(x, t.dtype, ("C", "W")) for x, t in zip(each(batch), self._inputs, strict=True)]
+        for k, x in enumerate(given):
             request.set_input_tensor(k, self._tensor(x, shared_memory=True))
+        self._given = given
+
         # In this thread: start_async and wait hand the call to another one and back, a fifth of a small engine's call
         # (findings/openvino_async_leaves_the_thread.sh); infer(inputs) makes dictionaries around it, a sixth.
-        return partial(request.infer, share_outputs=True)
+        def call() -> object:
+            if self._given is not given:
+                raise ExportError(f"the engine of {self.path} got another batch, or was closed: prepare it again")
+            return request.infer(share_outputs=True)
+
+        return call
 
     def _request(self, batch: Arrays) -> Any:
         key = self._batch_size if len(each(batch)[0]) == self._batch_size else -1  # -1: OpenVINO's dynamic dimension
