@@ -53,6 +53,17 @@ def test_the_input_is_described_as_far_as_it_is_known(tmp_path):
     assert content["model"]["inputs"] == [{**shape, "dtype": "float32", "layout": "NCHW"}]
 
 
+def test_a_layout_is_of_pictures_alone(tmp_path):
+    class Beside(nn.Module):
+        def forward(self, picture, numbers):
+            return picture.mean((1, 2)) + numbers
+
+    given = torch.randn(1, 6, 5, 3), torch.randn(1, 3)
+    artifact = export_onnx(Beside(), given, tmp_path / "model.onnx", inputs=("picture", "numbers"))
+    path = write_manifest(tmp_path / "manifest.json", artifact=artifact, layout="NHWC")
+    assert [entry["layout"] for entry in read_manifest(path)["model"]["inputs"]] == ["NHWC", "NC"]
+
+
 def test_another_model_is_refused(written):
     _, path = written
     torch.manual_seed(1)
