@@ -35,7 +35,7 @@ _MISREAD = 2  # so many of the least may be errors of the clock
 
 @dataclass(frozen=True, slots=True)
 class How:
-    """How a network is quantized and run: what of `hqp_lightning.export.options.FileOptions` its latency depends on."""
+    """How a network is quantized and run: what of an export's options its latency depends on."""
 
     placement: str = "paying"
     activation_type: str = "int8"

@@ -118,8 +118,7 @@ def _how_to_run(version: str) -> dict[str, str]:
 
 def _facts(tensor: ModelTensor, preprocessing: Mapping[str, Any] | None, layout: str | None) -> dict[str, Any]:
     """What the name and the shape leave open: who knows only the folder would have to guess."""
-    usual = {1: "NC", 3: layout or "NCHW"}.get(len(tensor.shape))
-    facts: dict[str, Any] = {"layout": usual}
+    facts: dict[str, Any] = {"layout": {1: "NC", 3: layout or "NCHW"}.get(len(tensor.shape))}
     if preprocessing is not None:
         facts["channels"] = "RGB"
         if tensor.dtype != "uint8":  # bytes go in as they are

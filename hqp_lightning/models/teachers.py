@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Iterable, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -27,8 +28,8 @@ class Teacher(nn.Module):
             None: as they come.
         classes: which of the ``C`` outputs are the classes of the task, in its order, such as ten of ImageNet's
             thousand; None: all.
-        dtype: ``"float32"``, or ``"bfloat16"`` or ``"float16"`` for autocast: a teacher takes no gradient, and on
-            processors with such instructions it takes a third of the time.
+        dtype: ``"float32"``, as the Trainer computes; or ``"bfloat16"`` or ``"float16"`` for autocast: a teacher takes
+            no gradient, and on processors with such instructions it takes a third of the time.
 
     Raises:
         ConfigurationError: an unknown type, a size or class index out of range, a class twice.
@@ -63,16 +64,13 @@ class Teacher(nn.Module):
         if self.image_size is not None and images.shape[-2:] != (self.image_size, self.image_size):
             images = F.interpolate(images, (self.image_size, self.image_size), mode="bilinear", antialias=True)
         kind = _TYPES[self.dtype]
-        if kind is None:
+        with nullcontext() if kind is None else torch.autocast(images.device.type, dtype=kind):
             logits = self.net(images)
-        else:
-            with torch.autocast(images.device.type, dtype=kind):
-                logits = self.net(images)
         if self.classes is None:
             return logits if not isinstance(logits, Tensor) else logits.float()
         if not isinstance(logits, Tensor):
-            kind_ = type(logits).__name__
-            raise ConfigurationError(f"classes are chosen of a tensor; {type(self.net).__name__} returns a {kind_}")
+            returned = type(logits).__name__
+            raise ConfigurationError(f"classes are chosen of a tensor; {type(self.net).__name__} returns a {returned}")
         if max(self.classes) >= logits.shape[1]:
             raise ConfigurationError(
                 f"classes go up to {max(self.classes)}, the teacher {type(self.net).__name__} has "

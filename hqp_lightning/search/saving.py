@@ -61,7 +61,7 @@ def milliseconds(shadow: Shadow, state: PruningState) -> float | None:
 
 def wanted(shadow: Shadow, state: PruningState, options: PruningOptions) -> Wanted:
     """The search's step as a saving, cut down to what the targets ask for."""
-    left = math.inf if options.target_macs is None else shadow.macs - options.target_macs * state.dense_macs
+    left = _to_the_target(shadow, state, options)
     if state.price is None:
         return Wanted(min(state.search.step * state.dense_macs, left))
     now, ms = state.price.ms(shadow.widths(state.price.layers())), state.search.step * state.price.dense_ms
@@ -71,9 +71,12 @@ def wanted(shadow: Shadow, state: PruningState, options: PruningOptions) -> Want
 
 def ends_in_macs(shadow: Shadow, state: PruningState, options: PruningOptions) -> bool:
     """Whether this step is to reach ``target_macs``, where MACs are what it is chosen by."""
-    if options.target_macs is None or state.price is not None:
-        return False
-    return shadow.macs - options.target_macs * state.dense_macs <= state.search.step * state.dense_macs
+    return state.price is None and _to_the_target(shadow, state, options) <= state.search.step * state.dense_macs
+
+
+def _to_the_target(shadow: Shadow, state: PruningState, options: PruningOptions) -> float:
+    """MACs that ``target_macs`` still asks for; infinity where there is none."""
+    return math.inf if options.target_macs is None else shadow.macs - options.target_macs * state.dense_macs
 
 
 def after(shadow: Shadow, step: PruningStep, state: PruningState) -> float | None:

@@ -53,7 +53,7 @@ class PruningState:
         barred: units that were rolled back alone, and what the loss was predicted to rise by then, nats.
         notes: the groups that can't be cut, and those whose cuts are approximations.
         rollback_due: the pending step was judged too expensive and goes at the next epoch start.
-        missed: what was asked for and not reached when the training ended, in a line.
+        missed: what was asked for and not reached when the last fit ended, in a line.
     """
 
     search: Search

@@ -75,7 +75,7 @@ def substeps(
         whole = joined({n: c for n, c in whole.items() if n in outside(whole, part.units)}, part.parts)
         yield Substep(shadow, part, whole, {n: _cost(scores[n], channels) for n, channels in part.parts.items()})
         parts -= 1
-        if parts < 1 and parts <= last:
+        if parts <= last:
             return
         start, shadow = shadow, Shadow(network, example, options.ignore)
         left = left.after(start, shadow, state)

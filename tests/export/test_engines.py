@@ -273,7 +273,7 @@ def test_a_prepared_call_is_a_run_on_that_batch(model, tmp_path, backend):
             with pytest.raises(ExportError, match="got another batch"):
                 call()
     with pytest.raises(ExportError, match="is closed"):
-        engine.prepared(one)() if backend.name == "onnxruntime" else engine.prepared(one)
+        engine.prepared(one)()
 
 
 def test_calls_that_a_clock_misses_are_no_times(monkeypatch):
