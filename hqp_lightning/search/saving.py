@@ -71,7 +71,8 @@ def wanted(shadow: Shadow, state: PruningState, options: PruningOptions) -> Want
 
 def ends_in_macs(shadow: Shadow, state: PruningState, options: PruningOptions) -> bool:
     """Whether this step is to reach ``target_macs``, where MACs are what it is chosen by."""
-    return state.price is None and _to_the_target(shadow, state, options) <= state.search.step * state.dense_macs
+    step = (state.search.step + 1e-9) * state.dense_macs  # 1 - 0.3 is less than 0.7 for some numbers of MACs
+    return state.price is None and _to_the_target(shadow, state, options) <= step
 
 
 def _to_the_target(shadow: Shadow, state: PruningState, options: PruningOptions) -> float:

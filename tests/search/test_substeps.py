@@ -1,6 +1,7 @@
 """A large step is made in parts, each by scores of what the one before has left; it is one step all the same."""
 
 import copy
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from hqp_lightning import HQPPruning
 from hqp_lightning.errors import SurgeryError
 from hqp_lightning.report import step_line
 from hqp_lightning.search import cutting, rescoring, substeps
+from hqp_lightning.search.saving import ends_in_macs
 
 
 @pytest.fixture
@@ -72,6 +74,15 @@ def test_each_part_goes_by_the_scores_of_what_is_left(loaders, make_trainer, sco
     assert made.channels_removed == sum(map(len, after.removed.values()))
     assert all(torch.equal(t, dense[n]) for n, t in after.tensors.items() if n in dense)
     assert 0.3 < made.macs / pruning.state.dense_macs < 0.45
+
+
+def test_a_step_of_just_what_is_missing_ends_at_the_target():
+    options = SimpleNamespace(target_macs=0.3)
+    for macs in range(1000, 2000):
+        state = SimpleNamespace(price=None, dense_macs=macs, search=SimpleNamespace(step=0.7))
+        assert ends_in_macs(SimpleNamespace(macs=macs), state, options)
+        state.search.step = 0.69
+        assert not ends_in_macs(SimpleNamespace(macs=macs), state, options)
 
 
 @pytest.mark.parametrize("target", [0.3, 0.4, 0.55])

@@ -52,7 +52,8 @@ class Engine(ABC):
     def prepared(self, batch: Arrays) -> Callable[[], object]:
         """A call on this batch, until the engine is given another: what a program does in its loop.
 
-        Without checks and copies: what Python does around a call is a tenth of a small network's, and not the engine's.
+        Where a runtime can, without checks and copies: what Python does around a call of a small network is a tenth of
+        it, and not the engine's.
         """
         return lambda: self.run(batch)
 
