@@ -25,7 +25,7 @@ from hqp_lightning.loop.ranks import first_rank_only
 from hqp_lightning.loop.trainer import check_trainer, load_validation, loose, monitored
 from hqp_lightning.records import Budget, Report
 from hqp_lightning.search.state import PruningState
-from hqp_lightning.shipping.demands import check_folder, check_machine, own_budget
+from hqp_lightning.shipping.demands import check_folder, check_machine, own_budget, same_budget
 from hqp_lightning.shipping.interrupted import keep_accepted
 from hqp_lightning.shipping.keeping import kept, kept_search, save_pruned
 from hqp_lightning.shipping.later import export_later, untrained
@@ -50,7 +50,7 @@ class Int8Export(Portable):
     Args:
         dirpath: folder for the artifacts; created.
         monitor: the metric, if there is no `HQPPruning`.
-        max_drop: the budget, if there is no `HQPPruning`.
+        max_drop: the budget, if there is no `HQPPruning`, whose budget holds for the INT8 file, too.
         mode: ``"max"`` or ``"min"``, if there is no `HQPPruning`.
         module: the network's attribute name in the LightningModule; found if it is the only one with parameters.
         calibration_batches: batches that set the ranges, the same for every model that is tried.
@@ -120,7 +120,7 @@ class Int8Export(Portable):
         """Refuse what can't work before anything is trained."""
         if stage == "fit":
             check_trainer(trainer, self)
-            self._budget(trainer)
+            same_budget(self._budget(trainer), self.monitor, self.max_drop)
             if (pruning := self._pruning(trainer)) is not None:
                 pruning.keeps = False  # it is done here
             check_machine(trainer, self.options)

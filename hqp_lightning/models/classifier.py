@@ -87,7 +87,13 @@ class ImageClassifier(L.LightningModule):
         super().__init__()
         if optimizer not in ("sgd", "adamw"):
             raise ConfigurationError(f"optimizer must be 'sgd' or 'adamw', got {optimizer!r}")
-        check_numbers(lr=lr, momentum=momentum, weight_decay=weight_decay, label_smoothing=label_smoothing)
+        check_numbers(
+            num_classes=num_classes,
+            lr=lr,
+            momentum=momentum,
+            weight_decay=weight_decay,
+            label_smoothing=label_smoothing,
+        )
         check_numbers(distillation=distillation, temperature=temperature, feature_distillation=feature_distillation)
         check_schedule(schedule, warmup_epochs, decay_epochs, restart_epochs)
         if lr <= 0 or weight_decay < 0 or not 0 <= label_smoothing < 1:

@@ -62,7 +62,9 @@ class Teacher(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Logits ``[B, len(classes)]``, float32."""
         if self.image_size is not None and images.shape[-2:] != (self.image_size, self.image_size):
-            images = F.interpolate(images, (self.image_size, self.image_size), mode="bilinear", antialias=True)
+            wide = images.float() if images.element_size() < 4 else images  # antialias knows no half type on a CPU
+            size = (self.image_size, self.image_size)
+            images = F.interpolate(wide, size, mode="bilinear", antialias=True).to(images.dtype)
         kind = _TYPES[self.dtype]
         with nullcontext() if kind is None else torch.autocast(images.device.type, dtype=kind):
             logits = self.net(images)

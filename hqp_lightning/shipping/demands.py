@@ -14,7 +14,7 @@ from hqp_lightning.loop.options import ExportOptions
 from hqp_lightning.records import Budget
 from hqp_lightning.shipping.timing import usable_backends
 
-__all__ = ["check_folder", "check_machine", "own_budget"]
+__all__ = ["check_folder", "check_machine", "own_budget", "same_budget"]
 
 
 def own_budget(monitor: str | None, max_drop: float | None, mode: str) -> Budget:
@@ -29,6 +29,25 @@ def own_budget(monitor: str | None, max_drop: float | None, mode: str) -> Budget
             "max_drop=0.01)."
         )
     return check_budget(Budget(max_drop, monitor, mode))
+
+
+def same_budget(budget: Budget, monitor: str | None, max_drop: float | None) -> None:
+    """See that an export was not given another budget than the one that holds, which nobody would keep.
+
+    Args:
+        budget: that of `HQPPruning`, or of the run that left the folder; else the export's own.
+        monitor: what the export was given.
+        max_drop: what the export was given.
+
+    Raises:
+        ConfigurationError: it was.
+    """
+    for name, own, holds in (("monitor", monitor, budget.monitor), ("max_drop", max_drop, budget.max_drop)):
+        if own not in (None, holds):
+            raise ConfigurationError(
+                f"Int8Export({name}={own!r}) beside a pruning with {name}={holds!r}: the INT8 file is held to the "
+                f"budget of the pruning; leave {name} out of Int8Export."
+            )
 
 
 def check_machine(trainer: Trainer, options: ExportOptions) -> None:

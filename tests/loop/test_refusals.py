@@ -102,6 +102,12 @@ def test_the_monitor_of_an_export_alone_is_checked_in_the_sanity_run(loaders, ma
         fit(make_trainer, loaders, [export], num_sanity_val_steps=1)
 
 
+@pytest.mark.parametrize("own", [{"max_drop": 0.02}, {"monitor": "val_loss"}])
+def test_a_second_budget_beside_that_of_the_pruning(loaders, make_trainer, tmp_path, own):
+    with pytest.raises(ConfigurationError, match=f"{next(iter(own))}=.* beside a pruning with"):
+        fit(make_trainer, loaders, [HQPPruning("val_acc", 0.01), Int8Export(tmp_path, **own)])
+
+
 @pytest.mark.parametrize("callback", [HQPPruning("val_acc", 0.01, module="backbone"), None])
 def test_a_module_path_that_does_not_exist(loaders, make_trainer, tmp_path, callback):
     callback = callback or Int8Export(tmp_path, "val_acc", 0.01, module="backbone")

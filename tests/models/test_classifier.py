@@ -145,6 +145,7 @@ def test_checkpoint_is_loaded(tmp_path):
         ({"distillation": 0.5, "temperature": float("nan")}, "temperature=nan"),
         ({"distillation": 0.5, "feature_distillation": float("inf")}, "feature_distillation=inf"),
         ({"lr": float("nan")}, "lr=nan"),
+        ({"num_classes": None}, "num_classes=None must be a finite number"),
         ({"lr": "0.1"}, "lr='0.1' must be a finite number"),
         ({"momentum": None}, "momentum=None must be a finite number"),
         ({"restart_epochs": [1]}, r"restart_epochs=\[1\] must be a finite number"),
@@ -153,4 +154,4 @@ def test_checkpoint_is_loaded(tmp_path):
 )
 def test_refuses(kwargs, message):
     with pytest.raises(ConfigurationError, match=message):
-        ImageClassifier(_net(), 5, **kwargs)
+        ImageClassifier(_net(), **{"num_classes": 5, **kwargs})

@@ -118,6 +118,14 @@ def test_a_teacher_of_half_precision_answers_in_float():
     torch.testing.assert_close(Teacher(net, image_size=8)(images), exact)
 
 
+@pytest.mark.parametrize("half", [torch.bfloat16, torch.float16])
+def test_a_teacher_resizes_images_of_half_precision(half):
+    images = torch.rand(4, 3, 8, 8).to(half)
+    teacher = Teacher(nn.Flatten(), image_size=12)
+    wanted = nn.functional.interpolate(images.float(), (12, 12), mode="bilinear", antialias=True).flatten(1)
+    torch.testing.assert_close(teacher(images), wanted.to(half).float())
+
+
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
