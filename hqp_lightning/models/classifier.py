@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from hqp_lightning.errors import ConfigurationError, check_numbers
 from hqp_lightning.models.distillation import check_layers, distillation_loss, feature_reader, with_features
 from hqp_lightning.models.factory import load_weights_
 from hqp_lightning.models.feature_distance import FeatureDistances
+from hqp_lightning.models.folding import folded
 from hqp_lightning.models.schedules import check_schedule, lr_factor
 from hqp_lightning.models.teachers import Teacher, check_teachers, mixed_logits
 
@@ -87,13 +87,8 @@ class ImageClassifier(L.LightningModule):
         super().__init__()
         if optimizer not in ("sgd", "adamw"):
             raise ConfigurationError(f"optimizer must be 'sgd' or 'adamw', got {optimizer!r}")
-        check_numbers(
-            num_classes=num_classes,
-            lr=lr,
-            momentum=momentum,
-            weight_decay=weight_decay,
-            label_smoothing=label_smoothing,
-        )
+        check_numbers(num_classes=num_classes, lr=lr, momentum=momentum)
+        check_numbers(weight_decay=weight_decay, label_smoothing=label_smoothing)
         check_numbers(distillation=distillation, temperature=temperature, feature_distillation=feature_distillation)
         check_schedule(schedule, warmup_epochs, decay_epochs, restart_epochs)
         if lr <= 0 or weight_decay < 0 or not 0 <= label_smoothing < 1:
@@ -122,7 +117,7 @@ class ImageClassifier(L.LightningModule):
         layout = torch.channels_last if channels_last else torch.preserve_format
         self.net, *further = (network.to(memory_format=layout) for network in networks)
         # In a tuple, so that they are no submodules: neither trained, pruned nor saved.
-        self._teachers = (copy.deepcopy(self.net).eval().requires_grad_(False), *further) if distillation else ()
+        self._teachers = (folded(self.net).requires_grad_(False), *further) if distillation else ()
         self._distance = FeatureDistances()
         self.val_accuracy, self.test_accuracy = self._metric(num_classes), self._metric(num_classes)
 

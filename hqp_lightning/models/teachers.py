@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hqp_lightning.errors import ConfigurationError
+from hqp_lightning.models.folding import folded
 
 __all__ = ["Teacher", "check_teachers", "mixed_logits"]
 
@@ -99,7 +100,16 @@ def check_teachers(teachers: nn.Module | Sequence[nn.Module], distillation: floa
             raise ConfigurationError(f"teachers must be networks (torch.nn.Module), got {type(teacher).__name__}")
     if found and not distillation:
         raise ConfigurationError("teachers need a part of the loss: distillation=0.9")
-    return tuple(copy.deepcopy(teacher).eval().requires_grad_(False) for teacher in found)
+    return tuple(_answering(teacher).requires_grad_(False) for teacher in found)
+
+
+def _answering(teacher: nn.Module) -> nn.Module:
+    """A copy that only answers; what a `Teacher` does with its images can't be traced, its network can."""
+    if not isinstance(teacher, Teacher):
+        return folded(teacher)
+    found = copy.deepcopy(teacher).eval()
+    found.net = folded(found.net)
+    return found
 
 
 def mixed_logits(logits: Sequence[Tensor], temperature: float) -> Tensor:
