@@ -24,7 +24,7 @@ from hqp_lightning.loop.exportable import LAYOUTS, exportable, laid_out
 from hqp_lightning.loop.options import ExportOptions, PruningOptions
 from hqp_lightning.loop.scores import look
 from hqp_lightning.loop.trainer import loose
-from hqp_lightning.records import GATE, LatencyTable
+from hqp_lightning.records import LatencyTable
 from hqp_lightning.report.latency_table import read_table
 from hqp_lightning.surgery import Shadow, apply_cut_, called_layers, layer_widths, per_channel
 from hqp_lightning.surgery.copying import copied
@@ -146,7 +146,7 @@ def without(network: nn.Module, shadow: Shadow, units: Sequence[str]) -> tuple[n
     """A copy of a network without these gates and blocks, by their keys, and its shadow."""
     less, twin = shadow.without(units), copied(network)
     for r in less.removals:
-        remove_(twin, r, torch.ones(r.channels) if r.unit.kind == GATE else None)
+        remove_(twin, r)
     if less.removals:
         apply_cut_(twin, less.cut({}))
     return twin, less

@@ -78,8 +78,10 @@ def remove_(network: nn.Module, removal: Removal, factors: Tensor | None = None)
     Args:
         network: in whose weights it may be folded.
         removal: how it goes.
-        factors: of a gate, ``(C,)``.
+        factors: of a gate, ``(C,)``; without them all are one.
     """
+    if factors is None and removal.unit.kind == GATE:
+        factors = torch.ones(removal.channels)
     if factors is None:
         replace_(network, removal.unit.name)
         return

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from hqp_lightning.core.calls import Call
 from hqp_lightning.errors import ConfigurationError, SurgeryError
-from hqp_lightning.records import GATE, ChannelGroup, GroupNote, Unit
+from hqp_lightning.records import ChannelGroup, GroupNote, Unit
 from hqp_lightning.surgery.asked import check_channels, some_of, tell
 from hqp_lightning.surgery.copying import copied, deep_copy, floating_tensors, on_cpu
 from hqp_lightning.surgery.cost import layer_macs, layer_widths
@@ -118,7 +118,7 @@ class Shadow:
         less._module = deep_copy(self._module)
         chosen = tuple(r for r in chosen if not any(o.unit.holds(r.unit.name) for o in chosen))
         for r in chosen:
-            remove_(less._module, r, torch.ones(r.channels) if r.unit.kind == GATE else None)
+            remove_(less._module, r)
         less._module.requires_grad_(True)
         less.removals, less._proved, less._tried = (*self.removals, *chosen), None, None
         with _plain_autograd():
