@@ -120,13 +120,27 @@ def other_drops(report: Report) -> tuple[str, ...]:
             f"{fraction(report.holdout_accuracy_drop)}"
             f"{_interval(report, base.holdout_accuracy, ours.holdout_accuracy, report.holdout_samples, ' and')}."
         )
+        lines.append(_over_both(report))
     if report.control_accuracy_drop is not None:
         held = report.control_holdout_accuracy_drop
         lines.append(
             "Against the control, the dense model trained for the same epochs, the drop is "
             f"{fraction(report.control_accuracy_drop)}{'' if held is None else f', on held-out data {fraction(held)}'}."
         )
-    return tuple(lines)
+    return tuple(filter(None, lines))
+
+
+def _over_both(report: Report) -> str:
+    """The drop over the data of the decisions and the held-out data, by their sizes: the least chance is in that."""
+    base, ours, decided, held = report.baseline, report.int8, report.samples, report.holdout_samples
+    if base.holdout_accuracy is None or ours.holdout_accuracy is None or not decided or not held:
+        return ""
+    every = decided + held
+    baseline = (decided * base.accuracy + held * base.holdout_accuracy) / every
+    measured = (decided * ours.accuracy + held * ours.holdout_accuracy) / every
+    if not (interval := _interval(report, baseline, measured, every, " and")):
+        return ""
+    return f"Over both, by their sizes, the drop from the dense model is {fraction(baseline - measured)}{interval}."
 
 
 def fastest(report: Report) -> str:

@@ -63,6 +63,16 @@ def test_the_drops_come_with_their_interval_where_the_samples_are_known(sample):
     assert not any("confidence" in line for line in loss)
 
 
+def test_the_drop_over_all_images_counts_both_halves_by_their_sizes(sample):
+    # by hand: (0.90 * 3 + 0.89) / 4 = 0.8975 and (0.89 * 3 + 0.87) / 4 = 0.885;
+    # 1.96 * sqrt((0.8975 * 0.1025 + 0.885 * 0.115) / 4000) = 0.0136
+    assert other_drops(sample(samples=3000, holdout_samples=1000))[2] == (
+        "Over both, by their sizes, the drop from the dense model is 0.0125 and lies within -0.0011 ... 0.0261 with "
+        "95 % confidence (4,000 images)."
+    )
+    assert not any("Over both" in line for line in other_drops(sample(samples=3000)))
+
+
 def test_the_engine_to_deploy_and_what_became_of_int8(sample):
     int8, fp16 = (
         engine("tensorrt", "pruned", p, t, accuracy=a) for p, t, a in (("int8", 2.5, 0.89), ("fp16", 2.0, 0.893))
