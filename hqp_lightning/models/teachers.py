@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from contextlib import nullcontext
 from typing import Any
 
@@ -87,8 +87,15 @@ def _is_index(value: object, least: int = 0) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= least
 
 
-def check_teachers(teachers: nn.Module | Sequence[nn.Module], distillation: float) -> tuple[nn.Module, ...]:
+def check_teachers(
+    teachers: nn.Module | Sequence[nn.Module], distillation: float, layers: Collection[str] = ()
+) -> tuple[nn.Module, ...]:
     """Copies of the teachers, ready to be asked; one may share layers with the network that is trained.
+
+    Args:
+        teachers: as given.
+        distillation: part of the loss that comes from them.
+        layers: names of the modules whose outputs are followed.
 
     Raises:
         ConfigurationError: no network, or none of the loss is to come from them.
@@ -100,15 +107,15 @@ def check_teachers(teachers: nn.Module | Sequence[nn.Module], distillation: floa
             raise ConfigurationError(f"teachers must be networks (torch.nn.Module), got {type(teacher).__name__}")
     if found and not distillation:
         raise ConfigurationError("teachers need a part of the loss: distillation=0.9")
-    return tuple(_answering(teacher).requires_grad_(False) for teacher in found)
+    return tuple(_answering(teacher, layers).requires_grad_(False) for teacher in found)
 
 
-def _answering(teacher: nn.Module) -> nn.Module:
+def _answering(teacher: nn.Module, layers: Collection[str]) -> nn.Module:
     """A copy that only answers; what a `Teacher` does with its images can't be traced, its network can."""
     if not isinstance(teacher, Teacher):
-        return folded(teacher)
+        return folded(teacher, layers)
     found = copy.deepcopy(teacher).eval()
-    found.net = folded(found.net)
+    found.net = folded(found.net, layers)
     return found
 
 

@@ -60,6 +60,37 @@ def test_what_serves_twice_stays():
     assert _norms(made) == 4
 
 
+class Tied(nn.Module):
+    """A convolution whose weight is read by itself as well."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4)
+
+    def forward(self, x):
+        return nn.functional.conv2d(self.norm(self.conv(x)), self.conv.weight)
+
+
+def test_a_weight_that_is_read_by_itself_stays():
+    net = _settled(Tied()).double()
+    images = torch.randn(2, 4, 8, 8, dtype=torch.float64)
+    torch.testing.assert_close(folded(net)(images), net(images))
+
+
+@pytest.mark.parametrize(("whole", "left"), [(("0.0",), 1), (("0",), 0), (("1",), 0), (("2",), 1), ((), 0)])
+def test_what_is_looked_at_answers_as_before(whole, left):
+    stem = nn.Sequential(nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4))
+    net = _settled(nn.Sequential(stem, nn.ReLU(), nn.Sequential(nn.Conv2d(4, 4, 1)), nn.BatchNorm2d(4))).double()
+    made, seen = folded(net, whole), []
+    assert _norms(made) == left
+    for of in (net, made):
+        for name in whole:
+            of.get_submodule(name).register_forward_hook(lambda module, args, out: seen.append(out))
+        of(torch.ones(1, 4, 2, 2, dtype=torch.float64))
+    for k in range(len(whole)):
+        torch.testing.assert_close(seen[k], seen[len(whole) + k])
+
+
 class Deciding(nn.Module):
     def __init__(self):
         super().__init__()
