@@ -120,7 +120,7 @@ class Int8Export(Portable):
         """Refuse what can't work before anything is trained."""
         if stage == "fit":
             check_trainer(trainer, self)
-            same_budget(self._budget(trainer), self.monitor, self.max_drop)
+            same_budget(self._budget(trainer), self.monitor, self.max_drop, self.mode)
             if (pruning := self._pruning(trainer)) is not None:
                 pruning.keeps = False  # it is done here
             check_machine(trainer, self.options)
@@ -215,6 +215,6 @@ class Int8Export(Portable):
                     "configure_callbacks brings, which Lightning puts last, it has to come from there, too."
                 )
             return pruning.budget
-        if self._left is not None and self.monitor is None:
+        if self._left is not None and None in (self.monitor, self.max_drop):
             return self._left[0]
         return own_budget(self.monitor, self.max_drop, self.mode)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,6 @@ from hqp_lightning.errors import ConfigurationError, check_numbers
 from hqp_lightning.models.distillation import check_layers, distillation_loss, feature_reader, with_features
 from hqp_lightning.models.factory import load_weights_
 from hqp_lightning.models.feature_distance import FeatureDistances
-from hqp_lightning.models.folding import folded
 from hqp_lightning.models.schedules import check_schedule, lr_factor
 from hqp_lightning.models.teachers import Teacher, check_teachers, mixed_logits
 
@@ -107,7 +107,7 @@ class ImageClassifier(L.LightningModule):
         feature_layers = check_layers(net, feature_layers or ())
         if feature_layers and not feature_distillation:
             raise ConfigurationError(f"{feature_layers=} needs a weight: feature_distillation=1")
-        networks = [net, *check_teachers(() if teachers is None else teachers, distillation, feature_layers)]
+        networks = [net, *check_teachers(() if teachers is None else teachers, distillation)]
         if feature_distillation:
             for network in networks:
                 feature_reader(network)
@@ -117,7 +117,7 @@ class ImageClassifier(L.LightningModule):
         layout = torch.channels_last if channels_last else torch.preserve_format
         self.net, *further = (network.to(memory_format=layout) for network in networks)
         # In a tuple, so that they are no submodules: neither trained, pruned nor saved.
-        self._teachers = (folded(self.net, feature_layers).requires_grad_(False), *further) if distillation else ()
+        self._teachers = (copy.deepcopy(self.net).eval().requires_grad_(False), *further) if distillation else ()
         self._distance = FeatureDistances()
         self.val_accuracy, self.test_accuracy = self._metric(num_classes), self._metric(num_classes)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
 from typing import Any
 
@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hqp_lightning.errors import ConfigurationError
-from hqp_lightning.models.folding import folded
 
 __all__ = ["Teacher", "check_teachers", "mixed_logits"]
 
@@ -63,9 +62,10 @@ class Teacher(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Logits ``[B, len(classes)]``, float32."""
         if self.image_size is not None and images.shape[-2:] != (self.image_size, self.image_size):
-            wide = images.float() if images.element_size() < 4 else images  # antialias knows no half type on a CPU
+            half = images.is_floating_point() and images.element_size() < 4  # antialias knows none of them on a CPU
             size = (self.image_size, self.image_size)
-            images = F.interpolate(wide, size, mode="bilinear", antialias=True).to(images.dtype)
+            resized = F.interpolate(images.float() if half else images, size, mode="bilinear", antialias=True)
+            images = resized.to(images.dtype)
         kind = _TYPES[self.dtype]
         with nullcontext() if kind is None else torch.autocast(images.device.type, dtype=kind):
             logits = self.net(images)
@@ -87,15 +87,8 @@ def _is_index(value: object, least: int = 0) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= least
 
 
-def check_teachers(
-    teachers: nn.Module | Sequence[nn.Module], distillation: float, layers: Collection[str] = ()
-) -> tuple[nn.Module, ...]:
+def check_teachers(teachers: nn.Module | Sequence[nn.Module], distillation: float) -> tuple[nn.Module, ...]:
     """Copies of the teachers, ready to be asked; one may share layers with the network that is trained.
-
-    Args:
-        teachers: as given.
-        distillation: part of the loss that comes from them.
-        layers: names of the modules whose outputs are followed.
 
     Raises:
         ConfigurationError: no network, or none of the loss is to come from them.
@@ -107,16 +100,7 @@ def check_teachers(
             raise ConfigurationError(f"teachers must be networks (torch.nn.Module), got {type(teacher).__name__}")
     if found and not distillation:
         raise ConfigurationError("teachers need a part of the loss: distillation=0.9")
-    return tuple(_answering(teacher, layers).requires_grad_(False) for teacher in found)
-
-
-def _answering(teacher: nn.Module, layers: Collection[str]) -> nn.Module:
-    """A copy that only answers; what a `Teacher` does with its images can't be traced, its network can."""
-    if not isinstance(teacher, Teacher):
-        return folded(teacher, layers)
-    found = copy.deepcopy(teacher).eval()
-    found.net = folded(found.net, layers)
-    return found
+    return tuple(copy.deepcopy(teacher).eval().requires_grad_(False) for teacher in found)
 
 
 def mixed_logits(logits: Sequence[Tensor], temperature: float) -> Tensor:

@@ -31,22 +31,24 @@ def own_budget(monitor: str | None, max_drop: float | None, mode: str) -> Budget
     return check_budget(Budget(max_drop, monitor, mode))
 
 
-def same_budget(budget: Budget, monitor: str | None, max_drop: float | None) -> None:
+def same_budget(budget: Budget, monitor: str | None, max_drop: float | None, mode: str) -> None:
     """See that an export was not given another budget than the one that holds, which nobody would keep.
 
     Args:
         budget: that of `HQPPruning`, or of the run that left the folder; else the export's own.
         monitor: what the export was given.
         max_drop: what the export was given.
+        mode: what the export was given; ``"max"`` may be the default.
 
     Raises:
         ConfigurationError: it was.
     """
-    for name, own, holds in (("monitor", monitor, budget.monitor), ("max_drop", max_drop, budget.max_drop)):
-        if own not in (None, holds):
+    asked = {"monitor": monitor, "max_drop": max_drop, "mode": None if mode == "max" else mode}
+    for name, own in asked.items():
+        if own is not None and own != (holds := getattr(budget, name)):
             raise ConfigurationError(
-                f"Int8Export({name}={own!r}) beside a pruning with {name}={holds!r}: the INT8 file is held to the "
-                f"budget of the pruning; leave {name} out of Int8Export."
+                f"Int8Export({name}={own!r}) where {name}={holds!r} holds, the budget of HQPPruning or of the run that "
+                f"left this folder, to which the INT8 file is held: leave {name} out of Int8Export."
             )
 
 

@@ -102,9 +102,9 @@ def test_the_monitor_of_an_export_alone_is_checked_in_the_sanity_run(loaders, ma
         fit(make_trainer, loaders, [export], num_sanity_val_steps=1)
 
 
-@pytest.mark.parametrize("own", [{"max_drop": 0.02}, {"monitor": "val_loss"}])
+@pytest.mark.parametrize("own", [{"max_drop": 0.02}, {"monitor": "val_loss"}, {"mode": "min"}])
 def test_a_second_budget_beside_that_of_the_pruning(loaders, make_trainer, tmp_path, own):
-    with pytest.raises(ConfigurationError, match=f"{next(iter(own))}=.* beside a pruning with"):
+    with pytest.raises(ConfigurationError, match=f"{next(iter(own))}=.* holds, the budget of HQPPruning"):
         fit(make_trainer, loaders, [HQPPruning("val_acc", 0.01), Int8Export(tmp_path, **own)])
 
 

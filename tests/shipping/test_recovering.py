@@ -39,8 +39,8 @@ class Fine(Classifier):
 
 
 def exporting(folder, **options):
-    given = {"engines": ["onnxruntime"], "latency_runs": 1, "threads": 1, "max_float_layers": 0}
-    return Int8Export(folder, "val_acc", 0.05, **{**given, **options})
+    given = {"max_drop": 0.05, "engines": ["onnxruntime"], "latency_runs": 1, "threads": 1, "max_float_layers": 0}
+    return Int8Export(folder, "val_acc", **{**given, **options})
 
 
 def test_training_on_the_grid_wins_back_what_quantization_lost(loaders, make_trainer, digits, tmp_path, monkeypatch):
@@ -116,7 +116,7 @@ def test_before_walking_back_every_model_has_its_chance(small_loaders, make_trai
 def test_what_quantization_puts_over_the_budget_by_little_is_recovered(small_loaders, make_trainer, tmp_path):
     # step 1: 0.882 is within the budget, INT8 0.003 below it is not; a third of the budget would be 0.0067
     model = Scripted([0.90, 0.882, 0.884], int8=[0.879, 0.881])
-    export = exporting(tmp_path, max_float_layers=0, recovery_epochs=1)
+    export = exporting(tmp_path, max_drop=None, recovery_epochs=1)
     make_trainer(1, [HQPPruning("val_acc", 0.02, step=0.2), export]).fit(model, *small_loaders)
     report = export.report
     assert report.within_budget
