@@ -5,8 +5,7 @@
 The folders are those that ``Int8Export`` filled in Imagenette recipes of 128 px; their dense, pruned and INT8 files run
 on OpenVINO. ``lost``: right by the dense network and wrong by this one; ``won`` the other way round, so that the drop
 is their difference; ``KL`` is of the probabilities from the dense network's, in nats. ``narrowly right`` counts images
-that the dense network itself has right with its two likeliest classes less than 0.3 apart: whatever changes a network
-loses some of those, and the halves need not have as many.
+that the dense network itself has right with its two likeliest classes less than 0.3 apart.
 """
 
 from __future__ import annotations
