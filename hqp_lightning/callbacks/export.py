@@ -215,6 +215,6 @@ class Int8Export(Portable):
                     "configure_callbacks brings, which Lightning puts last, it has to come from there, too."
                 )
             return pruning.budget
-        if self._left is not None and None in (self.monitor, self.max_drop):
+        if self._left is not None:
             return self._left[0]
         return own_budget(self.monitor, self.max_drop, self.mode)

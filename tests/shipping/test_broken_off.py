@@ -10,6 +10,7 @@ from lightning.pytorch.callbacks import Callback, EMAWeightAveraging, ModelCheck
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from hqp_lightning import HQPPruning, Int8Export, load_pruned
+from hqp_lightning.errors import ConfigurationError
 from hqp_lightning.report import read_json
 
 SMALL = {"engines": ["onnxruntime"], "rtx": (), "latency_runs": 1, "threads": 1, "calibration_batches": 1}
@@ -68,7 +69,12 @@ def test_the_last_accepted_model_and_the_way_on(small_loaders, make_trainer, tmp
     assert f"ckpt_path={str(tmp_path / 'kept' / 'last.ckpt')!r}" in line
     assert "\n" not in line
 
-    report = Int8Export(deploy, **SMALL).export(loaded, *small_loaders)
+    for other in ({"max_drop": 0.02}, {"monitor": "val_loss", "mode": "min"}, {"mode": "min"}):
+        with pytest.raises(ConfigurationError, match="budget of HQPPruning or of the run that left this folder"):
+            Int8Export(deploy, **{"monitor": "val_acc", "max_drop": 0.05, **other}, **SMALL).export(
+                loaded, *small_loaders
+            )
+    report = Int8Export(deploy, "val_acc", 0.05, **SMALL).export(loaded, *small_loaders)
     assert report.pruned.macs == accepted.macs
     assert read_json(deploy / "report.json").steps[0] == pruning.records[0]
     assert not list(deploy.glob("*search*"))
