@@ -7,10 +7,11 @@ import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import MethodType
 from typing import Any, cast
 
 from lightning.fabric.utilities.distributed import DistributedSamplerWrapper
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning_utilities.core.apply_func import apply_to_collection
 from torch.utils.data import DataLoader, DistributedSampler, SequentialSampler
 from torchmetrics import Metric
@@ -55,7 +56,8 @@ def with_hooks(trainer: Trainer, name: str, loaders: Any) -> dict[str, Any]:
     if data is None:
         return {{"train_dataloader": "train_dataloaders", "val_dataloader": "dataloaders"}[name]: loaders}
     data = copy.copy(data)
-    data.prepare_data = data.setup = data.teardown = lambda *_, **__: None
+    data.setup = data.teardown = lambda *_, **__: None
+    data.prepare_data = _unprepared(LightningDataModule, data)
     setattr(data, name, lambda: loaders)
     return {"datamodule": data}
 
@@ -64,14 +66,23 @@ def with_hooks(trainer: Trainer, name: str, loaders: Any) -> dict[str, Any]:
 def lent(pl_module: LightningModule, seed: int | None = None) -> Iterator[None]:
     """Inside, a second Trainer may take the model; afterwards it is attached, placed and set as it was."""
     attached, training, device = pl_module._trainer, {m: m.training for m in pl_module.modules()}, pl_module.device
+    own = {k: v for k, v in vars(pl_module).items() if k == "prepare_data"}
+    vars(pl_module)["prepare_data"] = _unprepared(LightningModule, pl_module)
     try:
         with _quiet(), fixed_seed(seed):
             yield
     finally:
+        del vars(pl_module)["prepare_data"]
+        vars(pl_module).update(own)
         pl_module._trainer = attached
         pl_module.to(device)
         for module, mode in training.items():
             module.training = mode
+
+
+def _unprepared(kind: type[LightningModule] | type[LightningDataModule], owner: Any) -> Any:
+    """Lightning's own, which does nothing: what overrides it waits for the other ranks, which are not scoring."""
+    return MethodType(kind.prepare_data, owner)
 
 
 def holdout_loaders(trainer: Trainer, holdout: Any) -> Any:

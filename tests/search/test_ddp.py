@@ -8,7 +8,7 @@ import pytest
 import torch
 from classifier import Classifier, Scripted, accuracy_by_hand
 from lightning.fabric.plugins.environments.lightning import find_free_network_port
-from lightning.pytorch import Callback
+from lightning.pytorch import Callback, LightningDataModule
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.strategies import DDPStrategy
 from processes import exit_codes
@@ -304,12 +304,35 @@ def test_a_resumed_distributed_run_equals_the_straight_one(digits, make_trainer,
         assert_close(a, b, rtol=0, atol=0)
 
 
+class Preparing(Classifier):
+    """Prepares data itself, as its datamodule does: Lightning lets all ranks wait for each other there."""
+
+    def prepare_data(self):
+        assert self.trainer.callbacks, "once, by the run"
+
+
+class Prepared(LightningDataModule):
+    def __init__(self, loaders):
+        super().__init__()
+        self.train, self.val = loaders
+
+    def prepare_data(self):
+        assert self.trainer.callbacks, "once, by the run"
+
+    def train_dataloader(self):
+        return self.train
+
+    def val_dataloader(self):
+        return self.val
+
+
 def test_the_first_rank_exports_and_scores_all_of_the_data_while_the_other_waits(digits, make_trainer, tmp_path):
     deploy = tmp_path / "deploy"
     export = Int8Export(deploy, engines=["onnxruntime"], rtx=(), latency_runs=1, threads=1)
     loaders = batched(digits, 16)
     pruning = HQPPruning("val_acc", 0.3, step=0.2)
-    ranks = run(make_trainer, tmp_path / "two", Classifier(), loaders, pruning, export, epochs=2)
+    data = Prepared(loaders)
+    ranks = run(make_trainer, tmp_path / "two", Preparing(), (), pruning, export, epochs=2, datamodule=data)
     from hqp_lightning.report import read_json
 
     report = read_json(deploy / "report.json")
