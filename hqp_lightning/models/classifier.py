@@ -16,11 +16,12 @@ from torchmetrics import Metric
 from torchmetrics.classification import MulticlassAccuracy
 
 from hqp_lightning.errors import ConfigurationError, check_numbers
+from hqp_lightning.models.asking import Ask
 from hqp_lightning.models.distillation import check_layers, distillation_loss, feature_reader, with_features
 from hqp_lightning.models.factory import load_weights_
 from hqp_lightning.models.feature_distance import FeatureDistances
 from hqp_lightning.models.schedules import check_schedule, lr_factor
-from hqp_lightning.models.teachers import Teacher, check_teachers, mixed_logits
+from hqp_lightning.models.teachers import check_teachers, mixed_logits
 
 __all__ = ["ImageClassifier"]
 
@@ -54,6 +55,8 @@ class ImageClassifier(L.LightningModule):
         teachers: further trained networks that take the same images and answer ``[B, num_classes]``, see
             `hqp_lightning.models.Teacher`: what is followed is the mean of their probabilities and the dense network's,
             and, under ``feature_distillation``, the features of each. Needs ``distillation``.
+        compile_teachers: ask what ``torch.compile`` makes of the networks that are followed: the same answers but for
+            rounding, in half of the time or so. It needs a C++ compiler, and a while for each size of batch.
         channels_last: keep weights and inputs in that memory format (quicker convolutions on most processors).
         checkpoint: file with a state dict of ``net``, loaded at once.
 
@@ -81,6 +84,7 @@ class ImageClassifier(L.LightningModule):
         feature_distillation: float = 0.0,
         feature_layers: Sequence[str] = (),
         teachers: nn.Module | Sequence[nn.Module] = (),
+        compile_teachers: bool = False,
         channels_last: bool = False,
         checkpoint: str | Path | None = None,
     ) -> None:
@@ -118,6 +122,7 @@ class ImageClassifier(L.LightningModule):
         self.net, *further = (network.to(memory_format=layout) for network in networks)
         # In a tuple, so that they are no submodules: neither trained, pruned nor saved.
         self._teachers = (copy.deepcopy(self.net).eval().requires_grad_(False), *further) if distillation else ()
+        self._ask = Ask(self._teachers, self._logits, bool(feature_distillation), feature_layers, compile_teachers)
         self._distance = FeatureDistances()
         self.val_accuracy, self.test_accuracy = self._metric(num_classes), self._metric(num_classes)
 
@@ -127,13 +132,14 @@ class ImageClassifier(L.LightningModule):
     def _loss(self, logits: Tensor, labels: Tensor, label_smoothing: float = 0.0) -> Tensor:
         return F.cross_entropy(logits, labels, label_smoothing=label_smoothing)
 
-    def _logits(self, net: nn.Module, images: Tensor) -> Tensor:
-        logits: Tensor = net(self._laid_out(images))
+    @staticmethod
+    def _logits(answer: Any) -> Tensor:
+        logits: Tensor = answer
         return logits
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits ``[B, num_classes]`` of normalised images ``[B, 3, H, W]``."""
-        return self._logits(self.net, images)
+        return self._logits(self.net(self._laid_out(images)))
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep what the regression of features has seen, so that a resumed run goes on as if it had not stopped."""
@@ -145,25 +151,19 @@ class ImageClassifier(L.LightningModule):
         if "feature_distance" in checkpoint:
             self._distance.load_state_dict(checkpoint["feature_distance"])
 
-    def _with_features(self, net: nn.Module, images: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        if not self.hparams["feature_distillation"]:
-            return self._logits(net, images), {}
-        named = net.net if isinstance(net, Teacher) else net
-        return with_features(named, lambda: self._logits(net, images), self.hparams["feature_layers"])
-
     def on_fit_start(self) -> None:
         """Put the teachers where the network is."""
-        for teacher in self._teachers:
-            teacher.to(next(self.net.parameters()))  # its device and its type
+        self._ask.to(next(self.net.parameters()))
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         """Return the loss of a batch."""
         images, labels = batch
-        logits, features = self._with_features(self.net, images)
+        followed = bool(self.hparams["feature_distillation"])
+        layers = self.hparams["feature_layers"]
+        logits, features = with_features(self.net, lambda: self(images), layers) if followed else (self(images), {})
         loss = self._loss(logits, labels, label_smoothing=self.hparams["label_smoothing"])
         if self._teachers:
-            with torch.no_grad():
-                soft, wanted = zip(*(self._with_features(teacher, images) for teacher in self._teachers), strict=True)
+            soft, wanted = self._ask(self._laid_out(images))
             part, t = self.hparams["distillation"], self.hparams["temperature"]
             loss = (1 - part) * loss + part * distillation_loss(logits, mixed_logits(soft, t), t)
             if features:

@@ -9,10 +9,11 @@ from typing import Any
 
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.hooks import RemovableHandle
 
 from hqp_lightning.errors import ConfigurationError
 
-__all__ = ["check_layers", "distillation_loss", "feature_reader", "with_features"]
+__all__ = ["check_layers", "check_seen", "distillation_loss", "feature_reader", "follow", "with_features"]
 
 _POSITIONS = 4  # of a layer's output, along each side: neighbours are much alike
 
@@ -96,28 +97,40 @@ def with_features(
         ConfigurationError: a layer returns something else, or is called more than once, or not at all.
     """
     seen: dict[str, Tensor] = {}
-
-    def read(_: nn.Module, args: tuple[Any, ...]) -> None:
-        seen[""] = args[0].flatten(1)
-
-    def written(name: str, _: nn.Module, __: Any, out: Any) -> None:
-        if name in seen:  # which call stands for which is unknown once one of them is pruned away
-            raise ConfigurationError(f"feature_layers: {name!r} is called more than once; name a module that is not")
-        if not isinstance(out, Tensor) or out.dim() not in (2, 4):
-            raise ConfigurationError(f"feature_layers: {name!r} returns no tensor [B, C] or [B, C, H, W]")
-        if out.dim() == 4:
-            height, width = (min(_POSITIONS, side) for side in out.shape[2:])
-            out = F.adaptive_avg_pool2d(out, (height, width)).permute(0, 2, 3, 1).flatten(0, 2)
-        seen[name] = out
-
-    handles = [net.get_submodule(feature_reader(net)).register_forward_pre_hook(read)]
-    there = dict(net.named_modules())
-    handles += [there[n].register_forward_hook(partial(written, n)) for n in layers if n in there]
+    handles = follow(net, seen, layers)
     try:
         logits = run()
     finally:
         for handle in handles:
             handle.remove()
+    check_seen(net, seen, layers)
+    return logits, seen
+
+
+def follow(net: nn.Module, seen: dict[str, Tensor], layers: Sequence[str] = ()) -> list[RemovableHandle]:
+    """Let every call of a network write into ``seen`` what `with_features` returns; the hooks can be removed."""
+    handles = [net.get_submodule(feature_reader(net)).register_forward_pre_hook(partial(_read, seen))]
+    there = dict(net.named_modules())
+    return handles + [there[n].register_forward_hook(partial(_written, seen, n)) for n in layers if n in there]
+
+
+def check_seen(net: nn.Module, seen: dict[str, Tensor], layers: Sequence[str] = ()) -> None:
+    """Raise ConfigurationError where a layer of the network was not called."""
+    there = dict(net.named_modules())
     if silent := [n for n in layers if n in there and n not in seen]:
         raise ConfigurationError(f"feature_layers: {silent} are not called by the network")
-    return logits, seen
+
+
+def _read(seen: dict[str, Tensor], _: nn.Module, args: tuple[Any, ...]) -> None:
+    seen[""] = args[0].flatten(1)
+
+
+def _written(seen: dict[str, Tensor], name: str, _: nn.Module, __: Any, out: Any) -> None:
+    if name in seen:  # which call stands for which is unknown once one of them is pruned away
+        raise ConfigurationError(f"feature_layers: {name!r} is called more than once; name a module that is not")
+    if not isinstance(out, Tensor) or out.dim() not in (2, 4):
+        raise ConfigurationError(f"feature_layers: {name!r} returns no tensor [B, C] or [B, C, H, W]")
+    if out.dim() == 4:
+        height, width = (min(_POSITIONS, side) for side in out.shape[2:])
+        out = F.adaptive_avg_pool2d(out, (height, width)).permute(0, 2, 3, 1).flatten(0, 2)
+    seen[name] = out

@@ -1,0 +1,103 @@
+import copy
+import pickle
+import shutil
+
+import pytest
+import torch
+from torch import nn
+
+from hqp_lightning.errors import ConfigurationError
+from hqp_lightning.models import ImageClassifier, ImageSegmenter, Teacher
+from hqp_lightning.models.asking import Ask
+
+needs_compiler = pytest.mark.skipif(not (shutil.which("g++") or shutil.which("clang++")), reason="no C++ compiler")
+# How torch itself warns where it compiles.
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+
+
+class Net(nn.Module):
+    def __init__(self, width, classes=5):
+        super().__init__()
+        self.stage = nn.Sequential(nn.Conv2d(3, width, 3), nn.BatchNorm2d(width), nn.Hardswish())
+        self.head = nn.Linear(width, classes)
+
+    def forward(self, x):
+        return self.head(self.stage(x).mean((2, 3)))
+
+
+def teachers():
+    torch.manual_seed(0)
+    nets = [Net(4), Teacher(Net(6, 9), image_size=12, classes=[8, 0, 3, 1, 2])]
+    for net in nets:
+        for module in net.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                (
+                    nn.init.uniform_(module.weight),
+                    nn.init.uniform_(module.running_var),
+                    nn.init.normal_(module.running_mean),
+                )
+    return [net.eval().requires_grad_(False) for net in nets]
+
+
+def logits_of(answer):
+    return answer
+
+
+@needs_compiler
+def test_what_is_compiled_answers_the_same_features_and_all():
+    nets = teachers()
+    plain, compiled = (Ask(nets, logits_of, True, ["stage"], c) for c in (False, True))
+    for size in (8, 8, 3):  # once more, and a smaller batch
+        images = torch.randn(size, 3, 10, 10)
+        (logits, features), (wanted, expected) = compiled(images), plain(images)
+        torch.testing.assert_close(wanted[0], nets[0](images))
+        torch.testing.assert_close(logits, wanted)
+        torch.testing.assert_close(features, expected)
+        assert [set(f) for f in features] == [{"", "stage"}] * 2
+    nets[0].head.weight.mul_(2)
+    compiled.to(images)
+    torch.testing.assert_close(compiled(images)[0], logits)  # the weights are constants of it,
+    compiled.to(images.double())
+    torch.testing.assert_close(compiled(images.double())[0], plain(images.double())[0])  # read again in another type
+
+
+@needs_compiler
+def test_a_training_step_with_compiled_teachers_has_the_same_loss():
+    torch.manual_seed(1)
+    images, labels = torch.randn(8, 3, 10, 10), torch.arange(8) % 5
+    losses = []
+    for compiled in (False, True):
+        torch.manual_seed(2)
+        model = ImageClassifier(Net(4), 5, distillation=0.9, teachers=teachers(), compile_teachers=compiled)
+        model.log = lambda *args, **kwargs: None
+        model.net.head.weight.data.mul_(3)
+        losses.append(float(model.training_step((images, labels), 0).detach()))
+        other = copy.deepcopy(model)  # as callbacks take them
+        losses.append(float(other.training_step((images, labels), 0).detach()))
+        del model.log
+        pickle.loads(pickle.dumps(model))
+    assert losses == pytest.approx([losses[0]] * 4, rel=1e-5)
+
+
+@needs_compiler
+def test_what_cannot_be_compiled_is_told_in_a_sentence(monkeypatch):
+    monkeypatch.setattr(torch._inductor.config.cpp, "cxx", ("no-such-compiler",))
+    ask = Ask([Net(7).eval()], logits_of, compiled=True)
+    with pytest.raises(ConfigurationError, match="compile_teachers=True.*Net.*leave it False"):
+        ask(torch.randn(2, 3, 10, 10))
+
+
+def test_a_segmentation_asks_for_its_output():
+    class Seg(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(3, 4, 1)
+
+        def forward(self, x):
+            return {"out": self.conv(x)}
+
+    model = ImageSegmenter(Seg(), 4, distillation=0.5)
+    model.log = lambda *args, **kwargs: None
+    images = torch.randn(2, 3, 6, 6)
+    (logits,), _ = model._ask(images)
+    torch.testing.assert_close(logits, model.net(images)["out"])
