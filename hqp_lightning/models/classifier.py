@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import lightning as L
 import torch
@@ -123,8 +123,12 @@ class ImageClassifier(L.LightningModule):
         # In a tuple, so that they are no submodules: neither trained, pruned nor saved.
         self._teachers = (copy.deepcopy(self.net).eval().requires_grad_(False), *further) if distillation else ()
         self._ask = Ask(self._teachers, self._logits, bool(feature_distillation), feature_layers, compile_teachers)
-        self._distance = FeatureDistances()
+        self._distance = FeatureDistances(self._over_ranks)
         self.val_accuracy, self.test_accuracy = self._metric(num_classes), self._metric(num_classes)
+
+    def _over_ranks(self, seen: Tensor) -> Tensor:
+        trainer = self._trainer
+        return seen if trainer is None else cast(Tensor, trainer.strategy.reduce(seen, reduce_op="sum"))
 
     def _metric(self, num_classes: int) -> Metric:
         return MulticlassAccuracy(num_classes, average="micro")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -18,20 +18,28 @@ _RIDGE = 1e-2  # of the mean square of a feature
 _LAYER = 0.5  # weight of a layer's distance beside that of the classifier's features
 
 
-class FeatureDistances:
-    """The distance of the features that the classifier reads, and half that of every further layer's output."""
+def _own(seen: Tensor) -> Tensor:
+    return seen
 
-    def __init__(self) -> None:
-        self._of: dict[str, FeatureDistance] = {}
+
+class FeatureDistances:
+    """The distance of the features that the classifier reads, and half that of every further layer's output.
+
+    Args:
+        total: a tensor -> its sum over all devices: each has the regression of what all have seen.
+    """
+
+    def __init__(self, total: Callable[[Tensor], Tensor] = _own) -> None:
+        self._total, self._of = total, dict[str, FeatureDistance]()
 
     def state_dict(self) -> dict[str, Any]:
-        """What was seen, for a checkpoint; on several devices that of this one."""
+        """What was seen, for a checkpoint."""
         return {name: distance.state_dict() for name, distance in self._of.items()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from there."""
         for name, seen in state.items():
-            self._of.setdefault(name, FeatureDistance()).load_state_dict(seen)
+            self._of.setdefault(name, FeatureDistance(self._total)).load_state_dict(seen)
 
     def __call__(self, student: Mapping[str, Tensor], *teachers: Mapping[str, Tensor]) -> Tensor:
         """Distance, a scalar: the mean over the teachers that have such features.
@@ -46,7 +54,7 @@ class FeatureDistances:
             for k, wanted in having:
                 if len(features) != len(wanted):
                     raise ConfigurationError(f"feature_layers: {name!r} of a teacher is of another resolution here")
-                distance = self._of.setdefault(f"{name}@{k}" if k else name, FeatureDistance())
+                distance = self._of.setdefault(f"{name}@{k}" if k else name, FeatureDistance(self._total))
                 parts.append((_LAYER if name else 1.0) / len(having) * distance(features, wanted))
         return torch.stack(parts).sum()
 
@@ -58,9 +66,13 @@ class FeatureDistance:
     has to be trained and the student's features may have any number of channels, fewer after each pruning step. Hints
     of A. Romero et al. (arXiv 1412.6550) with a regressor in closed form. It begins as soon as twice as many samples
     were seen as the student has features, and again after each change of their number.
+
+    Args:
+        total: of `FeatureDistances`.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, total: Callable[[Tensor], Tensor] = _own) -> None:
+        self._total = total
         self._restart()
 
     def _restart(self) -> None:
@@ -68,7 +80,7 @@ class FeatureDistance:
         self._gram = self._cross = self._square = torch.zeros(())
 
     def state_dict(self) -> dict[str, Any]:
-        """What was seen, for a checkpoint; on several devices that of this one."""
+        """What was seen, for a checkpoint."""
         return {name: getattr(self, name) for name in _STATE}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -106,10 +118,11 @@ class FeatureDistance:
         return torch.linalg.solve(self._gram + ridge, self._cross)
 
     def _see(self, s: Tensor, t: Tensor) -> None:
-        new = (s.mT @ s / len(s), s.mT @ t[:, :-1] / len(s), t.mT @ t / len(s))
+        number, *products = (self._total(x) for x in (s.new_tensor(len(s)), s.mT @ s, s.mT @ t[:, :-1], t.mT @ t))
+        new = [x / number for x in products]
         if not all(bool(x.isfinite().all()) for x in new):
             return  # of a step that diverged and will be taken back: it would stay in the sums
-        self._batches, self._samples = self._batches + 1, self._samples + len(s)
+        self._batches, self._samples = self._batches + 1, self._samples + int(number)
         share = 1.0 / min(self._batches, _WINDOW)
         old = (self._gram, self._cross, self._square)
         self._gram, self._cross, self._square = (o + share * (n - o) for o, n in zip(old, new, strict=True))
