@@ -3,9 +3,10 @@
     python benchmarks/halves.py --data DATA outputs/RECIPE/TIME/deploy [another ...]
 
 The folders are those that ``Int8Export`` filled in Imagenette recipes of 128 px; their dense, pruned and INT8 files run
-on OpenVINO. ``lost``: right by the dense network and wrong by this one; ``won`` the other way round, so that the drop
-is their difference; ``KL`` is of the probabilities from the dense network's, in nats. ``narrowly right`` counts images
-that the dense network itself has right with its two likeliest classes less than 0.3 apart.
+on OpenVINO, the last once more with its float parts in bfloat16. ``lost``: right by the dense network and wrong by this
+one; ``won`` the other way round, so that the drop is their difference; ``KL`` is of the probabilities from the dense
+network's, in nats. ``narrowly right`` counts images that the dense network itself has right with its two likeliest
+classes less than 0.3 apart. ``--training 24`` adds so many batches of training crops: what was learned by heart.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from __future__ import annotations
 import argparse
 import tempfile
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +29,7 @@ FILES = {
     "dense": ("model.dense.onnx", "fp32"),
     "pruned": ("model.onnx", "fp32"),
     "INT8": ("model.int8.onnx", "int8"),
+    "INT8, bf16": ("model.int8.onnx", "int8+bf16"),
 }
 NARROW, BATCH = 0.3, 64
 
@@ -49,12 +52,15 @@ def rows(args: argparse.Namespace) -> Iterator[list[str]]:
     data.setup("fit")
     data.setup("test")
     halves = {"deciding": data.val_dataloader(), "held out": data.test_dataloader()}
+    if args.training:
+        halves["training crops"] = islice(data.train_dataloader(), args.training)
     for half, loader in halves.items():
         batches = list(loader)
         images = torch.cat([x for x, _ in batches]).numpy()
         labels = torch.cat([y for _, y in batches])
         for folder in args.deploy:
-            found = {n: log_probabilities(folder / f, p, images, args.threads) for n, (f, p) in FILES.items()}
+            kinds = {n: (folder / f, p) for n, (f, p) in FILES.items() if p in OpenVINOBackend().offered()}
+            found = {n: log_probabilities(f, p, images, args.threads) for n, (f, p) in kinds.items()}
             right = {n: x.argmax(1) == labels for n, x in found.items()}
             dense, first_two = found["dense"], found["dense"].exp().topk(2).values
             narrow = int((right["dense"] & (first_two[:, 0] - first_two[:, 1] < NARROW)).sum())
@@ -77,6 +83,7 @@ def main() -> None:
     parser.add_argument("deploy", nargs="+", type=Path)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--seed", type=int, default=0, help="that of the runs: it splits the data")
+    parser.add_argument("--training", type=int, default=0, help="also this many batches of the recipe's training crops")
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
