@@ -13,9 +13,25 @@ from hqp_lightning.errors import ConfigurationError
 from hqp_lightning.models.distillation import check_seen, follow, with_features
 from hqp_lightning.models.teachers import Teacher
 
-__all__ = ["Ask"]
+__all__ = ["Ask", "answered"]
 
 _Answer = tuple[Tensor, dict[str, Tensor]]
+
+
+def answered(
+    net: nn.Module, images: Tensor, logits_of: Callable[[Any], Tensor], layers: Sequence[str] | None
+) -> _Answer:
+    """Logits of images, and the features that `hqp_lightning.models.distillation.with_features` finds meanwhile.
+
+    Args:
+        net: takes ``images``.
+        images: ``[B, 3, H, W]``.
+        logits_of: what it returns -> logits ``[B, num_classes, ...]``.
+        layers: names of layers whose outputs are features, too; None: no features at all.
+    """
+    if layers is None:
+        return logits_of(net(images)), {}
+    return with_features(_named(net), lambda: logits_of(net(images)), layers)
 
 
 class Ask:
@@ -24,8 +40,7 @@ class Ask:
     Args:
         teachers: trained networks, in evaluation mode; they take images.
         logits_of: what a network returns -> logits ``[B, num_classes, ...]``.
-        features: also return what `hqp_lightning.models.distillation.with_features` does.
-        layers: names of layers whose outputs are features, too.
+        layers: of `answered`.
         compiled: call what ``torch.compile`` makes of them, with the weights as constants.
     """
 
@@ -33,12 +48,10 @@ class Ask:
         self,
         teachers: Sequence[nn.Module],
         logits_of: Callable[[Any], Tensor],
-        features: bool = False,
-        layers: Sequence[str] = (),
+        layers: Sequence[str] | None = None,
         compiled: bool = False,
     ) -> None:
-        self._teachers, self._logits_of, self._compiled = tuple(teachers), logits_of, compiled
-        self._features, self._layers = features, tuple(layers)
+        self._teachers, self._logits_of, self._layers, self._compiled = tuple(teachers), logits_of, layers, compiled
         self._calls: list[Callable[[Tensor], _Answer]] = []
 
     def __getstate__(self) -> dict[str, Any]:
@@ -67,52 +80,47 @@ class Ask:
         return [logits for logits, _ in answers], [features for _, features in answers]
 
     def _plain(self, teacher: nn.Module) -> Callable[[Tensor], _Answer]:
-        if not self._features:
-            return lambda images: (self._logits_of(teacher(images)), {})
-        return lambda images: with_features(_named(teacher), lambda: self._logits_of(teacher(images)), self._layers)
+        return lambda images: answered(teacher, images, self._logits_of, self._layers)
 
     def _compile(self, teacher: nn.Module) -> Callable[[Tensor], _Answer]:
         import torch._dynamo  # takes longer than all of torch
         import torch._inductor.config
 
-        # Given as an option of torch.compile, freezing does nothing: Dynamo looks there whether weights are inputs. Its
-        # limit counts all networks of a process, those of the runs before this one, in a sweep, as well.
-        frozen, limits = torch._inductor.config, torch._dynamo.config
-        many = {name: 10_000 for name in ("cache_size_limit", "accumulated_cache_size_limit") if hasattr(limits, name)}
-        followed = _Followed(copy.deepcopy(teacher), self._features, self._layers)
-        call = torch.compile(followed)
+        call = torch.compile(_followed(copy.deepcopy(teacher), self._layers))
 
         def ask(images: Tensor) -> _Answer:
-            single = images.dtype != torch.float64  # oneDNN, to which frozen layers go (torch 2.14), knows no other
-            with frozen.patch(freezing=single), limits.patch(many):
+            # Given as an option of torch.compile, freezing does nothing: Dynamo looks here whether weights are inputs.
+            # oneDNN, to which frozen layers go (torch 2.14), knows no float64.
+            with torch._inductor.config.patch(freezing=images.dtype != torch.float64):
                 try:
                     answer, features = call(images)
                 except torch._dynamo.exc.TorchDynamoException as error:
                     raise ConfigurationError(
                         f"compile_teachers=True, and torch.compile could not compile {type(teacher).__name__} "
-                        f"({str(error).strip().splitlines()[0]}): leave it False"
+                        f"({' '.join(str(error).split())[:400]}): leave it False"
                     ) from error
             return self._logits_of(answer), features
 
         return ask
 
 
-class _Followed(nn.Module):
-    """A network that returns its features, too: hooks that come and go would break its graph."""
+def _followed(net: nn.Module, layers: Sequence[str] | None) -> Callable[[Tensor], tuple[Any, dict[str, Tensor]]]:
+    """A call that returns the features, too: hooks that come and go would break its graph."""
+    seen: dict[str, Tensor] = {}
+    if layers is not None:
+        follow(_named(net), seen, layers)
 
-    def __init__(self, net: nn.Module, features: bool, layers: Sequence[str]) -> None:
-        super().__init__()
-        self.net, self.layers = net, layers if features else ()
-        self.seen: dict[str, Tensor] = {}
-        if features:
-            follow(_named(net), self.seen, layers)
+    def run(images: Tensor) -> tuple[Any, dict[str, Tensor]]:
+        answer = net(images)
+        if layers is not None:
+            check_seen(_named(net), seen, layers)
+        found = dict(seen)
+        seen.clear()  # as every call finds it: compiled for once
+        return answer, found
 
-    def forward(self, images: Tensor) -> tuple[Any, dict[str, Tensor]]:
-        answer = self.net(images)
-        check_seen(_named(self.net), self.seen, self.layers)
-        features = dict(self.seen)
-        self.seen.clear()  # as every call finds it: compiled for once
-        return answer, features
+    # Dynamo counts the programs of a code object, and gives up at eight: those of a sweep's other networks are not its.
+    run.__code__ = run.__code__.replace()
+    return run
 
 
 def _named(net: nn.Module) -> nn.Module:

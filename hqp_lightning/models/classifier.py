@@ -16,8 +16,8 @@ from torchmetrics import Metric
 from torchmetrics.classification import MulticlassAccuracy
 
 from hqp_lightning.errors import ConfigurationError, check_numbers
-from hqp_lightning.models.asking import Ask
-from hqp_lightning.models.distillation import check_layers, distillation_loss, feature_reader, with_features
+from hqp_lightning.models.asking import Ask, answered
+from hqp_lightning.models.distillation import check_layers, distillation_loss, feature_reader
 from hqp_lightning.models.factory import load_weights_
 from hqp_lightning.models.feature_distance import FeatureDistances
 from hqp_lightning.models.schedules import check_schedule, lr_factor
@@ -111,7 +111,7 @@ class ImageClassifier(L.LightningModule):
         feature_layers = check_layers(net, feature_layers or ())
         if feature_layers and not feature_distillation:
             raise ConfigurationError(f"{feature_layers=} needs a weight: feature_distillation=1")
-        networks = [net, *check_teachers(() if teachers is None else teachers, distillation)]
+        networks = [net, *check_teachers(() if teachers is None else teachers, distillation, compile_teachers)]
         if feature_distillation:
             for network in networks:
                 feature_reader(network)
@@ -122,7 +122,8 @@ class ImageClassifier(L.LightningModule):
         self.net, *further = (network.to(memory_format=layout) for network in networks)
         # In a tuple, so that they are no submodules: neither trained, pruned nor saved.
         self._teachers = (copy.deepcopy(self.net).eval().requires_grad_(False), *further) if distillation else ()
-        self._ask = Ask(self._teachers, self._logits, bool(feature_distillation), feature_layers, compile_teachers)
+        self._features = feature_layers if feature_distillation else None
+        self._ask = Ask(self._teachers, self._logits, self._features, compile_teachers)
         self._distance = FeatureDistances(self._over_ranks)
         self.val_accuracy, self.test_accuracy = self._metric(num_classes), self._metric(num_classes)
 
@@ -162,9 +163,7 @@ class ImageClassifier(L.LightningModule):
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         """Return the loss of a batch."""
         images, labels = batch
-        followed = bool(self.hparams["feature_distillation"])
-        layers = self.hparams["feature_layers"]
-        logits, features = with_features(self.net, lambda: self(images), layers) if followed else (self(images), {})
+        logits, features = answered(self.net, self._laid_out(images), self._logits, self._features)
         loss = self._loss(logits, labels, label_smoothing=self.hparams["label_smoothing"])
         if self._teachers:
             soft, wanted = self._ask(self._laid_out(images))

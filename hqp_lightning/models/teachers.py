@@ -87,12 +87,16 @@ def _is_index(value: object, least: int = 0) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= least
 
 
-def check_teachers(teachers: nn.Module | Sequence[nn.Module], distillation: float) -> tuple[nn.Module, ...]:
+def check_teachers(
+    teachers: nn.Module | Sequence[nn.Module], distillation: float, compiled: bool = False
+) -> tuple[nn.Module, ...]:
     """Copies of the teachers, ready to be asked; one may share layers with the network that is trained.
 
     Raises:
         ConfigurationError: no network, or none of the loss is to come from them.
     """
+    if not isinstance(compiled, bool) or (compiled and not distillation):
+        raise ConfigurationError(f"compile_teachers={compiled!r} must be True or False; True needs distillation=0.9")
     one = isinstance(teachers, nn.Module) and not isinstance(teachers, nn.ModuleList)
     found: list[Any] = list(teachers) if isinstance(teachers, Iterable) and not one else [teachers]
     for teacher in found:

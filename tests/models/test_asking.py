@@ -46,7 +46,7 @@ def logits_of(answer):
 @needs_compiler
 def test_what_is_compiled_answers_the_same_features_and_all():
     nets = teachers()
-    plain, compiled = (Ask(nets, logits_of, True, ["stage"], c) for c in (False, True))
+    plain, compiled = (Ask(nets, logits_of, ["stage"], c) for c in (False, True))
     for size in (8, 8, 3):  # once more, and a smaller batch
         images = torch.randn(size, 3, 10, 10)
         (logits, features), (wanted, expected) = compiled(images), plain(images)
@@ -77,6 +77,38 @@ def test_a_training_step_with_compiled_teachers_has_the_same_loss():
         del model.log
         pickle.loads(pickle.dumps(model))
     assert losses == pytest.approx([losses[0]] * 4, rel=1e-5)
+
+
+@needs_compiler
+def test_programs_of_other_networks_do_not_count(monkeypatch):
+    monkeypatch.setattr(torch._dynamo.config, "error_on_recompile", True)  # one for each network, and no more
+    images = torch.randn(2, 3, 10, 10)
+    for width in range(3, 13):
+        torch.manual_seed(width)
+        net = Net(width).eval().requires_grad_(False)
+        ask = Ask([net], logits_of, compiled=True)
+        (logits,), _ = ask(images)
+        torch.testing.assert_close(logits, net(images))
+        before = logits.clone()
+        net.head.bias.add_(1)
+        torch.testing.assert_close(ask(images)[0][0], before)  # a program, not the network
+
+
+def test_a_student_whose_module_overrides_forward_sees_what_its_teachers_see():
+    class Shifted(ImageClassifier):
+        def forward(self, images):
+            return super().forward(images - 2)
+
+    model = Shifted(Net(4), 5, distillation=1.0)
+    model.log = lambda *args, **kwargs: None
+    model.net.eval()
+    assert float(model.training_step((torch.randn(8, 3, 10, 10), torch.arange(8) % 5), 0).detach()) < 1e-6
+
+
+def test_compiling_nothing_is_refused():
+    for compiled, part in ((True, 0.0), ("no", 0.9), (None, 0.9)):
+        with pytest.raises(ConfigurationError, match="compile_teachers=.* must be True or False"):
+            ImageClassifier(Net(4), 5, distillation=part, compile_teachers=compiled)
 
 
 @needs_compiler
