@@ -1,4 +1,4 @@
-"""The trained networks that a pruned one follows, asked together: in a training step they can take half of the time."""
+"""The trained networks that a pruned one follows, asked together."""
 
 from __future__ import annotations
 

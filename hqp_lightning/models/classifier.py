@@ -56,7 +56,7 @@ class ImageClassifier(L.LightningModule):
             `hqp_lightning.models.Teacher`: what is followed is the mean of their probabilities and the dense network's,
             and, under ``feature_distillation``, the features of each. Needs ``distillation``.
         compile_teachers: ask what ``torch.compile`` makes of the networks that are followed: the same answers but for
-            rounding, in half of the time or so. It needs a C++ compiler, and a while for each size of batch.
+            rounding, sooner. It needs a C++ compiler, and a while for each size of batch.
         channels_last: keep weights and inputs in that memory format (quicker convolutions on most processors).
         checkpoint: file with a state dict of ``net``, loaded at once.
 

@@ -28,14 +28,10 @@ class Net(nn.Module):
 def teachers():
     torch.manual_seed(0)
     nets = [Net(4), Teacher(Net(6, 9), image_size=12, classes=[8, 0, 3, 1, 2])]
-    for net in nets:
-        for module in net.modules():
-            if isinstance(module, nn.BatchNorm2d):
-                (
-                    nn.init.uniform_(module.weight),
-                    nn.init.uniform_(module.running_var),
-                    nn.init.normal_(module.running_mean),
-                )
+    for norm in (m for net in nets for m in net.modules() if isinstance(m, nn.BatchNorm2d)):
+        nn.init.uniform_(norm.weight)
+        nn.init.uniform_(norm.running_var)
+        nn.init.normal_(norm.running_mean)
     return [net.eval().requires_grad_(False) for net in nets]
 
 
