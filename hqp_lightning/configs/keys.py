@@ -55,7 +55,7 @@ def check_overrides(arguments: Sequence[str], config_dir: Path) -> None:
     assert isinstance(known, dict)
     for o in overrides:
         if o.key_or_group not in groups and not o.is_add() and not o.key_or_group.startswith("hydra."):
-            _check_key(o.key_or_group, known)
+            _check_key(o.key_or_group, known, o.value())
 
 
 def _choices(override: Override) -> Iterator[str]:
@@ -78,7 +78,7 @@ def _check_choices(loader: ConfigLoader, group: str, choices: list[str]) -> None
             raise ConfigurationError(f"no {group}={choice}{there} {', '.join(options)}")
 
 
-def _check_key(key: str, known: Mapping[Any, Any]) -> None:
+def _check_key(key: str, known: Mapping[Any, Any], value: Any) -> None:
     node: Any = known
     for i, part in enumerate(parts := key.split(".")):
         if not isinstance(node, dict):
@@ -93,6 +93,8 @@ def _check_key(key: str, known: Mapping[Any, Any]) -> None:
         raise ConfigurationError(
             f"{key} is unknown{did_you_mean(key, [*_flat(known, ''), *(prefix + name for name in taken)])}"
         )
+    if isinstance(node, list) and isinstance(value, dict):
+        raise ConfigurationError(f"{key} is a list, also of one: {key}=[{{...}}]")
 
 
 def _flat(node: Mapping[Any, Any], prefix: str) -> Iterator[str]:

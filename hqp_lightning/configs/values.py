@@ -8,6 +8,7 @@ from __future__ import annotations
 import collections.abc
 import inspect
 import os
+import sys
 import types
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -32,8 +33,8 @@ def check_values(cfg: DictConfig) -> None:
             to whoever needs them, and so are types that YAML can't write.
 
     Raises:
-        ConfigurationError: names that the target does not take, each with the nearest one that it does, and values of
-            another type; all of them at once.
+        ConfigurationError: targets that are not there, names that the target does not take, each with the nearest
+            one, and values of another type; all of them at once.
     """
     problems = [problem for path, node in _targets(cfg, "") for problem in _problems(path, node)]
     if problems:
@@ -50,7 +51,7 @@ def parameters(target: str) -> dict[str, Any] | None:
     try:
         thing = get_object(target)
         found = [p for name, p in inspect.signature(thing).parameters.items() if name != "_cls"]
-    except (ImportError, ValueError, TypeError):  # not there, which Hydra says better; or written in C
+    except (ImportError, ValueError, TypeError):  # not there, or written in C
         return None
     if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in found):
         return None
@@ -77,6 +78,9 @@ def _targets(node: Any, path: str) -> Iterator[tuple[str, DictConfig]]:
 
 
 def _problems(path: str, node: DictConfig) -> Iterator[str]:
+    if absent := _absent(node["_target_"]):
+        yield f"{path}._target_: {absent}"
+        return
     known = parameters(node["_target_"])
     if known is None:
         return
@@ -96,6 +100,20 @@ def _problems(path: str, node: DictConfig) -> Iterator[str]:
         value = OmegaConf.to_container(value, resolve=False) if OmegaConf.is_config(value) else value
         if not _fits(value, known[name]):
             yield f"{key} is {value!r} ({type(value).__name__}); expected {_words(known[name])}"
+
+
+def _absent(target: Any) -> str:
+    """Why nothing is found at a dotted path; empty if something is."""
+    if not isinstance(target, str):
+        return f"{target!r} is no dotted path"
+    try:
+        get_object(target)
+    except (ImportError, ValueError) as error:
+        module, _, name = target.rpartition(".")
+        beside = vars(sys.modules[module]) if module in sys.modules else {}
+        hint = did_you_mean(target, [f"{module}.{n}" for n in beside if not n.startswith("_")])
+        return f"there is no {target}{hint}" if name and hint else " ".join(str(error).split())
+    return ""
 
 
 def _list(known: Mapping[str, Any]) -> str:

@@ -71,7 +71,7 @@ class Ask:
         """The logits of each network, and its features.
 
         Raises:
-            ConfigurationError: a network cannot be compiled here.
+            ConfigurationError: a network does not take these images, or cannot be compiled here.
         """
         if not self._calls:
             make = self._compile if self._compiled else self._plain
@@ -80,7 +80,15 @@ class Ask:
         return [logits for logits, _ in answers], [features for _, features in answers]
 
     def _plain(self, teacher: nn.Module) -> Callable[[Tensor], _Answer]:
-        return lambda images: answered(teacher, images, self._logits_of, self._layers)
+        def ask(images: Tensor) -> _Answer:
+            try:
+                return answered(teacher, images, self._logits_of, self._layers)
+            except torch.OutOfMemoryError:
+                raise
+            except RuntimeError as error:
+                raise _unfit(teacher, images, error) from error
+
+        return ask
 
     def _compile(self, teacher: nn.Module) -> Callable[[Tensor], _Answer]:
         import torch._dynamo  # takes longer than all of torch
@@ -94,6 +102,8 @@ class Ask:
             with torch._inductor.config.patch(freezing=images.dtype != torch.float64):
                 try:
                     answer, features = call(images)
+                except torch._dynamo.exc.TorchRuntimeError as error:  # traced without numbers, it failed as it would
+                    raise _unfit(teacher, images, error) from error
                 except torch._dynamo.exc.TorchDynamoException as error:
                     raise ConfigurationError(
                         f"compile_teachers=True, and torch.compile could not compile {type(teacher).__name__} "
@@ -121,6 +131,14 @@ def _followed(net: nn.Module, layers: Sequence[str] | None) -> Callable[[Tensor]
     # Dynamo counts the programs of a code object, and gives up at eight: those of a sweep's other networks are not its.
     run.__code__ = run.__code__.replace()
     return run
+
+
+def _unfit(teacher: nn.Module, images: Tensor, error: Exception) -> ConfigurationError:
+    kind = str(images.dtype).removeprefix("torch.")
+    return ConfigurationError(
+        f"the network that is followed, {type(_named(teacher)).__name__}, does not take images {tuple(images.shape)} "
+        f"of {kind} ({' '.join(str(error).split())[:200]}); another size: Teacher(net, image_size=...)"
+    )
 
 
 def _named(net: nn.Module) -> nn.Module:

@@ -36,6 +36,7 @@ def test_what_hydra_takes_passes(arguments):
         ("hqp=nune", r"^no hqp=nune; did you mean none\?"),
         ("hqp.qqqq=1", r"^hqp\.qqqq is unknown$"),
         ("trainer.limit_test_batches=2", r"add it with \+trainer\.limit_test_batches=\.\.\.$"),
+        ("model.teachers={_target_:x}", r"^model\.teachers is a list, also of one: model\.teachers=\[\{\.\.\.\}\]$"),
         ("trainer.limit_tset_batches=2", r"did you mean trainer\.limit_test_batches\?$"),
     ],
 )

@@ -48,6 +48,23 @@ def test_all_problems_are_told_at_once_also_of_nested_nodes():
     assert "model.teachers[1].net.num_classes is 'ten' (str); expected int" in message
 
 
+@pytest.mark.parametrize(
+    ("target", "message"),
+    [
+        ("hqp_lightning.models.Techer", r"there is no .*Techer; did you mean hqp_lightning\.models\.Teacher\?$"),
+        ("hqp_lightning.modles.Teacher", r"Error loading 'hqp_lightning\.modles\.Teacher'.*ModuleNotFoundError"),
+        ("Teacher", r"Error loading 'Teacher'.*ModuleNotFoundError"),
+        ("hqp_lightning..Teacher", "Error loading"),
+        ("", "Empty path"),
+        (3, "3 is no dotted path$"),
+    ],
+)
+def test_a_target_that_is_not_there_is_told_before_anything_is_loaded(target, message):
+    cfg = OmegaConf.create({"model": {"teachers": [{"_target_": target, "any": 1}]}})
+    with pytest.raises(ConfigurationError, match=r"^model\.teachers\[0\]\._target_: " + message):
+        check_values(cfg)
+
+
 def test_the_trainer_is_checked_by_its_own_signature():
     trainer = {"_target_": "lightning.Trainer", "max_epochs": "ten", "precision": "32-true", "limit_val_batches": 0.5}
     with pytest.raises(ConfigurationError, match=r"^trainer\.max_epochs is 'ten' \(str\); expected int or null$"):
