@@ -55,7 +55,7 @@ def check_overrides(arguments: Sequence[str], config_dir: Path) -> None:
     assert isinstance(known, dict)
     for o in overrides:
         if o.key_or_group not in groups and not o.is_add() and not o.key_or_group.startswith("hydra."):
-            _check_key(o.key_or_group, known, o.value())
+            _check_key(o.key_or_group, known, None if o.is_delete() else o.value())
 
 
 def _choices(override: Override) -> Iterator[str]:

@@ -78,10 +78,14 @@ def _targets(node: Any, path: str) -> Iterator[tuple[str, DictConfig]]:
 
 
 def _problems(path: str, node: DictConfig) -> Iterator[str]:
-    if absent := _absent(node["_target_"]):
+    try:
+        target = node["_target_"]
+    except OmegaConfBaseException:  # an interpolation, as below
+        return
+    if absent := _absent(target):
         yield f"{path}._target_: {absent}"
         return
-    known = parameters(node["_target_"])
+    known = parameters(target)
     if known is None:
         return
     for name in (str(key) for key in node):
@@ -110,9 +114,11 @@ def _absent(target: Any) -> str:
         get_object(target)
     except (ImportError, ValueError) as error:
         module, _, name = target.rpartition(".")
-        beside = vars(sys.modules[module]) if module in sys.modules else {}
+        there = sys.modules.get(module)
+        beside = {*dir(there), *getattr(there, "__all__", ())} if there else set()
         hint = did_you_mean(target, [f"{module}.{n}" for n in beside if not n.startswith("_")])
-        return f"there is no {target}{hint}" if name and hint else " ".join(str(error).split())
+        # One that is there, and fails to load, says itself why.
+        return f"there is no {target}{hint}" if hint and name not in beside else " ".join(str(error).split())
     return ""
 
 

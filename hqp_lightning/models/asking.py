@@ -9,13 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hqp_lightning.errors import ConfigurationError
+from hqp_lightning.errors import ConfigurationError, HQPError
 from hqp_lightning.models.distillation import check_seen, follow, with_features
 from hqp_lightning.models.teachers import Teacher
 
 __all__ = ["Ask", "answered"]
 
 _Answer = tuple[Tensor, dict[str, Tensor]]
+_FAILURES = (RuntimeError, AssertionError, ValueError)  # as torch, torchvision and others refuse a size
 
 
 def answered(
@@ -71,7 +72,7 @@ class Ask:
         """The logits of each network, and its features.
 
         Raises:
-            ConfigurationError: a network does not take these images, or cannot be compiled here.
+            ConfigurationError: a network fails on these images, or cannot be compiled here.
         """
         if not self._calls:
             make = self._compile if self._compiled else self._plain
@@ -83,16 +84,15 @@ class Ask:
         def ask(images: Tensor) -> _Answer:
             try:
                 return answered(teacher, images, self._logits_of, self._layers)
-            except torch.OutOfMemoryError:
+            except (HQPError, torch.OutOfMemoryError):
                 raise
-            except RuntimeError as error:
+            except _FAILURES as error:
                 raise _unfit(teacher, images, error) from error
 
         return ask
 
     def _compile(self, teacher: nn.Module) -> Callable[[Tensor], _Answer]:
-        import torch._dynamo  # takes longer than all of torch
-        import torch._inductor.config
+        import torch._inductor.config  # takes longer than all of torch
 
         call = torch.compile(_followed(copy.deepcopy(teacher), self._layers))
 
@@ -102,9 +102,10 @@ class Ask:
             with torch._inductor.config.patch(freezing=images.dtype != torch.float64):
                 try:
                     answer, features = call(images)
-                except torch._dynamo.exc.TorchRuntimeError as error:  # traced without numbers, it failed as it would
-                    raise _unfit(teacher, images, error) from error
-                except torch._dynamo.exc.TorchDynamoException as error:
+                except (HQPError, torch.OutOfMemoryError):
+                    raise
+                except _FAILURES as error:
+                    self._plain(teacher)(images)  # says better what is wrong with the images, if it is they
                     raise ConfigurationError(
                         f"compile_teachers=True, and torch.compile could not compile {type(teacher).__name__} "
                         f"({' '.join(str(error).split())[:400]}): leave it False"
@@ -136,8 +137,8 @@ def _followed(net: nn.Module, layers: Sequence[str] | None) -> Callable[[Tensor]
 def _unfit(teacher: nn.Module, images: Tensor, error: Exception) -> ConfigurationError:
     kind = str(images.dtype).removeprefix("torch.")
     return ConfigurationError(
-        f"the network that is followed, {type(_named(teacher)).__name__}, does not take images {tuple(images.shape)} "
-        f"of {kind} ({' '.join(str(error).split())[:200]}); another size: Teacher(net, image_size=...)"
+        f"the network that is followed, {type(_named(teacher)).__name__}, failed on images {tuple(images.shape)} "
+        f"of {kind} ({' '.join(str(error).split())[:200]}); if it takes another size: Teacher(net, image_size=...)"
     )
 
 

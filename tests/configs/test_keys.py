@@ -16,6 +16,7 @@ def check(*arguments):
         ["-m", "hqp.max_drop=0.1,0.2", "model=resnet18,mobilenetv3_small", "hydra.sweep.dir=somewhere"],
         ["+trainer.limit_test_batches=2", "hqp=none", "~logger", "export.engines=[onnxruntime]"],
         ["hqp.max_drop=interval(0.001,0.1)", "data.root=/a/b=c"],
+        ["~model.teachers={_target_:x}"],
         ["model=timm/resnet10t", "model.net.name=x"],
     ],
 )

@@ -53,6 +53,7 @@ def test_all_problems_are_told_at_once_also_of_nested_nodes():
     [
         ("hqp_lightning.models.Techer", r"there is no .*Techer; did you mean hqp_lightning\.models\.Teacher\?$"),
         ("hqp_lightning.modles.Teacher", r"Error loading 'hqp_lightning\.modles\.Teacher'.*ModuleNotFoundError"),
+        ("hqp_lightning.HQPPrunning", r"there is no .*; did you mean hqp_lightning\.HQPPruning\?$"),
         ("Teacher", r"Error loading 'Teacher'.*ModuleNotFoundError"),
         ("hqp_lightning..Teacher", "Error loading"),
         ("", "Empty path"),
@@ -73,6 +74,10 @@ def test_the_trainer_is_checked_by_its_own_signature():
 
 def test_a_target_that_takes_any_name_is_left_alone():
     check_values(OmegaConf.create({"x": {"_target_": "builtins.dict", "anything": 1}}))
+
+
+def test_a_target_that_cannot_be_resolved_yet_is_left_alone():
+    check_values(OmegaConf.create({"x": {"_target_": "${nowhere}", "any": 1}}))
 
 
 def test_interpolated_values_are_checked_as_what_they_stand_for():

@@ -90,6 +90,22 @@ def test_programs_of_other_networks_do_not_count(monkeypatch):
         torch.testing.assert_close(ask(images)[0][0], before)  # a program, not the network
 
 
+@pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=needs_compiler)])
+def test_a_network_that_does_not_take_the_images_is_told_by_name_and_shape(compiled):
+    class Patches(nn.Module):
+        def forward(self, x):
+            torch._assert(x.shape[-1] == 224, "Wrong image width")  # as torchvision's ViT says it
+            return x.mean((2, 3))
+
+    for net, why in ((nn.Sequential(nn.Flatten(), nn.Linear(48, 5)), "mat1 and mat2.*300"), (Patches(), "Wrong image")):
+        ask = Ask([Net(4).eval(), Teacher(net)], logits_of, compiled=compiled)
+        name = type(net).__name__
+        with pytest.raises(
+            ConfigurationError, match=rf"followed, {name}, failed on images \(2, 3, 10, 10\) of float32 \({why}"
+        ):
+            ask(torch.randn(2, 3, 10, 10))
+
+
 def test_a_student_whose_module_overrides_forward_sees_what_its_teachers_see():
     class Shifted(ImageClassifier):
         def forward(self, images):
