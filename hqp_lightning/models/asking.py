@@ -15,24 +15,31 @@ from hqp_lightning.models.teachers import Teacher
 
 __all__ = ["Ask", "answered"]
 
-_Answer = tuple[Tensor, dict[str, Tensor]]
+_Found = dict[str, Tensor]
+_Answer = tuple[Tensor, _Found]
 _FAILURES = (RuntimeError, AssertionError, ValueError)  # as torch, torchvision and others refuse a size
 
 
-def answered(
-    net: nn.Module, images: Tensor, logits_of: Callable[[Any], Tensor], layers: Sequence[str] | None
-) -> _Answer:
-    """Logits of images, and the features that `hqp_lightning.models.distillation.with_features` finds meanwhile.
+def answered(net: nn.Module, run: Callable[[], Tensor], layers: Sequence[str] | None) -> tuple[Tensor, _Found, Tensor]:
+    """What a call that may do more than call the network returns, and what the network did in it.
 
     Args:
-        net: takes ``images``.
-        images: ``[B, 3, H, W]``.
-        logits_of: what it returns -> logits ``[B, num_classes, ...]``.
-        layers: names of layers whose outputs are features, too; None: no features at all.
+        net: takes images.
+        run: calls it, perhaps on images that it makes of others -> logits ``[B, num_classes, ...]``.
+        layers: of `hqp_lightning.models.distillation.with_features`; None: no features at all.
+
+    Returns:
+        The logits, the features, and the images ``[B, 3, H, W]`` that the network was given first.
     """
-    if layers is None:
-        return logits_of(net(images)), {}
-    return with_features(_named(net), lambda: logits_of(net(images)), layers)
+    given: list[Tensor] = []
+    handle = net.register_forward_pre_hook(
+        lambda _, args, named: given.append(next(iter((*args, *named.values())))), with_kwargs=True
+    )
+    try:
+        logits, features = (run(), {}) if layers is None else with_features(net, run, layers)
+    finally:
+        handle.remove()
+    return logits, features, given[0]
 
 
 class Ask:
@@ -41,7 +48,7 @@ class Ask:
     Args:
         teachers: trained networks, in evaluation mode; they take images.
         logits_of: what a network returns -> logits ``[B, num_classes, ...]``.
-        layers: of `answered`.
+        layers: names of layers whose outputs are features, too; None: no features at all.
         compiled: call what ``torch.compile`` makes of them, with the weights as constants.
     """
 
@@ -83,7 +90,9 @@ class Ask:
     def _plain(self, teacher: nn.Module) -> Callable[[Tensor], _Answer]:
         def ask(images: Tensor) -> _Answer:
             try:
-                return answered(teacher, images, self._logits_of, self._layers)
+                if self._layers is None:
+                    return self._logits_of(teacher(images)), {}
+                return with_features(_named(teacher), lambda: self._logits_of(teacher(images)), self._layers)
             except (HQPError, torch.OutOfMemoryError):
                 raise
             except _FAILURES as error:

@@ -139,8 +139,7 @@ class ImageClassifier(L.LightningModule):
 
     @staticmethod
     def _logits(answer: Any) -> Tensor:
-        logits: Tensor = answer
-        return logits
+        return cast(Tensor, answer)
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits ``[B, num_classes]`` of normalised images ``[B, 3, H, W]``."""
@@ -163,10 +162,12 @@ class ImageClassifier(L.LightningModule):
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         """Return the loss of a batch."""
         images, labels = batch
-        logits, features = answered(self.net, self._laid_out(images), self._logits, self._features)
+        logits, features, given = (
+            answered(self.net, lambda: self(images), self._features) if self._teachers else (self(images), {}, images)
+        )
         loss = self._loss(logits, labels, label_smoothing=self.hparams["label_smoothing"])
         if self._teachers:
-            soft, wanted = self._ask(self._laid_out(images))
+            soft, wanted = self._ask(given)
             part, t = self.hparams["distillation"], self.hparams["temperature"]
             loss = (1 - part) * loss + part * distillation_loss(logits, mixed_logits(soft, t), t)
             if features:

@@ -114,7 +114,19 @@ def test_a_student_whose_module_overrides_forward_sees_what_its_teachers_see():
     model = Shifted(Net(4), 5, distillation=1.0)
     model.log = lambda *args, **kwargs: None
     model.net.eval()
-    assert float(model.training_step((torch.randn(8, 3, 10, 10), torch.arange(8) % 5), 0).detach()) < 1e-6
+    images, labels = torch.randn(8, 3, 10, 10), torch.arange(8) % 5
+    assert float(model.training_step((images, labels), 0).detach()) < 1e-6
+    with torch.no_grad():
+        model.net.head.bias.add_(torch.arange(5.0))  # no longer its teacher
+        soft = nn.functional.log_softmax(model._teachers[0](images - 2) / 4, 1)
+        own = nn.functional.log_softmax(model.net(images - 2) / 4, 1)
+        expected = 16 * nn.functional.kl_div(own, soft, reduction="batchmean", log_target=True)
+    torch.testing.assert_close(model.training_step((images, labels), 0).detach(), expected)
+    alone = Shifted(Net(4), 5)
+    alone.log = model.log
+    alone.net.eval()
+    wanted = nn.functional.cross_entropy(alone.net(images - 2), labels)
+    torch.testing.assert_close(alone.training_step((images, labels), 0), wanted)
 
 
 def test_compiling_nothing_is_refused():
