@@ -29,16 +29,24 @@ def answered(net: nn.Module, run: Callable[[], Tensor], layers: Sequence[str] | 
         layers: of `hqp_lightning.models.distillation.with_features`; None: no features at all.
 
     Returns:
-        The logits, the features, and the images ``[B, 3, H, W]`` that the network was given first.
+        The logits, the features, and the images ``[B, 3, H, W]`` that the network was given.
+
+    Raises:
+        ConfigurationError: the network was not called once.
     """
     given: list[Tensor] = []
     handle = net.register_forward_pre_hook(
-        lambda _, args, named: given.append(next(iter((*args, *named.values())))), with_kwargs=True
+        lambda _, args, named: given.append(next(iter((*args, *named.values())))), with_kwargs=True, prepend=True
     )
     try:
         logits, features = (run(), {}) if layers is None else with_features(net, run, layers)
     finally:
         handle.remove()
+    if len(given) != 1:
+        raise ConfigurationError(
+            f"distillation shows teachers what {type(net).__name__} is given: forward has to call self.net(images) "
+            f"once, not {len(given)} times"
+        )
     return logits, features, given[0]
 
 

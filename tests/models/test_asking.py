@@ -129,6 +129,30 @@ def test_a_student_whose_module_overrides_forward_sees_what_its_teachers_see():
     torch.testing.assert_close(alone.training_step((images, labels), 0), wanted)
 
 
+def test_a_network_that_is_called_in_parts_or_twice_has_no_images_to_show():
+    class Parts(ImageClassifier):
+        def forward(self, images):
+            return self.net.head(self.net.stage(images).mean((2, 3)))
+
+    class Twice(ImageClassifier):
+        def forward(self, images):
+            return self.net(images) + self.net(images.flip(3))
+
+    for kind, times in ((Parts, 0), (Twice, 2)):
+        model = kind(Net(4), 5, distillation=0.9)
+        with pytest.raises(ConfigurationError, match=rf"Net is given: forward .* once, not {times} times"):
+            model.training_step((torch.randn(8, 3, 10, 10), torch.arange(8) % 5), 0)
+        assert not model.net._forward_pre_hooks
+
+
+def test_a_hook_that_changes_images_changes_them_once_for_everyone():
+    net = Net(4).eval()
+    net.register_forward_pre_hook(lambda _, args: ((args[0] - 3) / 2,))
+    model = ImageClassifier(net, 5, distillation=1.0)
+    model.log = lambda *args, **kwargs: None
+    assert float(model.training_step((torch.randn(8, 3, 10, 10), torch.arange(8) % 5), 0).detach()) < 1e-6
+
+
 def test_compiling_nothing_is_refused():
     for compiled, part in ((True, 0.0), ("no", 0.9), (None, 0.9)):
         with pytest.raises(ConfigurationError, match="compile_teachers=.* must be True or False"):
